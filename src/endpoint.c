@@ -1,0 +1,374 @@
+#include "endpoint.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <event2/buffer.h>
+#include <event2/event.h>
+#include <fcntl.h>
+#include <linux/sockios.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+static const struct endpoint_kind socket_kind;
+
+static enum endpoint_result
+broken(struct failure *why, int error, const char *doing)
+{
+	failure_set_errno(why, error, "%s", doing);
+	return ENDPOINT_BROKEN;
+}
+
+/* What a read-like call that returned `n` for `most` bytes means. */
+static enum endpoint_result
+after_read(struct endpoint *endpoint, ssize_t n, size_t most, size_t *moved, struct failure *why)
+{
+	*moved = 0;
+	if (n > 0) {
+		*moved = (size_t)n;
+		/* A short read means dry; the level-triggered event tells of what comes later. */
+		if ((size_t)n < most)
+			endpoint->readable = false;
+		return ENDPOINT_MOVED;
+	}
+	endpoint->readable = false;
+	if (n == 0) {
+		/* The kernel tells of a reset once. If a write was told, this is no end of stream. */
+		if (endpoint->socket.reset_seen)
+			return broken(why, ECONNRESET, "read");
+		return ENDPOINT_END;
+	}
+	if (errno == EAGAIN)
+		return ENDPOINT_WAIT;
+	return broken(why, errno, "read");
+}
+
+/* What a write-like call that returned `n` for `bytes` bytes means. */
+static enum endpoint_result
+after_write(struct endpoint *endpoint, ssize_t n, size_t bytes, size_t *moved, struct failure *why)
+{
+	*moved = 0;
+	if (n >= 0) {
+		*moved = (size_t)n;
+		if ((size_t)n < bytes)
+			endpoint->writable = false;
+		return n ? ENDPOINT_MOVED : ENDPOINT_WAIT;
+	}
+	endpoint->writable = false;
+	if (errno == EAGAIN)
+		return ENDPOINT_WAIT;
+	/* EPIPE as a first error means that the peer's FIN came before its reset (tcp_reset in
+	 * CLOSE_WAIT): what it sent ends in order. Anything else cuts its flow, too. */
+	if (errno != EPIPE)
+		endpoint->socket.reset_seen = true;
+	return broken(why, errno, "write");
+}
+
+enum endpoint_result
+endpoint_receive(struct endpoint *endpoint, void *to, size_t most, size_t *moved,
+		 struct failure *why)
+{
+	ssize_t n;
+	do
+		n = read(endpoint->socket.fd, to, most);
+	while (n < 0 && errno == EINTR);
+	return after_read(endpoint, n, most, moved, why);
+}
+
+/* Nagle's delay can only hurt from the second write on, while the first is unacknowledged: a
+ * connection of one request is spared the system call. */
+static void
+before_write(struct endpoint *endpoint)
+{
+	struct socket_endpoint *socket = &endpoint->socket;
+	if (socket->nodelay)
+		return;
+	if (!socket->written) {
+		socket->written = true;
+		return;
+	}
+	int on = 1;
+	setsockopt(socket->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
+	socket->nodelay = true;
+}
+
+enum endpoint_result
+endpoint_send(struct endpoint *endpoint, const void *from, size_t bytes, size_t *moved,
+	      struct failure *why)
+{
+	ssize_t n;
+	before_write(endpoint);
+	do
+		n = write(endpoint->socket.fd, from, bytes);
+	while (n < 0 && errno == EINTR);
+	return after_write(endpoint, n, bytes, moved, why);
+}
+
+enum endpoint_result
+endpoint_peek(struct endpoint *endpoint, void *to, size_t most, size_t *seen, struct failure *why)
+{
+	ssize_t n;
+	do
+		n = recv(endpoint->socket.fd, to, most, MSG_PEEK);
+	while (n < 0 && errno == EINTR);
+	return after_read(endpoint, n, most, seen, why);
+}
+
+void
+endpoint_skip(struct endpoint *endpoint, void *scratch, size_t bytes)
+{
+	while (bytes) {
+		/* TCP drops them without copying; a UNIX socket ignores the flag and copies. */
+		ssize_t n = recv(endpoint->socket.fd, scratch, bytes, MSG_TRUNC);
+		if (n < 0 && errno == EINTR)
+			continue;
+		assert(n > 0); /* peeked at before */
+		bytes -= (size_t)n;
+	}
+}
+
+enum endpoint_result
+endpoint_splice_in(struct endpoint *endpoint, struct pipe *pipe, size_t *moved, struct failure *why)
+{
+	size_t most = pipe->room_bytes - pipe->held_bytes;
+	ssize_t n;
+	do
+		n = splice(endpoint->socket.fd, NULL, pipe->in, NULL, most,
+			   SPLICE_F_MOVE | SPLICE_F_NONBLOCK);
+	while (n < 0 && errno == EINTR);
+	if (n < 0 && (errno == EINVAL || errno == ENOSYS || errno == EPERM)) {
+		*moved = 0;
+		return ENDPOINT_WAIT;
+	}
+	enum endpoint_result result = after_read(endpoint, n, most, moved, why);
+	pipe->held_bytes += *moved;
+	return result;
+}
+
+enum endpoint_result
+endpoint_splice_out(struct endpoint *endpoint, struct pipe *pipe, size_t *moved,
+		    struct failure *why)
+{
+	size_t bytes = pipe->held_bytes;
+	ssize_t n;
+	before_write(endpoint);
+	do
+		n = splice(pipe->out, NULL, endpoint->socket.fd, NULL, bytes,
+			   SPLICE_F_MOVE | SPLICE_F_NONBLOCK);
+	while (n < 0 && errno == EINTR);
+	enum endpoint_result result = after_write(endpoint, n, bytes, moved, why);
+	pipe->held_bytes -= *moved;
+	return result;
+}
+
+static enum endpoint_result
+socket_read(struct endpoint *endpoint, struct evbuffer *dst, size_t most, size_t *moved,
+	    struct failure *why)
+{
+	void *scratch = loop_scratch(endpoint->loop);
+	*moved = 0;
+	if (!scratch) {
+		failure_set(why, FAILURE_MEMORY, "no memory to read into");
+		return ENDPOINT_BROKEN;
+	}
+	if (most > BLOCK_BYTES)
+		most = BLOCK_BYTES;
+	enum endpoint_result result = endpoint_receive(endpoint, scratch, most, moved, why);
+	if (result == ENDPOINT_MOVED && loop_keep(endpoint->loop, dst, scratch, *moved, why) < 0)
+		return ENDPOINT_BROKEN;
+	return result;
+}
+
+static enum endpoint_result
+socket_write(struct endpoint *endpoint, struct evbuffer *src, size_t most, size_t *moved,
+	     struct failure *why)
+{
+	size_t bytes = evbuffer_get_length(src);
+	if (bytes > most)
+		bytes = most;
+	int n;
+	before_write(endpoint);
+	do
+		n = evbuffer_write_atmost(src, endpoint->socket.fd, (ev_ssize_t)bytes);
+	while (n < 0 && errno == EINTR);
+	return after_write(endpoint, n, bytes, moved, why);
+}
+
+static void
+on_readable(evutil_socket_t fd, short what, void *context)
+{
+	struct endpoint *endpoint = context;
+	(void)fd;
+	(void)what;
+
+	endpoint->readable = true;
+	if (endpoint->want_readable) {
+		endpoint->on_ready(endpoint);
+		return;
+	}
+	/* Only now, when an unwanted event really came, is it worth a system call to be rid of it. */
+	event_del(&endpoint->socket.read_event);
+	endpoint->socket.armed_readable = false;
+}
+
+static void
+on_writable(evutil_socket_t fd, short what, void *context)
+{
+	struct endpoint *endpoint = context;
+	(void)fd;
+	(void)what;
+
+	endpoint->socket.armed_writable = false; /* not persistent */
+	endpoint->writable = true;
+	if (endpoint->want_writable)
+		endpoint->on_ready(endpoint);
+}
+
+static int
+socket_watch(struct endpoint *endpoint, struct failure *why)
+{
+	struct socket_endpoint *socket = &endpoint->socket;
+
+	if (endpoint->want_readable && !socket->armed_readable) {
+		if (event_add(&socket->read_event, NULL) < 0)
+			goto fail;
+		socket->armed_readable = true;
+	}
+	if (endpoint->want_writable && !socket->armed_writable) {
+		if (!socket->write_event)
+			socket->write_event = event_new(endpoint->loop->base, socket->fd, EV_WRITE,
+							on_writable, endpoint);
+		if (!socket->write_event || event_add(socket->write_event, NULL) < 0)
+			goto fail;
+		socket->armed_writable = true;
+	}
+	return 0;
+fail:
+	return failure_set(why, FAILURE_MEMORY, "cannot watch a socket");
+}
+
+static void
+socket_shutdown(struct endpoint *endpoint)
+{
+	/* A peer that is gone is noticed by the next read. */
+	shutdown(endpoint->socket.fd, SHUT_WR);
+}
+
+static size_t
+socket_unsent(const struct endpoint *endpoint)
+{
+	int bytes = 0;
+	if (ioctl(endpoint->socket.fd, SIOCOUTQ, &bytes) < 0 || bytes < 0)
+		return 0;
+	return (size_t)bytes;
+}
+
+static enum endpoint_result
+socket_probe(struct endpoint *endpoint, struct failure *why)
+{
+	struct pollfd state = { .fd = endpoint->socket.fd };
+	int error = 0;
+	socklen_t length = sizeof(error);
+
+	if (poll(&state, 1, 0) <= 0 || !(state.revents & POLLERR))
+		return ENDPOINT_WAIT;
+	if (getsockopt(endpoint->socket.fd, SOL_SOCKET, SO_ERROR, &error, &length) < 0 || !error)
+		return ENDPOINT_WAIT;
+	if (error == EPIPE)
+		return ENDPOINT_END;
+	endpoint->socket.reset_seen = true;
+	return broken(why, error, "connection lost");
+}
+
+static void
+forget(struct endpoint *endpoint)
+{
+	struct socket_endpoint *socket = &endpoint->socket;
+	if (socket->armed_readable)
+		event_del(&socket->read_event);
+	if (socket->write_event)
+		event_free(socket->write_event);
+	endpoint->kind = NULL;
+}
+
+static void
+socket_close(struct endpoint *endpoint)
+{
+	forget(endpoint);
+	close(endpoint->socket.fd);
+}
+
+static void
+set_abort(int fd)
+{
+	struct linger now = { .l_onoff = 1, .l_linger = 0 };
+	setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof(now));
+}
+
+static void
+socket_abort(struct endpoint *endpoint)
+{
+	set_abort(endpoint->socket.fd);
+	socket_close(endpoint);
+}
+
+void
+endpoint_close_both(struct endpoint *a, struct endpoint *b)
+{
+	bool sockets = endpoint_is_socket(a) && endpoint_is_socket(b);
+	int first = sockets && b->socket.fd < a->socket.fd ? b->socket.fd : a->socket.fd;
+
+	if (sockets && abs(a->socket.fd - b->socket.fd) == 1) {
+		forget(a);
+		forget(b);
+		if (close_range((unsigned int)first, (unsigned int)first + 1, 0) == 0)
+			return;
+		close(a->socket.fd); /* a kernel before 5.9 */
+		close(b->socket.fd);
+		return;
+	}
+	a->kind->close(a);
+	b->kind->close(b);
+}
+
+void
+endpoint_reset_socket(int fd)
+{
+	set_abort(fd);
+	close(fd);
+}
+
+static const struct endpoint_kind socket_kind = {
+	.name = "socket",
+	.read = socket_read,
+	.write = socket_write,
+	.watch = socket_watch,
+	.shutdown = socket_shutdown,
+	.unsent = socket_unsent,
+	.probe = socket_probe,
+	.close = socket_close,
+	.abort = socket_abort,
+};
+
+void
+endpoint_open_socket(struct endpoint *endpoint, struct loop *loop, int fd, bool nodelay)
+{
+	endpoint->kind = &socket_kind;
+	endpoint->loop = loop;
+	endpoint->readable = false;
+	endpoint->writable = true;
+	endpoint->socket = (struct socket_endpoint){ .fd = fd, .nodelay = nodelay };
+	event_assign(&endpoint->socket.read_event, loop->base, fd, EV_READ | EV_PERSIST,
+		     on_readable, endpoint);
+}
+
+bool
+endpoint_is_socket(const struct endpoint *endpoint)
+{
+	return endpoint->kind == &socket_kind;
+}

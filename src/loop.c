@@ -1,0 +1,341 @@
+#include "loop.h"
+
+#include "clock.h"
+#include "mailbox.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <event2/buffer.h>
+#include <event2/event.h>
+#include <fcntl.h>
+#include <malloc.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/time.h>
+#include <unistd.h>
+
+/* A read's rest below this is copied: it would hold a block at less than a quarter of its size. */
+#define PIN_BYTES (BLOCK_BYTES / 4)
+/* Above three quarters of the memory a read brings in no more than this. */
+#define LEAN_READ_BYTES ((size_t)4096)
+/* More free blocks than these go back to the allocator at once. */
+#define FREE_BLOCKS 16
+#define PIPE_BYTES  (1024 * 1024)
+#define QUIET_NS    (60 * NS_PER_S)
+
+struct block {
+	struct loop *loop;
+	struct block *next;
+	unsigned int references;
+	size_t used_bytes; /* below this, bytes are referenced */
+	char bytes[];
+};
+
+/* A small rest of a read, copied out of its block. */
+struct rest {
+	struct loop *loop;
+	size_t size_bytes;
+	char bytes[];
+};
+
+static void
+on_turn(evutil_socket_t fd, short what, void *context)
+{
+	struct loop *loop = context;
+	(void)fd;
+	(void)what;
+
+	/* What is queued from now on runs in the turn after this one, so that I/O comes in between. */
+	struct task *last = NULL;
+	for (struct task *task = loop->tasks; task; task = task->next)
+		last = task;
+	while (last) {
+		struct task *task = loop->tasks;
+		if (!task)
+			break;
+		loop->tasks = task->next;
+		if (!loop->tasks)
+			loop->tasks_end = &loop->tasks;
+		task->next = NULL;
+		task->queued = false;
+		bool done = task == last;
+		task->run(task);
+		if (done)
+			break;
+	}
+	if (loop->tasks)
+		event_add(loop->turn, &(struct timeval){ 0, 0 });
+}
+
+int
+loop_open(struct loop *loop, struct failure *why)
+{
+	struct event_config *config = event_config_new();
+	loop->tasks_end = &loop->tasks;
+	if (config) {
+		/* One worker's loop is touched by its own thread only. The changelist merges a del and an
+		 * add of one turn into one epoll_ctl. */
+		event_config_set_flag(config, EVENT_BASE_FLAG_NOLOCK |
+						      EVENT_BASE_FLAG_EPOLL_USE_CHANGELIST);
+		loop->base = event_base_new_with_config(config);
+		event_config_free(config);
+	}
+	if (!loop->base) {
+		failure_set(why, FAILURE_SYSTEM, "cannot make an event loop");
+		goto fail;
+	}
+	loop->turn = evtimer_new(loop->base, on_turn, loop);
+	if (!loop->turn) {
+		failure_set(why, FAILURE_MEMORY, "no memory for an event loop");
+		goto fail;
+	}
+	loop->mailbox = mailbox_open(loop->base, why);
+	if (!loop->mailbox)
+		goto fail;
+	return 0;
+fail:
+	loop_close(loop);
+	return -1;
+}
+
+static void
+close_pipe(struct loop *loop, struct pipe *pipe)
+{
+	close(pipe->in);
+	close(pipe->out);
+	free(pipe);
+	loop->pipes_made--;
+}
+
+static void
+free_spares(struct loop *loop)
+{
+	while (loop->blocks) {
+		struct block *block = loop->blocks;
+		loop->blocks = block->next;
+		free(block);
+	}
+	loop->blocks_free = 0;
+	while (loop->pipes) {
+		struct pipe *pipe = loop->pipes;
+		loop->pipes = pipe->next;
+		close_pipe(loop, pipe);
+	}
+}
+
+void
+loop_close(struct loop *loop)
+{
+	mailbox_close(loop->mailbox);
+	if (loop->turn)
+		event_free(loop->turn);
+	if (loop->base)
+		event_base_free(loop->base);
+	free_spares(loop);
+	free(loop->block);
+	memset(loop, 0, sizeof(*loop));
+}
+
+void
+loop_run_later(struct loop *loop, struct task *task)
+{
+	if (task->queued)
+		return;
+	task->queued = true;
+	task->next = NULL;
+	/* A timer of zero and not event_active, which would run in this turn, before any I/O. */
+	if (!loop->tasks)
+		event_add(loop->turn, &(struct timeval){ 0, 0 });
+	*loop->tasks_end = task;
+	loop->tasks_end = &task->next;
+}
+
+void
+loop_forget(struct loop *loop, struct task *task)
+{
+	if (!task->queued)
+		return;
+	struct task **link = &loop->tasks;
+	while (*link != task)
+		link = &(*link)->next;
+	*link = task->next;
+	if (!*link)
+		loop->tasks_end = link;
+	task->next = NULL;
+	task->queued = false;
+}
+
+void *
+loop_scratch(struct loop *loop)
+{
+	struct block *block = loop->block;
+
+	if (block && !block->references)
+		block->used_bytes = 0;
+	if (block && block->used_bytes) {
+		/* Its rest would do for a shorter read, but a whole block keeps reads long; the pinned
+		 * one comes back by its last reference. */
+		loop->block = NULL;
+		block = NULL;
+	}
+	if (!block) {
+		block = loop->blocks;
+		if (block) {
+			loop->blocks = block->next;
+			loop->blocks_free--;
+		} else {
+			block = malloc(sizeof(*block) + BLOCK_BYTES);
+			if (!block)
+				return NULL;
+		}
+		block->loop = loop;
+		block->next = NULL;
+		block->references = 0;
+		block->used_bytes = 0;
+		loop->block = block;
+	}
+	return block->bytes;
+}
+
+static void
+unpin_block(const void *bytes, size_t size, void *context)
+{
+	struct block *block = context;
+	struct loop *loop = block->loop;
+	(void)bytes;
+	(void)size;
+
+	if (--block->references)
+		return;
+	loop->kept_bytes -= BLOCK_BYTES;
+	if (block == loop->block)
+		return;
+	if (loop->blocks_free >= FREE_BLOCKS) {
+		free(block);
+		return;
+	}
+	block->next = loop->blocks;
+	loop->blocks = block;
+	loop->blocks_free++;
+}
+
+static void
+free_rest(const void *bytes, size_t size, void *context)
+{
+	struct rest *rest = context;
+	(void)bytes;
+	(void)size;
+
+	rest->loop->kept_bytes -= rest->size_bytes;
+	free(rest);
+}
+
+static int
+keep_rest(struct loop *loop, struct evbuffer *dst, const void *from, size_t bytes)
+{
+	struct rest *rest = malloc(sizeof(*rest) + bytes);
+	if (!rest)
+		return -1;
+	rest->loop = loop;
+	rest->size_bytes = sizeof(*rest) + bytes;
+	memcpy(rest->bytes, from, bytes);
+	if (evbuffer_add_reference(dst, rest->bytes, bytes, free_rest, rest) < 0) {
+		free(rest);
+		return -1;
+	}
+	loop->kept_bytes += rest->size_bytes;
+	return 0;
+}
+
+static int
+pin_block(struct loop *loop, struct evbuffer *dst, const char *from, size_t bytes)
+{
+	struct block *block = loop->block;
+	assert(from >= block->bytes && from + bytes <= block->bytes + BLOCK_BYTES);
+
+	if (evbuffer_add_reference(dst, from, bytes, unpin_block, block) < 0)
+		return -1;
+	if (!block->references++)
+		loop->kept_bytes += BLOCK_BYTES;
+	block->used_bytes = (size_t)(from + bytes - block->bytes);
+	return 0;
+}
+
+int
+loop_keep(struct loop *loop, struct evbuffer *dst, const void *from, size_t bytes,
+	  struct failure *why)
+{
+	loop->busy_ns = 0;
+	if ((bytes >= PIN_BYTES ? pin_block(loop, dst, from, bytes)
+				: keep_rest(loop, dst, from, bytes)) < 0)
+		return failure_set(why, FAILURE_MEMORY, "no memory to keep %zu bytes", bytes);
+	return 0;
+}
+
+size_t
+loop_read_most(const struct loop *loop)
+{
+	if (!loop->kept_most || loop->kept_bytes < loop->kept_most - loop->kept_most / 4)
+		return BLOCK_BYTES;
+	return loop->kept_bytes < loop->kept_most ? LEAN_READ_BYTES : 0;
+}
+
+struct pipe *
+loop_take_pipe(struct loop *loop)
+{
+	struct pipe *pipe = loop->pipes;
+	int ends[2];
+
+	if (pipe) {
+		loop->pipes = pipe->next;
+		return pipe;
+	}
+	if (loop->pipes_made >= loop->pipes_most)
+		return NULL;
+	pipe = calloc(1, sizeof(*pipe));
+	if (!pipe)
+		return NULL;
+	if (pipe2(ends, O_NONBLOCK | O_CLOEXEC) < 0) {
+		free(pipe);
+		return NULL;
+	}
+	pipe->out = ends[0];
+	pipe->in = ends[1];
+	loop->pipes_made++;
+	/* An unprivileged user has 64 MiB of pipes in all; a small pipe is worse than copying. */
+	int size = fcntl(pipe->in, F_SETPIPE_SZ, PIPE_BYTES);
+	if (size < PIPE_BYTES) {
+		loop->pipes_most = loop->pipes_made - 1;
+		close_pipe(loop, pipe);
+		return NULL;
+	}
+	pipe->room_bytes = (size_t)size;
+	return pipe;
+}
+
+void
+loop_give_pipe(struct loop *loop, struct pipe *pipe)
+{
+	if (pipe->held_bytes) {
+		close_pipe(loop, pipe);
+		return;
+	}
+	pipe->next = loop->pipes;
+	loop->pipes = pipe;
+}
+
+void
+loop_trim(struct loop *loop, uint64_t now_ns)
+{
+	if (loop->busy_ns == UINT64_MAX)
+		return; /* trimmed, and nothing was kept since */
+	if (!loop->busy_ns) {
+		loop->busy_ns = now_ns;
+		return;
+	}
+	if (now_ns - loop->busy_ns < QUIET_NS)
+		return;
+	loop->busy_ns = UINT64_MAX;
+	free_spares(loop);
+	malloc_trim(0);
+}

@@ -1,0 +1,93 @@
+/*
+ * loop: what the modules of one worker share on its thread: the event base, its mailbox, scratch
+ * memory for reading, pipes for splicing, tasks to run in the next turn. Knows nothing of connections.
+ */
+#ifndef PENSTOCK_LOOP_H
+#define PENSTOCK_LOOP_H
+
+#include "failure.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct evbuffer;
+struct event;
+struct event_base;
+struct mailbox;
+
+/* Something to be run in a later turn of the loop, once for each time it is asked for. Embedded in its
+ * owner; zero it before first use. */
+struct task {
+	struct task *next;
+	bool queued;
+	void (*run)(struct task *task);
+};
+
+/* The most that one read brings in. Bytes land in a block of the loop's and are passed on from there;
+ * what could not be passed on at once stays in the block by reference, or, if it is little, is copied
+ * out so that it does not hold the whole block. An idle connection holds none. */
+#define BLOCK_BYTES ((size_t)256 * 1024)
+
+/* A kernel pipe to splice through. Empty whenever it is in the pool. */
+struct pipe {
+	struct pipe *next;
+	int in, out;       /* write end, read end */
+	size_t held_bytes; /* spliced in and not yet out */
+	size_t room_bytes; /* its size as the kernel gave it */
+};
+
+struct block;
+
+struct loop {
+	struct event_base *base;
+	struct mailbox *mailbox;
+
+	struct task *tasks, **tasks_end; /* for the next turn */
+	struct event *turn;
+
+	struct block *block;  /* where the next read lands; NULL = take one */
+	struct block *blocks; /* free ones */
+	unsigned int blocks_free;
+
+	struct pipe *pipes; /* free ones */
+	unsigned int pipes_made, pipes_most;
+
+	/* Memory kept for connections by this worker: pinned blocks, small rests, bytes in pairs; and the
+	 * worker's share of max_memory, 0 = unlimited. */
+	size_t kept_bytes, kept_most;
+	uint64_t
+		busy_ns; /* when memory was last taken: the allocator is trimmed a quiet minute later */
+};
+
+/* Opens a loop; it must be zeroed. On failure it is closed again. Its thread, or before that runs. */
+int loop_open(struct loop *loop, struct failure *why);
+void loop_close(struct loop *loop);
+
+/* Queues the task for the next turn; nothing if it is queued already. O(1). */
+void loop_run_later(struct loop *loop, struct task *task);
+/* Takes it out of the queue again; a task not queued is left alone. O(queued). */
+void loop_forget(struct loop *loop, struct task *task);
+
+/* BLOCK_BYTES of scratch memory to read into, valid until the next call of this, of loop_keep or of
+ * the event loop. NULL without memory. */
+void *loop_scratch(struct loop *loop);
+
+/* Appends `bytes` bytes to `dst` that begin at `from`, inside the scratch memory last given, without
+ * copying them if they are many. -1 without memory. */
+int loop_keep(struct loop *loop, struct evbuffer *dst, const void *from, size_t bytes,
+	      struct failure *why);
+
+/* How much one read may bring in now: BLOCK_BYTES, less above three quarters of the memory, 0 at the
+ * cap: then only what can be passed on at once may be read. */
+size_t loop_read_most(const struct loop *loop);
+
+/* An empty pipe from the pool, or NULL if none is to be had (all in use, or the kernel refuses). */
+struct pipe *loop_take_pipe(struct loop *loop);
+/* Gives it back; one that still holds bytes is closed. */
+void loop_give_pipe(struct loop *loop, struct pipe *pipe);
+
+/* Gives memory back to the system if the last minute was quiet. Called about every minute. */
+void loop_trim(struct loop *loop, uint64_t now_ns);
+
+#endif
