@@ -1,0 +1,112 @@
+/*
+ * filter: the contract of one transformation of a byte stream. No code here.
+ *
+ * A filter has two flows, in (endpoint -> core) and out (core -> endpoint). It moves bytes between
+ * two evbuffers and knows neither socket, clock, log nor neighbour; the stack steps it. Configuration
+ * is one object, shared by all workers; state is another, one for each connection and on its thread.
+ *
+ *  1. A step takes from the front of `src`, appends to the end of `dst`, and does nothing else.
+ *  2. Room is a matter of some or none. With some, `dst` may grow past it by at most
+ *     FILTER_RECORD_BYTES, and the filter does not rest for lack of room. With none it does not grow.
+ *  3. A filter at rest is stepped again only when its source, its end, its flush mode or its room
+ *     (none became some) changed, or its other flow moved. A step that takes nothing, gives nothing
+ *     and does not end is at rest, whatever it returns.
+ *  4. After a step that moved anything the filter's other flow is stepped once, even with an empty
+ *     source. Both are stepped once at open.
+ *  5. What waits inside to be given in a flow, taken by it or made for it by the other flow (handshake,
+ *     alert, KeyUpdate, ticket), is at most FILTER_KEPT_BYTES; full means that who would add rests.
+ *  6. End of stream is explicit. A flow whose source has ended (FILTER_FINISHED) delivers all, its own
+ *     trailer included, then returns FILTER_END, once; a flow whose protocol has an end mark may do so
+ *     at the mark already. An end before the mark is FAILURE_TRUNCATED, never FILTER_END. An ended
+ *     flow is not stepped again; its other flow goes on.
+ *  7. A failure is returned once, with kind and text; afterwards only close is called. A filter that
+ *     owes its peer an alert gives that out first and fails in a later step of either flow.
+ *  8. Configuration is read-only and outlives every state opened from it.
+ *  9. `ready` says whether the opening exchange is over: until then the far side is not connected, so
+ *     an unproved stranger costs no connection. Once true it stays true.
+ * 10. FILTER_PASS: all that the flow took has been given and from here on it would only copy. The stack
+ *     leaves it out of that flow; what still waits in `src` goes on, in order. A filter that has
+ *     passed in both flows is ready, and is closed at once.
+ * 11. What a filter learns of the peers goes to the connection's facts, marked as seen or as told;
+ *     never from told to seen.
+ *
+ * A filter stands in its own file and in one line of filters/registry.c; the contract test
+ * (tests/unit/test_contract.c) drives every registered filter through all this.
+ */
+#ifndef PENSTOCK_FILTER_H
+#define PENSTOCK_FILTER_H
+
+#include "facts.h"
+#include "failure.h"
+#include "keyword.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+
+struct evbuffer;
+
+#define FILTER_RECORD_BYTES (5 + 16384 + 2048) /* the largest TLS record, RFC 5246 6.2.3 */
+#define FILTER_KEPT_BYTES   (32 * 1024)
+
+enum filter_side {
+	FILTER_NEAR, /* the peer connected to us: server role */
+	FILTER_FAR,  /* we connected to the peer: client role */
+};
+
+enum filter_flow { FILTER_IN, FILTER_OUT, FILTER_FLOWS };
+
+/* libevent's three modes, in rising order. */
+enum filter_flush {
+	FILTER_NORMAL, /* more is coming: give when convenient */
+	FILTER_FLUSH, /* the source has run dry: once src is taken, give all that was taken. Nothing
+			    taken since the last flush = nothing to give */
+	FILTER_FINISHED, /* src gets no more */
+};
+
+enum filter_result {
+	FILTER_REST, /* nothing more can be done now, whether or not this step moved anything */
+	FILTER_MORE, /* something moved and more may be possible: step again */
+	FILTER_END,
+	FILTER_PASS,
+	FILTER_FAIL, /* *why is filled */
+};
+
+/* One step's surroundings; borrowed for its length. src and dst are never the same buffer. */
+struct filter_io {
+	struct evbuffer *src;
+	struct evbuffer *dst;
+	size_t room_bytes; /* how much dst may grow now; 0 = not at all */
+	enum filter_flush flush;
+	struct failure *why;
+};
+
+enum filter_trait {
+	FILTER_END_MARK =
+		1 << 0, /* an end of the in flow's source is checked against a mark (rule 6) */
+};
+
+/* One kind of filter: a const table. Slots marked "or NULL" may be left out. */
+struct filter_type {
+	const char *name; /* of its section in the file, and before the colon in a chain */
+	unsigned int traits;
+
+	/* Configuration: a zeroed object of conf_bytes gets the values of a section by `keywords` (ends
+	 * with name NULL), then `configure` checks them together and prepares what connections share
+	 * (reads files, may take long), or fails. `discard` frees what the object owns, its texts
+	 * included, not the object; also after a failed configure. conf_bytes 0: conf is NULL. */
+	size_t conf_bytes;
+	const struct keyword *keywords;
+	int (*configure)(void *conf, struct failure *why); /* or NULL */
+	void (*discard)(void *conf);                       /* or NULL */
+
+	/* State of one connection. The facts are the connection's and outlive the state. */
+	void *(*open)(const void *conf, enum filter_side side, struct facts *facts,
+		      struct failure *why);
+	enum filter_result (*step)(void *state, enum filter_flow flow, struct filter_io *io);
+	bool (*ready)(const void *state); /* or NULL: always */
+	size_t (*kept)(
+		const void *state); /* bytes of both flows waiting inside; or NULL: none ever */
+	void (*close)(void *state);
+};
+
+#endif
