@@ -1,0 +1,336 @@
+#include "admission.h"
+
+#include "clock.h"
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* One source of one tunnel, for as long as it has connections or a spent rate to be remembered. */
+struct source {
+	struct source *next;
+	struct socket_address host;
+	uint64_t open;
+	uint64_t tokens; /* new connections it may open now, in units of 1 / period_ns */
+	uint64_t refilled_ns;
+};
+
+#define SOURCE_ROWS_LEAST 64
+
+struct sources {
+	pthread_mutex_t lock;
+	struct source **rows;
+	size_t row_count, count; /* row_count: a power of two, or 0 */
+	size_t sweep;            /* the next row to be rid of the forgotten */
+};
+
+static struct {
+	pthread_mutex_t lock;
+	struct tunnel_live *first;
+	atomic_uint_fast64_t open, most;
+} roster = { .lock = PTHREAD_MUTEX_INITIALIZER };
+
+struct tunnel_live *
+admission_hold(const char *name, struct failure *why)
+{
+	struct tunnel_live *live;
+
+	pthread_mutex_lock(&roster.lock);
+	for (live = roster.first; live; live = live->next)
+		if (!strcmp(live->name, name))
+			break;
+	if (!live) {
+		live = calloc(1, sizeof(*live));
+		if (live) {
+			live->name = strdup(name);
+			live->sources = calloc(1, sizeof(*live->sources));
+		}
+		if (!live || !live->name || !live->sources) {
+			if (live) {
+				free(live->name);
+				free(live->sources);
+				free(live);
+				live = NULL;
+			}
+			failure_set(why, FAILURE_MEMORY, "no memory for tunnel \"%s\"", name);
+		} else {
+			pthread_mutex_init(&live->sources->lock, NULL);
+			live->next = roster.first;
+			roster.first = live;
+		}
+	}
+	if (live)
+		live->users++;
+	pthread_mutex_unlock(&roster.lock);
+	return live;
+}
+
+static void
+discard_sources(struct sources *sources)
+{
+	for (size_t row = 0; row < sources->row_count; row++)
+		while (sources->rows[row]) {
+			struct source *source = sources->rows[row];
+			sources->rows[row] = source->next;
+			free(source);
+		}
+	free(sources->rows);
+	pthread_mutex_destroy(&sources->lock);
+	free(sources);
+}
+
+void
+admission_release(struct tunnel_live *live)
+{
+	if (!live)
+		return;
+	pthread_mutex_lock(&roster.lock);
+	bool last = !--live->users;
+	if (last) {
+		struct tunnel_live **link = &roster.first;
+		while (*link != live)
+			link = &(*link)->next;
+		*link = live->next;
+	}
+	pthread_mutex_unlock(&roster.lock);
+	if (!last)
+		return;
+	discard_sources(live->sources);
+	free(live->name);
+	free(live);
+}
+
+void
+admission_set_most(uint64_t connections)
+{
+	atomic_store(&roster.most, connections);
+}
+
+uint64_t
+admission_most(void)
+{
+	return atomic_load(&roster.most);
+}
+
+uint64_t
+admission_open(void)
+{
+	return atomic_load(&roster.open);
+}
+
+static size_t
+row_of(const struct sources *sources, const struct socket_address *host)
+{
+	/* FNV-1a over what makes a host; collisions cost time only, and rows grow with the sources. */
+	uint64_t hash = UINT64_C(14695981039346656037) ^ host->family;
+	const uint8_t *bytes = host->ip;
+	size_t length = sizeof(host->ip);
+	if (host->family == AF_UNIX) {
+		bytes = (const uint8_t *)&host->uid;
+		length = sizeof(host->uid);
+	} else if (host->family == AF_INET) {
+		length = 4;
+	}
+	for (size_t i = 0; i < length; i++)
+		hash = (hash ^ bytes[i]) * UINT64_C(1099511628211);
+	return (size_t)(hash ^ hash >> 32) & (sources->row_count - 1);
+}
+
+static struct source *
+find(const struct sources *sources, const struct socket_address *host)
+{
+	if (!sources->row_count)
+		return NULL;
+	struct source *source = sources->rows[row_of(sources, host)];
+	while (source && !socket_address_same_host(&source->host, host))
+		source = source->next;
+	return source;
+}
+
+static void
+refill(struct source *source, const struct frequency *rate, uint64_t now_ns)
+{
+	uint64_t full = rate->count * rate->period_ns;
+	uint64_t elapsed_ns = now_ns > source->refilled_ns ? now_ns - source->refilled_ns : 0;
+
+	/* One period fills the bucket: beyond it the product could overflow and adds nothing. */
+	if (elapsed_ns >= rate->period_ns)
+		source->tokens = full;
+	else
+		source->tokens += elapsed_ns * rate->count;
+	if (source->tokens > full)
+		source->tokens = full;
+	source->refilled_ns = now_ns;
+}
+
+/* Forgets the sources of one row that have no connection and whose rate is fresh again. */
+static void
+sweep_row(struct sources *sources, const struct frequency *rate, uint64_t now_ns)
+{
+	struct source **link = &sources->rows[sources->sweep++ & (sources->row_count - 1)];
+	while (*link) {
+		struct source *source = *link;
+		bool fresh = !rate->count || now_ns - source->refilled_ns >= rate->period_ns;
+		if (source->open || !fresh) {
+			link = &source->next;
+			continue;
+		}
+		*link = source->next;
+		sources->count--;
+		free(source);
+	}
+}
+
+static void
+grow(struct sources *sources)
+{
+	struct sources larger = { .row_count = sources->row_count ? sources->row_count * 2
+								  : SOURCE_ROWS_LEAST };
+	larger.rows = calloc(larger.row_count, sizeof(struct source *));
+	if (!larger.rows)
+		return; /* longer rows, then */
+	for (size_t row = 0; row < sources->row_count; row++)
+		while (sources->rows[row]) {
+			struct source *source = sources->rows[row];
+			struct source **to = &larger.rows[row_of(&larger, &source->host)];
+			sources->rows[row] = source->next;
+			source->next = *to;
+			*to = source;
+		}
+	free(sources->rows);
+	sources->rows = larger.rows;
+	sources->row_count = larger.row_count;
+}
+
+static struct source *
+find_or_add(struct sources *sources, const struct socket_address *host,
+	    const struct frequency *rate, uint64_t now_ns)
+{
+	struct source *source = find(sources, host);
+	if (source)
+		return source;
+	if (sources->count >= sources->row_count)
+		grow(sources);
+	if (!sources->row_count)
+		return NULL;
+	sweep_row(sources, rate, now_ns);
+	sweep_row(sources, rate, now_ns);
+	source = calloc(1, sizeof(*source));
+	if (!source)
+		return NULL;
+	source->host = *host;
+	source->tokens = rate->count * rate->period_ns;
+	source->refilled_ns = now_ns;
+	struct source **row = &sources->rows[row_of(sources, host)];
+	source->next = *row;
+	*row = source;
+	sources->count++;
+	return source;
+}
+
+static bool
+counts_sources(const struct tunnel_conf *conf)
+{
+	return conf->max_per_source || conf->max_new_per_source.count;
+}
+
+static int
+enter_source(const struct tunnel_conf *conf, const struct socket_address *host, uint64_t now_ns,
+	     struct failure *why)
+{
+	struct sources *sources = conf->live->sources;
+	const struct frequency *rate = &conf->max_new_per_source;
+	int result = 0;
+
+	pthread_mutex_lock(&sources->lock);
+	struct source *source = find_or_add(sources, host, rate, now_ns);
+	if (!source) {
+		result = failure_set(why, FAILURE_MEMORY, "no memory to count a source");
+	} else if (conf->max_per_source && source->open >= conf->max_per_source) {
+		result = failure_set(why, FAILURE_ADMISSION,
+				     "max_per_source: %llu connections of this source are open",
+				     (unsigned long long)source->open);
+	} else if (rate->count) {
+		refill(source, rate, now_ns);
+		if (source->tokens < rate->period_ns)
+			result = failure_set(why, FAILURE_ADMISSION,
+					     "max_new_per_source: this source connects too often");
+		else
+			source->tokens -= rate->period_ns;
+	}
+	if (!result)
+		source->open++;
+	pthread_mutex_unlock(&sources->lock);
+	return result;
+}
+
+static int
+allowed(const struct tunnel_conf *conf, const struct socket_address *source, struct failure *why)
+{
+	if (prefix_list_contains(&conf->deny, source))
+		return failure_set(why, FAILURE_ADMISSION, "deny: this source is denied");
+	if (conf->allow.count && !prefix_list_contains(&conf->allow, source))
+		return failure_set(why, FAILURE_ADMISSION, "allow: this source is not listed");
+	return 0;
+}
+
+/* Counts one more, unless that would be more than `most` (0 = no cap). */
+static bool
+count_up(atomic_uint_fast64_t *counter, uint64_t most)
+{
+	if (atomic_fetch_add(counter, 1) < most || !most)
+		return true;
+	atomic_fetch_sub(counter, 1);
+	return false;
+}
+
+int
+admission_enter(const struct tunnel_conf *conf, const struct socket_address *source,
+		uint64_t now_ns, struct failure *why)
+{
+	struct tunnel_live *live = conf->live;
+	uint64_t most = atomic_load_explicit(&roster.most, memory_order_relaxed);
+
+	if (allowed(conf, source, why) < 0)
+		goto refused;
+	if (!count_up(&roster.open, most)) {
+		failure_set(why, FAILURE_ADMISSION,
+			    "max_connections: the daemon has %llu connections open",
+			    (unsigned long long)most);
+		goto refused;
+	}
+	if (!count_up(&live->open, conf->max_connections)) {
+		failure_set(why, FAILURE_ADMISSION,
+			    "max_connections: the tunnel has %llu connections open",
+			    (unsigned long long)conf->max_connections);
+		goto leave_daemon;
+	}
+	if (counts_sources(conf) && enter_source(conf, source, now_ns, why) < 0)
+		goto leave_tunnel;
+	atomic_fetch_add_explicit(&live->admitted, 1, memory_order_relaxed);
+	return 0;
+leave_tunnel:
+	atomic_fetch_sub(&live->open, 1);
+leave_daemon:
+	atomic_fetch_sub(&roster.open, 1);
+refused:
+	atomic_fetch_add_explicit(&live->refused, 1, memory_order_relaxed);
+	return -1;
+}
+
+void
+admission_leave(const struct tunnel_conf *conf, const struct socket_address *source)
+{
+	struct sources *sources = conf->live->sources;
+
+	atomic_fetch_sub(&roster.open, 1);
+	atomic_fetch_sub(&conf->live->open, 1);
+	if (!counts_sources(conf))
+		return;
+	pthread_mutex_lock(&sources->lock);
+	struct source *known = find(sources, source);
+	if (known && known->open)
+		known->open--;
+	pthread_mutex_unlock(&sources->lock);
+}

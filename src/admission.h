@@ -1,0 +1,42 @@
+/*
+ * admission: who may come in. Exact counters of open connections, for the daemon, for each tunnel and,
+ * where a cap asks for it, for each source. They outlive generations: a tunnel is known by its name.
+ */
+#ifndef PENSTOCK_ADMISSION_H
+#define PENSTOCK_ADMISSION_H
+
+#include "address.h"
+#include "failure.h"
+#include "tunnel_conf.h"
+
+#include <stdatomic.h>
+#include <stdint.h>
+
+/* What of a tunnel goes on while its configuration changes. Relaxed statistics, exact `open`. */
+struct tunnel_live {
+	atomic_uint_fast64_t open;     /* connections now */
+	atomic_uint_fast64_t admitted; /* since the start */
+	atomic_uint_fast64_t refused;
+	struct sources *sources; /* by source; its own lock */
+	struct tunnel_live *next;
+	char *name;
+	unsigned int users; /* generations; under the roster's lock */
+};
+
+/* The live part of the tunnel of that name, made if there is none. Control thread. */
+struct tunnel_live *admission_hold(const char *name, struct failure *why);
+void admission_release(struct tunnel_live *live); /* NULL is allowed. Any thread */
+
+/* The daemon's own cap, 0 = none. Any thread; counts from then on. */
+void admission_set_most(uint64_t connections);
+uint64_t admission_most(void);
+uint64_t admission_open(void); /* connections of all tunnels now */
+
+/* Asks for one more connection from `source` (allow, deny, caps, rate). 0: counted, and admission_leave
+ * must follow with the same arguments. -1: refused with *why (FAILURE_ADMISSION), counted as that. Any
+ * thread; a lock is taken only if the tunnel has a cap or a rate for each source. */
+int admission_enter(const struct tunnel_conf *conf, const struct socket_address *source,
+		    uint64_t now_ns, struct failure *why);
+void admission_leave(const struct tunnel_conf *conf, const struct socket_address *source);
+
+#endif

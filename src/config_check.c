@@ -1,0 +1,386 @@
+#include "config_check.h"
+
+#include "nearest.h"
+#include "pair.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+struct check {
+	struct generation *generation;
+	struct config_places *listens; /* in the order of their addresses' texts */
+	struct config_places *connects;
+	const struct service *const *services;
+	struct config_report *report;
+
+	/* The search for cycles, by tunnel: */
+	size_t *first_connect; /* tunnel_count + 1 indexes into connects */
+	enum { NEW, ON_PATH, DONE } * states;
+	size_t *path; /* the tunnels from where the search began */
+	size_t depth;
+};
+
+static struct tunnel_conf *
+tunnel_of(const struct check *check, const struct config_place *place)
+{
+	return check->generation->tunnels[place->tunnel];
+}
+
+static const struct address *
+listen_of(const struct check *check, const struct config_place *place)
+{
+	return &tunnel_of(check, place)->listen.at[place->index];
+}
+
+static const struct address *
+connect_of(const struct check *check, const struct config_place *place)
+{
+	return &tunnel_of(check, place)->connect.at[place->index];
+}
+
+/* ------------------------------------------------------------------ listeners */
+
+static bool
+has_no_port(const struct address *address)
+{
+	return address->kind == ADDRESS_IP && address->port == 0;
+}
+
+static int
+compare_places(const void *a, const void *b, void *check)
+{
+	const struct config_place *place_a = a, *place_b = b;
+	int order = strcmp(listen_of(check, place_a)->text, listen_of(check, place_b)->text);
+	if (order == 0)
+		order = (place_a->tunnel > place_b->tunnel) - (place_a->tunnel < place_b->tunnel);
+	if (order == 0)
+		order = (place_a->index > place_b->index) - (place_a->index < place_b->index);
+	return order;
+}
+
+/* The first listener with that address, or NULL. */
+static struct config_place *
+find_listener(const struct check *check, const char *text)
+{
+	size_t low = 0, high = check->listens->count;
+	while (low < high) {
+		size_t middle = low + (high - low) / 2;
+		if (strcmp(listen_of(check, &check->listens->at[middle])->text, text) < 0)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	if (low == check->listens->count ||
+	    strcmp(listen_of(check, &check->listens->at[low])->text, text) != 0)
+		return NULL;
+	return &check->listens->at[low];
+}
+
+static bool
+is_wildcard(const struct socket_address *address)
+{
+	static const uint8_t zeros[sizeof(address->ip)];
+	return memcmp(address->ip, zeros, sizeof(zeros)) == 0;
+}
+
+static bool
+is_loopback(const struct socket_address *address)
+{
+	static const uint8_t loopback_ipv6[16] = { [15] = 1 };
+	if (address->family == AF_INET)
+		return address->ip[0] == 127;
+	return memcmp(address->ip, loopback_ipv6, sizeof(loopback_ipv6)) == 0;
+}
+
+/* The listener on every address of the machine with the family and port of `address`, or NULL. */
+static struct config_place *
+find_wildcard(const struct check *check, const struct socket_address *address)
+{
+	char text[SOCKET_ADDRESS_TEXT];
+	struct socket_address wildcard = { .family = address->family, .port = address->port };
+	return find_listener(check, socket_address_text(&wildcard, text));
+}
+
+static const struct service *
+find_service(const struct check *check, const char *name)
+{
+	for (const struct service *const *service = check->services; *service; service++)
+		if (strcmp((*service)->name, name) == 0)
+			return *service;
+	return NULL;
+}
+
+static void
+check_duplicate(const struct check *check, const struct config_place *place,
+		const struct config_place *other)
+{
+	const struct address *address = listen_of(check, place);
+	if (has_no_port(address) || strcmp(address->text, listen_of(check, other)->text) != 0)
+		return;
+	config_report_error(
+		check->report, place->origin,
+		"tunnel \"%s\" listens on %s, where tunnel \"%s\" listens already (%s:%u); "
+		"choose another address",
+		tunnel_of(check, place)->name, address->text, tunnel_of(check, other)->name,
+		other->origin.file, other->origin.line);
+}
+
+static void
+check_covered(const struct check *check, const struct config_place *place)
+{
+	const struct address *address = listen_of(check, place);
+	if (address->kind != ADDRESS_IP || has_no_port(address) || is_wildcard(&address->numeric))
+		return;
+	const struct config_place *wildcard = find_wildcard(check, &address->numeric);
+	if (wildcard)
+		config_report_warning(check->report, place->origin,
+				      "%s is also covered by %s (%s:%u); the exact address wins: "
+				      "its connections go "
+				      "to tunnel \"%s\", all others to tunnel \"%s\"",
+				      address->text, listen_of(check, wildcard)->text,
+				      wildcard->origin.file, wildcard->origin.line,
+				      tunnel_of(check, place)->name,
+				      tunnel_of(check, wildcard)->name);
+}
+
+static void
+check_listener(const struct check *check, const struct config_place *place)
+{
+	const struct address *address = listen_of(check, place);
+	if (address->kind == ADDRESS_HOST)
+		config_report_error(check->report, place->origin,
+				    "'%s' is a host name; listen on an IP address, such as "
+				    "127.0.0.1:%u",
+				    address->text, address->port);
+	if (address->kind == ADDRESS_INTERNAL && find_service(check, address->name))
+		config_report_error(check->report, place->origin,
+				    "'%s' is a built-in service; listen on another name",
+				    address->text);
+	check_covered(check, place);
+}
+
+/* ------------------------------------------------------------------ targets */
+
+static void
+refuse_name(const struct check *check, const struct config_place *place, const char *name)
+{
+	struct nearest nearest;
+	nearest_start(&nearest, name);
+	for (const struct service *const *service = check->services; *service; service++)
+		nearest_offer(&nearest, (*service)->name);
+	for (size_t i = 0; i < check->listens->count; i++) {
+		const struct address *address = listen_of(check, &check->listens->at[i]);
+		if (address->kind == ADDRESS_INTERNAL)
+			nearest_offer(&nearest, address->name);
+	}
+	if (nearest.best)
+		config_report_error(check->report, place->origin,
+				    "nothing listens on internal:%s; did you mean internal:%s?",
+				    name, nearest.best);
+	else
+		config_report_error(check->report, place->origin,
+				    "nothing listens on internal:%s; let a tunnel listen there",
+				    name);
+}
+
+static void
+resolve(const struct check *check, struct config_place *place)
+{
+	struct tunnel_conf *tunnel = tunnel_of(check, place);
+	const struct address *address = connect_of(check, place);
+	struct internal_target *internal = &tunnel->internal[place->index];
+	internal->service = find_service(check, address->name);
+	if (internal->service)
+		return;
+	struct config_place *listener = find_listener(check, address->text);
+	if (!listener) {
+		refuse_name(check, place, address->name);
+		return;
+	}
+	internal->tunnel = tunnel_of(check, listener);
+	place->next = listener->tunnel;
+	listener->is_used = true;
+}
+
+/* Internal names are left to the search for cycles. */
+static bool
+is_own_listener(const struct check *check, const struct config_place *place)
+{
+	const struct address *address = connect_of(check, place);
+	const struct config_place *listener = find_listener(check, address->text);
+	if (!listener && address->kind == ADDRESS_IP && is_loopback(&address->numeric))
+		listener = find_wildcard(check, &address->numeric);
+	return listener && listener->tunnel == place->tunnel;
+}
+
+static void
+check_target(const struct check *check, struct config_place *place)
+{
+	const struct address *address = connect_of(check, place);
+	if (address->kind == ADDRESS_INTERNAL)
+		resolve(check, place);
+	else if (address->kind == ADDRESS_SYSTEMD)
+		config_report_error(check->report, place->origin,
+				    "'%s' is a socket to listen on; connect to an address",
+				    address->text);
+	else if ((address->kind == ADDRESS_IP || address->kind == ADDRESS_HOST) &&
+		 address->port == 0)
+		config_report_error(check->report, place->origin,
+				    "'%s' has no port to connect to; write one from 1 to 65535",
+				    address->text);
+	else if (is_own_listener(check, place))
+		config_report_error(check->report, place->origin,
+				    "tunnel \"%s\" connects to itself at %s; connect to another "
+				    "address",
+				    tunnel_of(check, place)->name, address->text);
+}
+
+/* `place` is where the tunnel's bind was written. */
+static void
+check_bind(const struct check *check, const struct config_place *place)
+{
+	const struct tunnel_conf *tunnel = tunnel_of(check, place);
+	sa_family_t family = tunnel->bind.numeric.family;
+	bool is_of_use = false;
+	for (size_t i = 0; i < tunnel->connect.count; i++) {
+		const struct address *address = &tunnel->connect.at[i];
+		is_of_use =
+			is_of_use || address->kind == ADDRESS_IP || address->kind == ADDRESS_HOST;
+		if (address->kind == ADDRESS_IP && address->numeric.family != family)
+			config_report_error(check->report, place->origin,
+					    "an %s address cannot reach the target %s; bind an %s "
+					    "address",
+					    family == AF_INET ? "IPv4" : "IPv6", address->text,
+					    family == AF_INET ? "IPv6" : "IPv4");
+	}
+	if (!is_of_use && tunnel->connect.count)
+		config_report_warning(
+			check->report, place->origin,
+			"bind has no effect, as no target has an IP address; leave it "
+			"out");
+}
+
+/* ------------------------------------------------------------------ cycles of internal names */
+
+static void
+refuse_cycle(const struct check *check, const struct config_place *place)
+{
+	char *text = NULL;
+	size_t size;
+	FILE *out = open_memstream(&text, &size);
+	if (!out) {
+		config_report_error(check->report, place->origin,
+				    "internal names form a cycle; let one tunnel of it connect "
+				    "elsewhere");
+		return;
+	}
+	size_t from = 0;
+	while (check->path[from] != place->next)
+		from++;
+	for (size_t i = from; i < check->depth; i++)
+		fprintf(out, "%s → ", check->generation->tunnels[check->path[i]]->name);
+	fprintf(out, "%s", check->generation->tunnels[place->next]->name);
+	if (fclose(out) == 0)
+		config_report_error(check->report, place->origin,
+				    "internal names form a cycle: %s; let one of them connect "
+				    "elsewhere",
+				    text);
+	free(text);
+}
+
+/* Recursion as deep as the longest chain of tunnels, at most CONFIG_SECTIONS_MOST. */
+static void
+search_cycles(struct check *check, size_t tunnel)
+{
+	check->states[tunnel] = ON_PATH;
+	check->path[check->depth++] = tunnel;
+	for (size_t i = check->first_connect[tunnel]; i < check->first_connect[tunnel + 1]; i++) {
+		const struct config_place *place = &check->connects->at[i];
+		if (place->next == SIZE_MAX)
+			continue;
+		if (check->states[place->next] == ON_PATH)
+			refuse_cycle(check, place);
+		else if (check->states[place->next] == NEW)
+			search_cycles(check, place->next);
+	}
+	check->depth--;
+	check->states[tunnel] = DONE;
+}
+
+static void
+check_cycles(struct check *check)
+{
+	size_t tunnels = check->generation->tunnel_count, at = 0;
+	check->first_connect = calloc(tunnels + 1, sizeof(*check->first_connect));
+	check->states = calloc(tunnels + 1, sizeof(*check->states));
+	check->path = calloc(tunnels + 1, sizeof(*check->path));
+	if (!check->first_connect || !check->states || !check->path) {
+		config_report_error(check->report, (struct origin){ check->report->files[0], 0 },
+				    "no memory to look for cycles; free some");
+	} else {
+		for (size_t i = 0; i <= tunnels; i++) {
+			while (at < check->connects->count && check->connects->at[at].tunnel < i)
+				at++;
+			check->first_connect[i] = at;
+		}
+		for (size_t i = 0; i < tunnels; i++)
+			if (check->states[i] == NEW)
+				search_cycles(check, i);
+	}
+	free(check->first_connect);
+	free(check->states);
+	free(check->path);
+}
+
+/* ------------------------------------------------------------------ all together */
+
+static int
+allocate_internal(const struct check *check)
+{
+	for (size_t i = 0; i < check->generation->tunnel_count; i++) {
+		struct tunnel_conf *tunnel = check->generation->tunnels[i];
+		tunnel->internal = calloc(tunnel->connect.count + 1, sizeof(*tunnel->internal));
+		if (!tunnel->internal)
+			return -1;
+	}
+	return 0;
+}
+
+void
+config_check(struct generation *generation, struct config_places *listens,
+	     struct config_places *connects, const struct config_places *binds,
+	     const struct service *const *services, struct config_report *report)
+{
+	struct check check = { .generation = generation,
+			       .listens = listens,
+			       .connects = connects,
+			       .services = services,
+			       .report = report };
+	if (allocate_internal(&check)) {
+		config_report_error(report, (struct origin){ report->files[0], 0 },
+				    "no memory for the internal names; free some");
+		return;
+	}
+	if (listens->count)
+		qsort_r(listens->at, listens->count, sizeof(*listens->at), compare_places, &check);
+	for (size_t i = 0; i < listens->count; i++) {
+		check_listener(&check, &listens->at[i]);
+		if (i > 0)
+			check_duplicate(&check, &listens->at[i], &listens->at[i - 1]);
+	}
+	for (size_t i = 0; i < connects->count; i++)
+		check_target(&check, &connects->at[i]);
+	for (size_t i = 0; i < binds->count; i++)
+		check_bind(&check, &binds->at[i]);
+	check_cycles(&check);
+	for (size_t i = 0; i < listens->count; i++) {
+		const struct address *address = listen_of(&check, &listens->at[i]);
+		if (address->kind == ADDRESS_INTERNAL && !listens->at[i].is_used &&
+		    !find_service(&check, address->name))
+			config_report_warning(
+				report, listens->at[i].origin,
+				"nobody connects to %s; leave it out or connect a tunnel "
+				"to it",
+				address->text);
+	}
+}

@@ -1,0 +1,34 @@
+/*
+ * config_check: what the values of a configuration mean together: addresses that clash, internal names
+ * that lead nowhere or in a circle, targets that cannot be reached. Resolves internal names.
+ */
+#ifndef PENSTOCK_CONFIG_CHECK_H
+#define PENSTOCK_CONFIG_CHECK_H
+
+#include "config_report.h"
+#include "generation.h"
+
+struct service;
+
+/* Where one address of a tunnel was written. */
+struct config_place {
+	size_t tunnel; /* index into the generation's tunnels */
+	size_t index;  /* into its listen or connect */
+	struct origin origin;
+	size_t next;  /* connect: the tunnel that listens there, SIZE_MAX = none */
+	bool is_used; /* listen: somebody connects there */
+};
+
+struct config_places {
+	struct config_place *at; /* owned */
+	size_t count;
+};
+
+/* Checks the generation and fills `internal` of its tunnels. The places stand in the order of the
+ * tunnels, one for each address; `binds` has one for each tunnel with a bind. Listens are reordered.
+ * `services` ends with NULL. O(addresses * log addresses). */
+void config_check(struct generation *generation, struct config_places *listens,
+		  struct config_places *connects, const struct config_places *binds,
+		  const struct service *const *services, struct config_report *report);
+
+#endif

@@ -1,0 +1,130 @@
+#include "generation.h"
+
+#include "admission.h"
+#include "log.h"
+#include "target.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define AT(field) offsetof(struct generation, field)
+const struct keyword generation_keywords[] = {
+	{ .name = "workers",
+	  .type = KEYWORD_COUNT,
+	  .fallback = "0",
+	  .most = 256,
+	  .offset = AT(workers),
+	  .effect = EFFECT_RESTART,
+	  .unit = "threads",
+	  .help = "Threads that carry connections; 0 = one for each CPU this process may use." },
+	{ .name = "max_connections",
+	  .type = KEYWORD_COUNT,
+	  .fallback = "0",
+	  .most = UINT32_MAX,
+	  .offset = AT(max_connections),
+	  .effect = EFFECT_NEW_CONNECTIONS,
+	  .unit = "connections",
+	  .help = "Most connections at once over all tunnels; 0 = what the descriptor limit "
+		  "carries." },
+	{ .name = "max_memory",
+	  .type = KEYWORD_SIZE,
+	  .fallback = "0",
+	  .least = UINT64_C(8) << 20,
+	  .most = UINT64_C(1) << 50,
+	  .offset = AT(max_memory),
+	  .effect = EFFECT_LIVE,
+	  .unit = "bytes",
+	  .help = "Most bytes buffered for all connections; 0 = a quarter of the machine's "
+		  "memory." },
+	{ .name = NULL },
+};
+#undef AT
+
+static const char *const level_words[] = {
+	[LOG_LEVEL_ERROR] = "error", [LOG_LEVEL_WARNING] = "warning", [LOG_LEVEL_NOTICE] = "notice",
+	[LOG_LEVEL_INFO] = "info",   [LOG_LEVEL_DEBUG] = "debug",     NULL
+};
+static const char *const format_words[] = {
+	[LOG_FORMAT_TEXT] = "text", [LOG_FORMAT_JSON] = "json", NULL
+};
+
+#define AT(field) offsetof(struct log_conf, field)
+const struct keyword log_keywords[] = {
+	{ .name = "target",
+	  .type = KEYWORD_LOG_TARGET,
+	  .fallback = "auto",
+	  .offset = AT(target),
+	  .effect = EFFECT_LIVE,
+	  .help = "Where lines go: auto (the journal under systemd, else stderr), stderr, journal "
+		  "or "
+		  "file:PATH." },
+	{ .name = "level",
+	  .type = KEYWORD_CHOICE,
+	  .fallback = "info",
+	  .choices = level_words,
+	  .offset = AT(level),
+	  .effect = EFFECT_LIVE,
+	  .help = "The least urgent lines that are written." },
+	{ .name = "format",
+	  .type = KEYWORD_CHOICE,
+	  .fallback = "text",
+	  .choices = format_words,
+	  .offset = AT(format),
+	  .effect = EFFECT_LIVE,
+	  .help = "Lines for people or one JSON object a line; the journal has its own." },
+	{ .name = "connections",
+	  .type = KEYWORD_FLAG,
+	  .fallback = "true",
+	  .offset = AT(connections),
+	  .effect = EFFECT_LIVE,
+	  .help = "Whether each connection's end is a line." },
+	{ .name = NULL },
+};
+#undef AT
+
+static void
+discard(struct counted *counted)
+{
+	struct generation *generation = (struct generation *)counted;
+	for (size_t i = 0; i < generation->tunnel_count; i++) {
+		targets_release(generation->tunnels[i]->targets);
+		admission_release(generation->tunnels[i]->live);
+		tunnel_conf_release(generation->tunnels[i]);
+		free(generation->tunnels[i]);
+	}
+	free(generation->tunnels);
+	for (size_t i = 0; i < generation->file_count; i++)
+		free(generation->files[i]);
+	free(generation->files);
+	free(generation->log.target);
+	free(generation->file);
+	free(generation);
+}
+
+struct generation *
+generation_new(const char *file, struct failure *why)
+{
+	struct generation *generation = calloc(1, sizeof(*generation));
+	if (!generation)
+		goto fail;
+	counted_init(&generation->counted, discard);
+	generation->file = strdup(file);
+	if (!generation->file)
+		goto fail;
+	return generation;
+
+fail:
+	if (generation)
+		counted_release(&generation->counted);
+	failure_set(why, FAILURE_MEMORY, "no memory for a configuration");
+	return NULL;
+}
+
+struct tunnel_conf *
+generation_find(const struct generation *generation, const char *name)
+{
+	for (size_t i = 0; i < generation->tunnel_count; i++)
+		if (strcmp(generation->tunnels[i]->name, name) == 0)
+			return generation->tunnels[i];
+	return NULL;
+}

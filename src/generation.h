@@ -1,0 +1,45 @@
+/*
+ * generation: one loaded configuration, immutable and counted. Connections made under it hold it;
+ * the last of them frees it.
+ */
+#ifndef PENSTOCK_GENERATION_H
+#define PENSTOCK_GENERATION_H
+
+#include "counted.h"
+#include "keyword.h"
+#include "tunnel_conf.h"
+
+struct generation {
+	struct counted counted; /* first: a connection knows it as tunnel_conf.generation */
+	uint64_t number;        /* 1 for the first, set when it comes into force */
+	char *file;             /* the configuration file as given */
+
+	uint64_t workers;         /* 0 = one for each CPU this process may use */
+	uint64_t max_connections; /* 0 = from the descriptor limit */
+	uint64_t max_memory; /* bytes buffered for connections; 0 = a quarter of the machine's */
+	struct log_conf {
+		char *target;
+		int level;  /* enum log_level */
+		int format; /* enum log_format */
+		bool connections;
+	} log;
+	struct timeouts timeouts;
+
+	struct tunnel_conf **tunnels; /* owned, in the order of the files */
+	size_t tunnel_count;
+
+	char **files; /* all that was read, the main file first: what origins point to; owned */
+	size_t file_count;
+};
+
+extern const struct keyword
+	generation_keywords[];              /* top-level scalars, offsets into struct generation */
+extern const struct keyword log_keywords[]; /* offsets into struct log_conf */
+
+/* An empty generation with one user. */
+struct generation *generation_new(const char *file, struct failure *why);
+
+/* The tunnel of that name, or NULL. O(tunnels). */
+struct tunnel_conf *generation_find(const struct generation *generation, const char *name);
+
+#endif

@@ -1,0 +1,560 @@
+#include "listener.h"
+
+#include "admission.h"
+#include "clock.h"
+#include "endpoint.h"
+#include "log.h"
+#include "systemd.h"
+
+#include <errno.h>
+#include <event2/event.h>
+#include <fcntl.h>
+#include <netinet/tcp.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/time.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+/* The most connections accepted in one go; it begins with one and grows while there are more. */
+#define BURST_MOST      64
+#define CALM            16
+#define PAUSE_LEAST_NS  (10 * NS_PER_MS)
+#define PAUSE_MOST_NS   (1 * NS_PER_S)
+#define REFUSE_IN_A_ROW 256
+
+struct acceptor {
+	struct acceptor *next;
+	struct door *door;
+	struct listener *listener; /* NULL while it only drains */
+	const struct tunnel_conf *conf;
+	struct socket_address bound;
+	struct event event;
+	int fd;
+	unsigned int burst, in_a_row;
+	bool is_unix;
+	bool served; /* by the switch-over under way */
+};
+
+static int descriptor_limit;
+
+void
+listener_set_descriptors(int limit)
+{
+	descriptor_limit = limit;
+}
+
+static bool
+leads_to_admin(const struct tunnel_conf *conf)
+{
+	for (size_t i = 0; i < conf->connect.count; i++)
+		if (!strcmp(conf->connect.at[i].text, "internal:admin"))
+			return true;
+	return false;
+}
+
+bool
+listener_is_reserved(int fd, const struct tunnel_conf *conf)
+{
+	return descriptor_limit && fd >= descriptor_limit - LISTENER_RESERVE &&
+	       !leads_to_admin(conf);
+}
+
+/* --- opening ------------------------------------------------------------------------------------ */
+
+static void
+set(int fd, int level, int option, int value)
+{
+	/* None of these is worth refusing a listener for. */
+	setsockopt(fd, level, option, &value, sizeof(value));
+}
+
+/* Options are set on the listener: accepted sockets inherit them. */
+static void
+set_tcp_options(int fd, const struct tunnel_conf *conf)
+{
+	set(fd, IPPROTO_TCP, TCP_NODELAY, 1);
+	set(fd, SOL_SOCKET, SO_KEEPALIVE, conf->keepalive != 0);
+	if (conf->keepalive) {
+		int seconds = (int)((conf->keepalive + NS_PER_S - 1) / NS_PER_S);
+		set(fd, IPPROTO_TCP, TCP_KEEPIDLE, seconds);
+		set(fd, IPPROTO_TCP, TCP_KEEPINTVL, seconds);
+	}
+}
+
+static int
+open_tcp(const struct socket_address *address, bool shared, struct failure *why)
+{
+	struct sockaddr_storage storage;
+	char text[SOCKET_ADDRESS_TEXT];
+	socklen_t length = socket_address_to(address, &storage);
+	int fd = socket(address->family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+
+	socket_address_text(address, text);
+	if (fd < 0)
+		return failure_set_errno(why, errno, "cannot open a socket for %s", text);
+	set(fd, SOL_SOCKET, SO_REUSEADDR, 1);
+	if (shared)
+		set(fd, SOL_SOCKET, SO_REUSEPORT, 1);
+	if (address->family == AF_INET6)
+		set(fd, IPPROTO_IPV6, IPV6_V6ONLY, 1);
+	if (bind(fd, (struct sockaddr *)&storage, length) < 0) {
+		failure_set_errno(why, errno, "cannot listen on %s", text);
+		close(fd);
+		return -1;
+	}
+	return fd;
+}
+
+static int
+start_listening(int fd, const struct tunnel_conf *conf, const char *text, struct failure *why)
+{
+	if (listen(fd, (int)conf->backlog) < 0)
+		return failure_set_errno(why, errno, "cannot listen on %s", text);
+	return 0;
+}
+
+/* SO_REUSEPORT would share the port with any daemon of the same user: a socket without it tells. */
+static int
+probe_tcp(const struct socket_address *address, struct failure *why)
+{
+	int fd = open_tcp(address, false, why);
+	if (fd < 0)
+		return -1;
+	if (listen(fd, 1) < 0) {
+		failure_set_errno(why, errno, "cannot listen");
+		close(fd);
+		return -1;
+	}
+	close(fd);
+	return 0;
+}
+
+static int
+listen_tcp(struct listener *listener, const struct address *address, struct failure *why)
+{
+	listener->is_tcp = true;
+	listener->bound = address->numeric;
+	if (listener->bound.port && probe_tcp(&listener->bound, why) < 0)
+		return -1;
+	for (unsigned int i = 0; i < listener->socket_count; i++) {
+		int fd = open_tcp(&listener->bound, true, why);
+		if (fd < 0)
+			return -1;
+		listener->sockets[i] = fd;
+		if (!listener->bound.port) { /* the kernel chose one: the others take the same */
+			struct sockaddr_storage storage;
+			socklen_t length = sizeof(storage);
+			getsockname(fd, (struct sockaddr *)&storage, &length);
+			socket_address_from(&listener->bound, (struct sockaddr *)&storage, length);
+		}
+		set_tcp_options(fd, listener->conf);
+		if (start_listening(fd, listener->conf, address->text, why) < 0)
+			return -1;
+	}
+	return 0;
+}
+
+/* A file that nobody listens behind is what a killed daemon left. */
+static int
+remove_stale(const char *path, const struct sockaddr *name, socklen_t length, struct failure *why)
+{
+	struct stat state;
+	if (lstat(path, &state) < 0)
+		return 0;
+	if (!S_ISSOCK(state.st_mode))
+		return failure_set(why, FAILURE_SYSTEM,
+				   "%s is there and is no socket; remove it or listen elsewhere",
+				   path);
+	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+	if (fd < 0)
+		return failure_set_errno(why, errno, "cannot open a socket");
+	int result = connect(fd, name, length);
+	int error = errno;
+	close(fd);
+	if (result == 0 || error != ECONNREFUSED)
+		return failure_set(why, FAILURE_SYSTEM,
+				   "cannot listen on unix:%s: somebody else does", path);
+	if (unlink(path) < 0)
+		return failure_set_errno(why, errno, "cannot replace the stale socket %s", path);
+	return 0;
+}
+
+static int
+claim_path(struct listener *listener, const char *path, struct failure *why)
+{
+	struct stat state;
+	const struct tunnel_conf *conf = listener->conf;
+
+	listener->path = strdup(path);
+	if (!listener->path)
+		return failure_set(why, FAILURE_MEMORY, "no memory for a listener");
+	if (chmod(path, conf->unix_mode) < 0)
+		return failure_set_errno(why, errno, "cannot set unix_mode of %s", path);
+	if ((conf->unix_owner.uid != (uid_t)-1 || conf->unix_owner.gid != (gid_t)-1) &&
+	    chown(path, conf->unix_owner.uid, conf->unix_owner.gid) < 0)
+		return failure_set_errno(why, errno, "cannot set unix_owner of %s", path);
+	if (lstat(path, &state) == 0) {
+		listener->path_device = state.st_dev;
+		listener->path_inode = state.st_ino;
+	}
+	return 0;
+}
+
+static int
+listen_unix(struct listener *listener, const struct address *address, struct failure *why)
+{
+	struct sockaddr_storage storage;
+	struct sockaddr *name = (struct sockaddr *)&storage;
+	socklen_t length = address_to_unix(address, &storage, why);
+	bool has_path = address->kind == ADDRESS_UNIX;
+
+	listener->bound.family = AF_UNIX;
+	listener->bound.uid = UINT32_MAX;
+	if (!length)
+		return -1;
+	if (has_path && remove_stale(address->name, name, length, why) < 0)
+		return -1;
+	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+	if (fd < 0)
+		return failure_set_errno(why, errno, "cannot open a socket");
+	listener->sockets[0] = fd;
+	/* Until its mode is set nobody else may connect. */
+	mode_t mask = umask(0177);
+	int result = bind(fd, name, length);
+	int error = errno;
+	umask(mask);
+	if (result < 0)
+		return failure_set_errno(why, error, "cannot listen on %s", address->text);
+	if (has_path && claim_path(listener, address->name, why) < 0)
+		return -1;
+	return start_listening(fd, listener->conf, address->text, why);
+}
+
+static int
+inherit(struct listener *listener, const struct address *address, struct failure *why)
+{
+	struct sockaddr_storage storage;
+	socklen_t length = sizeof(storage);
+	int fd = systemd_listen_fd(address->name, 0, why);
+
+	if (fd < 0)
+		return -1;
+	listener->sockets[0] = fd;
+	fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
+	getsockname(fd, (struct sockaddr *)&storage, &length);
+	socket_address_from(&listener->bound, (struct sockaddr *)&storage, length);
+	if (listener->bound.family != AF_UNIX)
+		set_tcp_options(fd, listener->conf);
+	return 0;
+}
+
+struct listener *
+listener_open(const struct address *address, const struct tunnel_conf *conf, unsigned int workers,
+	      struct failure *why)
+{
+	unsigned int count = address->kind == ADDRESS_IP ? workers : 1;
+	struct listener *listener = calloc(1, sizeof(*listener) + count * sizeof(int));
+	int result;
+
+	if (!listener) {
+		failure_set(why, FAILURE_MEMORY, "no memory for a listener");
+		return NULL;
+	}
+	for (unsigned int i = 0; i < count; i++)
+		listener->sockets[i] = -1;
+	listener->socket_count = count;
+	listener->conf = conf;
+	listener->text = strdup(address->text);
+	if (!listener->text)
+		result = failure_set(why, FAILURE_MEMORY, "no memory for a listener");
+	else if (address->kind == ADDRESS_IP)
+		result = listen_tcp(listener, address, why);
+	else if (address->kind == ADDRESS_SYSTEMD)
+		result = inherit(listener, address, why);
+	else
+		result = listen_unix(listener, address, why);
+	if (result == 0)
+		return listener;
+	listener_close(listener);
+	return NULL;
+}
+
+void
+listener_close(struct listener *listener)
+{
+	struct stat state;
+
+	if (!listener)
+		return;
+	for (unsigned int i = 0; i < listener->socket_count; i++)
+		if (listener->sockets[i] >= 0)
+			close(listener->sockets[i]);
+	if (listener->path && lstat(listener->path, &state) == 0 &&
+	    state.st_dev == listener->path_device && state.st_ino == listener->path_inode)
+		unlink(listener->path);
+	free(listener->path);
+	free(listener->text);
+	free(listener);
+}
+
+const char *
+listener_text(const struct listener *listener, char text[SOCKET_ADDRESS_TEXT])
+{
+	if (listener->bound.family == AF_UNIX || listener->bound.family == AF_UNSPEC)
+		return listener->text;
+	return socket_address_text(&listener->bound, text);
+}
+
+/* --- accepting ---------------------------------------------------------------------------------- */
+
+static void
+refuse(struct acceptor *acceptor, int fd, const struct socket_address *client,
+       const struct failure *why)
+{
+	char text[SOCKET_ADDRESS_TEXT];
+	endpoint_reset_socket(fd);
+	if (!acceptor->door->logged || !log_wants(LOG_LEVEL_INFO))
+		return;
+	struct log_field fields[] = {
+		{ .name = "tunnel", .text = acceptor->conf->name },
+		{ .name = "client", .text = socket_address_text(client, text) },
+		{ .name = "reason", .text = failure_kind_name(why->kind) },
+		{ .name = "why", .text = why->text },
+	};
+	log_event(LOG_LEVEL_INFO, fields, sizeof(fields) / sizeof(fields[0]), "connection refused");
+}
+
+static void
+complain(struct door *door)
+{
+	uint64_t now_ns = clock_now_ns();
+	if (door->complained_ns && now_ns - door->complained_ns < NS_PER_S)
+		return;
+	door->complained_ns = now_ns;
+	log_line(LOG_LEVEL_WARNING,
+		 "out of descriptors: waiting clients are refused; raise the limit "
+		 "of open files or lower max_connections");
+}
+
+static void
+pause_accepting(struct door *door)
+{
+	struct timeval after;
+
+	complain(door);
+	for (struct acceptor *acceptor = door->first; acceptor; acceptor = acceptor->next)
+		event_del(&acceptor->event);
+	if (!door->pause_ns)
+		door->pause_ns = PAUSE_LEAST_NS;
+	clock_to_timeval(door->pause_ns, &after);
+	event_add(door->pause, &after);
+	door->pause_ns = door->pause_ns * 2 < PAUSE_MOST_NS ? door->pause_ns * 2 : PAUSE_MOST_NS;
+}
+
+static void
+open_spare(struct door *door)
+{
+	door->spare = open("/dev/null", O_RDONLY | O_CLOEXEC);
+}
+
+/* No descriptor is left: those who wait are told so, by means of the spare one, and then we pause. */
+static void
+refuse_waiting(struct acceptor *acceptor)
+{
+	struct door *door = acceptor->door;
+
+	for (int refused = 0; door->spare >= 0 && refused < REFUSE_IN_A_ROW; refused++) {
+		close(door->spare);
+		int fd = accept4(acceptor->fd, NULL, NULL, SOCK_CLOEXEC);
+		if (fd >= 0) {
+			endpoint_reset_socket(fd);
+			atomic_fetch_add_explicit(&acceptor->conf->live->refused, 1,
+						  memory_order_relaxed);
+		}
+		open_spare(door);
+		if (fd < 0)
+			break;
+	}
+	pause_accepting(door);
+}
+
+static void
+admit(struct acceptor *acceptor, int fd, struct socket_address *client)
+{
+	struct door *door = acceptor->door;
+	struct failure why;
+
+	if (acceptor->is_unix) {
+		struct ucred peer;
+		socklen_t length = sizeof(peer);
+		client->family = AF_UNIX;
+		client->uid = UINT32_MAX;
+		if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &length) == 0)
+			client->uid = peer.uid;
+	}
+	if (listener_is_reserved(fd, acceptor->conf)) {
+		complain(door);
+		atomic_fetch_add_explicit(&acceptor->conf->live->refused, 1, memory_order_relaxed);
+		endpoint_reset_socket(fd);
+		return;
+	}
+	if (admission_enter(acceptor->conf, client, clock_now_ns(), &why) < 0) {
+		refuse(acceptor, fd, client, &why);
+		return;
+	}
+	struct facts facts = { .client = *client, .accepted = acceptor->bound };
+	door->place(door, acceptor->conf, fd, &facts);
+}
+
+/* Accepts at most `most` connections; returns false once none is waiting. */
+static bool
+accept_some(struct acceptor *acceptor, unsigned int most)
+{
+	while (most--) {
+		struct sockaddr_storage storage;
+		socklen_t length = sizeof(storage);
+		struct socket_address client = { .family = AF_UNSPEC };
+		int fd = accept4(acceptor->fd, (struct sockaddr *)&storage, &length,
+				 SOCK_NONBLOCK | SOCK_CLOEXEC);
+		if (fd < 0) {
+			if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS ||
+			    errno == ENOMEM)
+				refuse_waiting(acceptor);
+			else if (errno != EAGAIN)
+				continue; /* that one client's trouble (accept(2), "Error handling") */
+			return false;
+		}
+		acceptor->door->pause_ns = 0;
+		socket_address_from(&client, (struct sockaddr *)&storage, length);
+		admit(acceptor, fd, &client);
+	}
+	return true;
+}
+
+static void
+on_incoming(evutil_socket_t fd, short what, void *context)
+{
+	struct acceptor *acceptor = context;
+	(void)fd;
+	(void)what;
+
+	/* One at a time while they come one by one: then no call is spent on hearing that none waits. In a
+	 * storm, more. */
+	if (!accept_some(acceptor, acceptor->burst)) {
+		acceptor->burst = 1;
+		acceptor->in_a_row = 0;
+	} else if (++acceptor->in_a_row >= CALM && acceptor->burst < BURST_MOST) {
+		acceptor->burst *= 2;
+	}
+}
+
+static void
+on_pause_over(evutil_socket_t fd, short what, void *context)
+{
+	struct door *door = context;
+	(void)fd;
+	(void)what;
+
+	if (door->spare < 0)
+		open_spare(door);
+	for (struct acceptor *acceptor = door->first; acceptor; acceptor = acceptor->next)
+		event_add(&acceptor->event, NULL);
+}
+
+int
+door_open(struct door *door, struct failure *why)
+{
+	door->pause = evtimer_new(door->loop->base, on_pause_over, door);
+	if (!door->pause)
+		return failure_set(why, FAILURE_MEMORY, "no memory to accept connections");
+	open_spare(door);
+	return 0;
+}
+
+static void
+close_acceptor(struct acceptor *acceptor)
+{
+	event_del(&acceptor->event);
+	close(acceptor->fd);
+	free(acceptor);
+}
+
+void
+door_close(struct door *door)
+{
+	while (door->first) {
+		struct acceptor *acceptor = door->first;
+		door->first = acceptor->next;
+		close_acceptor(acceptor);
+	}
+	if (door->pause)
+		event_free(door->pause);
+	door->pause = NULL;
+	if (door->spare >= 0)
+		close(door->spare);
+	door->spare = -1;
+}
+
+int
+door_serve(struct door *door, struct listener *listener, const struct tunnel_conf *conf,
+	   struct failure *why)
+{
+	struct acceptor *acceptor;
+
+	for (acceptor = door->first; acceptor; acceptor = acceptor->next)
+		if (acceptor->listener == listener) {
+			acceptor->conf = conf;
+			acceptor->served = true;
+			return 0;
+		}
+	if (door->worker >= listener->socket_count)
+		return 0;
+	acceptor = calloc(1, sizeof(*acceptor));
+	if (!acceptor)
+		return failure_set(why, FAILURE_MEMORY, "no memory to accept connections");
+	acceptor->door = door;
+	acceptor->listener = listener;
+	acceptor->conf = conf;
+	acceptor->bound = listener->bound;
+	acceptor->is_unix = listener->bound.family == AF_UNIX;
+	acceptor->fd = listener->sockets[door->worker];
+	listener->sockets[door->worker] = -1;
+	acceptor->burst = 1;
+	acceptor->served = true;
+	acceptor->next = door->first;
+	door->first = acceptor;
+	event_assign(&acceptor->event, door->loop->base, acceptor->fd, EV_READ | EV_PERSIST,
+		     on_incoming, acceptor);
+	if (event_add(&acceptor->event, NULL) < 0)
+		return failure_set(why, FAILURE_MEMORY, "cannot watch a listener");
+	return 0;
+}
+
+void
+door_begin(struct door *door)
+{
+	for (struct acceptor *acceptor = door->first; acceptor; acceptor = acceptor->next)
+		acceptor->served = false;
+}
+
+void
+door_finish(struct door *door)
+{
+	struct acceptor **link = &door->first;
+	while (*link) {
+		struct acceptor *acceptor = *link;
+		if (acceptor->served) {
+			link = &acceptor->next;
+			continue;
+		}
+		*link = acceptor->next;
+		while (accept_some(acceptor, BURST_MOST))
+			;
+		close_acceptor(acceptor);
+	}
+}

@@ -1,0 +1,78 @@
+/*
+ * listener: listening sockets and what comes in by them. A listener is one configured address; the
+ * control thread opens and closes it. An acceptor is one worker's share of it: TCP listeners have a
+ * socket for each worker (SO_REUSEPORT), UNIX and inherited ones a single one, on worker 0.
+ */
+#ifndef PENSTOCK_LISTENER_H
+#define PENSTOCK_LISTENER_H
+
+#include "facts.h"
+#include "loop.h"
+#include "tunnel_conf.h"
+
+#include <stdbool.h>
+
+struct listener {
+	struct listener *next;
+	char *text;                     /* the address as configured: what makes it the same one */
+	struct socket_address bound;    /* TCP: with the real port */
+	const struct tunnel_conf *conf; /* whose connections it brings, under its generation */
+	unsigned int socket_count;
+	bool is_tcp;
+	char *path; /* of a UNIX socket's file, removed at close if it is still ours */
+	uint64_t path_device, path_inode;
+	int sockets[]; /* one for each worker, or one; -1 = handed to an acceptor or not open */
+};
+
+/* Opens the address for `workers` workers: bound and listening, nobody accepts yet. An address that
+ * some other process listens on is refused, though SO_REUSEPORT would share it; so is a UNIX socket's
+ * file if somebody listens there, while a stale one is replaced. Control thread. */
+struct listener *listener_open(const struct address *address, const struct tunnel_conf *conf,
+			       unsigned int workers, struct failure *why);
+
+/* Closes the sockets that no acceptor has taken, removes a UNIX socket's file, frees. NULL is allowed. */
+void listener_close(struct listener *listener);
+
+/* "127.0.0.1:6380" with the real port, "unix:/path". */
+const char *listener_text(const struct listener *listener, char text[SOCKET_ADDRESS_TEXT]);
+
+struct acceptor;
+
+/* What the acceptors of one worker share. Zero it, set the first group, then door_open. */
+struct door {
+	struct loop *loop;
+	unsigned int worker;
+	/* Where admitted connections go: takes descriptor and admission (see tunnel_accept). */
+	void (*place)(struct door *door, const struct tunnel_conf *conf, int fd,
+		      const struct facts *facts);
+	bool logged; /* refusals, too, are lines of the connection log */
+
+	struct acceptor *first;
+	struct event *pause;    /* runs while descriptors are short */
+	uint64_t pause_ns;      /* how long the next pause is */
+	uint64_t complained_ns; /* when it was last said so */
+	int spare;              /* a descriptor to refuse waiting clients with; -1 = none */
+};
+
+int door_open(struct door *door, struct failure *why);
+/* Closes all acceptors; what waits in their queues is reset. */
+void door_close(struct door *door);
+
+/* Begins to accept what comes by the worker's socket of `listener`, or changes the configuration under
+ * which it is accepted. Nothing if the worker has no socket of it. The worker's thread. */
+int door_serve(struct door *door, struct listener *listener, const struct tunnel_conf *conf,
+	       struct failure *why);
+
+/* Stops the acceptors that door_serve was not called for since door_begin: what is in their queues is
+ * still accepted first, since closing would reset it. */
+void door_begin(struct door *door);
+void door_finish(struct door *door);
+
+/* Descriptors from this number on are kept for tunnels to internal:admin: 64 below the limit, set once
+ * at start. */
+void listener_set_descriptors(int limit);
+#define LISTENER_RESERVE 64
+/* Whether a descriptor just got is out of the reserve and conf has no right to it. */
+bool listener_is_reserved(int fd, const struct tunnel_conf *conf);
+
+#endif

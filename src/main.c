@@ -1,0 +1,489 @@
+/*
+ * penstockd: command line, start order, signals, stop order.
+ */
+#include "admission.h"
+#include "clock.h"
+#include "config.h"
+#include "log.h"
+#include "mailbox.h"
+#include "resolver.h"
+#include "services/services.h"
+#include "switchover.h"
+#include "systemd.h"
+#include "worker.h"
+
+#include <errno.h>
+#include <event2/event.h>
+#include <getopt.h>
+#include <malloc.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/sysinfo.h>
+#include <sys/time.h>
+#include <unistd.h>
+
+#define DEFAULT_FILE     "/etc/penstock/penstock.conf"
+#define RESOLVER_THREADS 4
+
+/* The control thread's affairs. */
+struct control {
+	const char *file;
+	struct event_base *base;
+	struct mailbox *mailbox;
+	struct event *signals[5];
+	struct event *drain_over;
+	struct resolver *resolver;
+	struct crew *crew;
+	unsigned int workers;
+
+	struct generation *generation, *next; /* next: the workers are switching to it */
+	struct listeners listeners, next_listeners;
+	bool ready;         /* "ready" was said */
+	bool reload_wanted; /* a HUP came while the workers were switching */
+	bool stops;         /* TERM came */
+	bool drains;        /* ... and the workers were told */
+	uint64_t generations;
+};
+
+static const char usage[] =
+	"penstockd, a TCP tunnel daemon\n"
+	"\n"
+	"usage: penstockd [-c FILE]          run in the foreground\n"
+	"       penstockd [-c FILE] --check  read the configuration, say what is wrong with it, "
+	"and end\n"
+	"       penstockd --keywords         list every word the configuration knows\n"
+	"       penstockd --version | --help\n"
+	"\n"
+	"  -c, --config FILE   the configuration (default " DEFAULT_FILE ")\n"
+	"\n"
+	"signals: HUP reloads the configuration, TERM and INT drain and stop (a second one stops "
+	"at\n"
+	"once), USR1 opens the log file anew. Exit status: 0 stopped as asked, 1 could not start "
+	"or the\n"
+	"configuration is wrong, 2 wrong usage.\n"
+	"\n"
+	"See penstockd(8) and penstock.conf(5).\n";
+
+/* --- start-up ------------------------------------------------------------------------------------- */
+
+static unsigned int
+usable_cpus(void)
+{
+	cpu_set_t cpus;
+	if (sched_getaffinity(0, sizeof(cpus), &cpus) < 0)
+		return 1;
+	int count = CPU_COUNT(&cpus);
+	return count > 0 ? (unsigned int)count : 1;
+}
+
+/* The allocator keeps what it has got: giving pages back and faulting them in again on every turn
+ * costs half of a TLS pump's time. loop_trim gives back after a quiet minute. */
+static void
+keep_memory(void)
+{
+	mallopt(M_MMAP_THRESHOLD, 64 * 1024 * 1024);
+	mallopt(M_TRIM_THRESHOLD, 512 * 1024 * 1024);
+	mallopt(M_TOP_PAD, 1024 * 1024);
+}
+
+static uint64_t
+raise_descriptors(void)
+{
+	struct rlimit limit;
+	if (getrlimit(RLIMIT_NOFILE, &limit) < 0)
+		return 1024;
+	limit.rlim_cur = limit.rlim_max;
+	setrlimit(RLIMIT_NOFILE, &limit);
+	getrlimit(RLIMIT_NOFILE, &limit);
+	return limit.rlim_cur > INT32_MAX ? INT32_MAX : limit.rlim_cur;
+}
+
+/* Values that stand for "what fits this machine". */
+static void
+fill_in(struct generation *generation, unsigned int workers)
+{
+	struct rlimit limit;
+	struct sysinfo machine;
+
+	if (!generation->max_connections && getrlimit(RLIMIT_NOFILE, &limit) == 0) {
+		/* Two descriptors a connection, beside the reserve and what the daemon itself holds. */
+		uint64_t own = LISTENER_RESERVE + 32 + 8 * (uint64_t)workers;
+		for (size_t i = 0; i < generation->tunnel_count; i++)
+			own += generation->tunnels[i]->listen.count * workers;
+		uint64_t all = limit.rlim_cur > INT32_MAX ? INT32_MAX : limit.rlim_cur;
+		generation->max_connections = all > own + 2 ? (all - own) / 2 : 1;
+	}
+	if (!generation->max_memory && sysinfo(&machine) == 0)
+		generation->max_memory = (uint64_t)machine.totalram * machine.mem_unit / 4;
+}
+
+static void
+set_timer(struct event *timer, uint64_t after_ns)
+{
+	struct timeval after;
+	clock_to_timeval(after_ns, &after);
+	event_add(timer, &after);
+}
+
+/* --- switching ------------------------------------------------------------------------------------ */
+
+static void
+say_listening(const struct listeners *listeners, const struct listeners *before)
+{
+	for (size_t i = 0; i < listeners->count; i++) {
+		const struct listener *listener = listeners->at[i];
+		char text[SOCKET_ADDRESS_TEXT];
+		bool known = false;
+		for (size_t j = 0; j < before->count; j++)
+			known |= before->at[j] == listener;
+		if (known)
+			continue;
+		struct log_field fields[] = {
+			{ .name = "tunnel", .text = listener->conf->name },
+			{ .name = "address", .text = listener_text(listener, text) },
+		};
+		log_event(LOG_LEVEL_NOTICE, fields, 2, "listening");
+	}
+}
+
+/* Has the workers switch to a generation that loads, or says why not. */
+static int
+load(struct control *control, struct generation *next, struct failure *why)
+{
+	if (switchover_prepare(next, control->generation, &control->listeners, control->workers,
+			       &control->next_listeners, why) < 0)
+		return -1;
+	if (log_retarget(next->log.target, (enum log_format)next->log.format,
+			 (enum log_level)next->log.level, why) < 0) {
+		switchover_close(&control->next_listeners, &control->listeners);
+		return -1;
+	}
+	next->number = ++control->generations;
+	fill_in(next, control->workers);
+	admission_set_most(next->max_connections);
+	switchover_commit(next, &control->next_listeners);
+	control->next = next;
+	crew_switch(control->crew, next, control->next_listeners.at, control->next_listeners.count);
+	return 0;
+}
+
+static void reload(struct control *control);
+static void drain(struct control *control);
+
+static void
+on_switched(void *context)
+{
+	struct control *control = context;
+	struct generation *old = control->generation;
+	char status[64];
+
+	say_listening(&control->next_listeners, &control->listeners);
+	switchover_close(&control->listeners, &control->next_listeners);
+	control->listeners = control->next_listeners;
+	control->next_listeners = (struct listeners){ 0 };
+	control->generation = control->next;
+	control->next = NULL;
+	if (old)
+		counted_release(&old->counted);
+	struct log_field fields[] = {
+		{ .name = "generation", .number = control->generation->number },
+		{ .name = "tunnels", .number = control->generation->tunnel_count },
+		{ .name = "workers", .number = control->workers },
+	};
+	log_event(LOG_LEVEL_NOTICE, fields, 3, control->ready ? "reloaded" : "ready");
+	control->ready = true;
+	snprintf(status, sizeof(status), "generation %llu, %zu tunnels",
+		 (unsigned long long)control->generation->number,
+		 control->generation->tunnel_count);
+	systemd_notify_ready(status);
+	if (control->stops) {
+		drain(control);
+	} else if (control->reload_wanted) {
+		control->reload_wanted = false;
+		reload(control);
+	}
+}
+
+static void
+log_report(const struct config_report *report)
+{
+	for (size_t i = 0; i < report->count; i++) {
+		const struct config_finding *finding = &report->at[i];
+		enum log_level level = finding->is_error ? LOG_LEVEL_ERROR : LOG_LEVEL_WARNING;
+		if (finding->origin.line)
+			log_line(level, "%s:%u: %s", finding->origin.file, finding->origin.line,
+				 finding->text);
+		else
+			log_line(level, "%s: %s", finding->origin.file, finding->text);
+	}
+}
+
+static void
+reload(struct control *control)
+{
+	struct config_report report = { 0 };
+	struct failure why;
+
+	systemd_notify_reloading();
+	struct generation *next = config_load(control->file, services_builtin, &report);
+	log_report(&report);
+	if (!next)
+		failure_set(&why, FAILURE_CONFIG, "%zu mistakes in the configuration",
+			    report.errors);
+	config_report_release(&report);
+	if (next && next->workers && next->workers != control->workers)
+		log_line(LOG_LEVEL_WARNING, "workers: %llu counts after a restart; %u go on",
+			 (unsigned long long)next->workers, control->workers);
+	if (next && load(control, next, &why) == 0)
+		return;
+	if (next)
+		counted_release(&next->counted);
+	log_line(LOG_LEVEL_ERROR, "not reloaded, nothing was changed: %s", why.text);
+	systemd_notify_ready("the last reload failed; see the log");
+}
+
+/* --- stopping ------------------------------------------------------------------------------------- */
+
+static void
+on_empty(void *context)
+{
+	struct control *control = context;
+	event_base_loopbreak(control->base);
+}
+
+static void
+on_drain_over(evutil_socket_t fd, short what, void *context)
+{
+	struct control *control = context;
+	struct failure why;
+	(void)fd;
+	(void)what;
+
+	failure_set(&why, FAILURE_STOPPED, "timeouts: drain has passed");
+	crew_reset(control->crew, &why);
+	/* A side that was reset waits for the other's last bytes a second at most. */
+	set_timer(control->signals[4], 3 * NS_PER_S);
+}
+
+static void
+drain(struct control *control)
+{
+	uint64_t drain_ns = control->generation->timeouts.drain;
+
+	control->drains = true;
+	systemd_notify_stopping();
+	log_line(LOG_LEVEL_NOTICE, "draining: no new connections, %llu go on",
+		 (unsigned long long)admission_open());
+	crew_drain(control->crew);
+	if (drain_ns)
+		set_timer(control->drain_over, drain_ns);
+}
+
+static void
+on_hangup(evutil_socket_t fd, short what, void *context)
+{
+	struct control *control = context;
+	(void)fd;
+	(void)what;
+
+	if (control->stops)
+		log_line(LOG_LEVEL_WARNING, "not reloaded: the daemon is stopping");
+	else if (control->next)
+		control->reload_wanted = true;
+	else
+		reload(control);
+}
+
+static void
+on_stop(evutil_socket_t fd, short what, void *context)
+{
+	struct control *control = context;
+	(void)fd;
+	(void)what;
+
+	if (control->stops) {
+		log_line(LOG_LEVEL_NOTICE, "stopping at once");
+		event_base_loopbreak(control->base);
+		return;
+	}
+	control->stops = true;
+	if (!control->next) /* else when the workers have switched */
+		drain(control);
+}
+
+static void
+on_reopen(evutil_socket_t fd, short what, void *context)
+{
+	(void)fd;
+	(void)what;
+	(void)context;
+	log_reopen();
+}
+
+static void
+on_give_up(evutil_socket_t fd, short what, void *context)
+{
+	struct control *control = context;
+	(void)fd;
+	(void)what;
+	event_base_loopbreak(control->base);
+}
+
+/* --- the whole ------------------------------------------------------------------------------------ */
+
+static int
+open_control(struct control *control, struct failure *why)
+{
+	control->base = event_base_new();
+	if (!control->base)
+		return failure_set(why, FAILURE_SYSTEM, "cannot make an event loop");
+	control->mailbox = mailbox_open(control->base, why);
+	if (!control->mailbox)
+		return -1;
+	control->signals[0] = evsignal_new(control->base, SIGHUP, on_hangup, control);
+	control->signals[1] = evsignal_new(control->base, SIGTERM, on_stop, control);
+	control->signals[2] = evsignal_new(control->base, SIGINT, on_stop, control);
+	control->signals[3] = evsignal_new(control->base, SIGUSR1, on_reopen, control);
+	control->signals[4] = evtimer_new(control->base, on_give_up, control);
+	control->drain_over = evtimer_new(control->base, on_drain_over, control);
+	for (int i = 0; i < 5; i++)
+		if (!control->signals[i] || (i < 4 && event_add(control->signals[i], NULL) < 0))
+			return failure_set(why, FAILURE_MEMORY, "cannot watch for signals");
+	if (!control->drain_over)
+		return failure_set(why, FAILURE_MEMORY, "cannot make a timer");
+	return 0;
+}
+
+static int
+start(struct control *control, struct generation *first, struct failure *why)
+{
+	control->workers = first->workers ? (unsigned int)first->workers : usable_cpus();
+	if (log_start(first->log.target, (enum log_format)first->log.format,
+		      (enum log_level)first->log.level, why) < 0 ||
+	    open_control(control, why) < 0)
+		return -1;
+	control->resolver = resolver_start(RESOLVER_THREADS, why);
+	if (!control->resolver)
+		return -1;
+	struct crew_options options = {
+		.workers = control->workers,
+		.resolver = control->resolver,
+		.mailbox = control->mailbox,
+		.on_switched = on_switched,
+		.on_empty = on_empty,
+		.context = control,
+	};
+	control->crew = crew_start(&options, why);
+	if (!control->crew)
+		return -1;
+	return load(control, first, why);
+}
+
+static void
+stop(struct control *control)
+{
+	static const struct listeners none;
+
+	crew_stop(control->crew);
+	resolver_stop(control->resolver);
+	switchover_close(&control->next_listeners, &control->listeners);
+	switchover_close(&control->listeners, &none);
+	if (control->next)
+		counted_release(&control->next->counted);
+	if (control->generation)
+		counted_release(&control->generation->counted);
+	for (int i = 0; i < 5; i++)
+		if (control->signals[i])
+			event_free(control->signals[i]);
+	if (control->drain_over)
+		event_free(control->drain_over);
+	mailbox_close(control->mailbox);
+	if (control->base)
+		event_base_free(control->base);
+	libevent_global_shutdown();
+}
+
+static int
+run(struct control *control, struct generation *first)
+{
+	struct failure why;
+	int status = EXIT_SUCCESS;
+
+	signal(SIGPIPE, SIG_IGN);
+	keep_memory();
+	listener_set_descriptors((int)raise_descriptors());
+	if (start(control, first, &why) == 0) {
+		event_base_loop(control->base, EVLOOP_NO_EXIT_ON_EMPTY);
+		log_line(LOG_LEVEL_NOTICE, "stopped");
+	} else {
+		log_line(LOG_LEVEL_ERROR, "cannot start: %s", why.text);
+		if (!control->next)
+			counted_release(&first->counted);
+		status = EXIT_FAILURE;
+	}
+	stop(control);
+	log_stop();
+	return status;
+}
+
+int
+main(int argc, char **argv)
+{
+	static const struct option options[] = {
+		{ "config", required_argument, NULL, 'c' }, { "check", no_argument, NULL, 'C' },
+		{ "keywords", no_argument, NULL, 'K' },     { "version", no_argument, NULL, 'V' },
+		{ "help", no_argument, NULL, 'h' },         { NULL, 0, NULL, 0 },
+	};
+	struct control control = { .file = DEFAULT_FILE };
+	struct config_report report = { 0 };
+	bool check = false;
+	int option;
+
+	while ((option = getopt_long(argc, argv, "c:h", options, NULL)) != -1) {
+		switch (option) {
+		case 'c':
+			control.file = optarg;
+			break;
+		case 'C':
+			check = true;
+			break;
+		case 'K':
+			config_print_keywords(stdout);
+			return EXIT_SUCCESS;
+		case 'V':
+			printf("penstockd %s (libevent %s)\n", PENSTOCK_VERSION,
+			       event_get_version());
+			return EXIT_SUCCESS;
+		case 'h':
+			fputs(usage, stdout);
+			return EXIT_SUCCESS;
+		default:
+			fputs("penstockd: see penstockd --help\n", stderr);
+			return 2;
+		}
+	}
+	if (optind < argc) {
+		fprintf(stderr, "penstockd: \"%s\" is not understood; see penstockd --help\n",
+			argv[optind]);
+		return 2;
+	}
+	struct generation *first = config_load(control.file, services_builtin, &report);
+	config_report_print(&report, stderr);
+	if (!first) {
+		fprintf(stderr, "penstockd: %s: %zu mistakes, nothing was started\n", control.file,
+			report.errors);
+		config_report_release(&report);
+		return EXIT_FAILURE;
+	}
+	config_report_release(&report);
+	if (check) {
+		counted_release(&first->counted);
+		printf("%s: no mistakes\n", control.file);
+		return EXIT_SUCCESS;
+	}
+	return run(&control, first);
+}

@@ -1,0 +1,102 @@
+#include "switchover.h"
+
+#include "admission.h"
+#include "target.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static int
+prepare_tunnel(struct tunnel_conf *conf, const struct generation *current, struct failure *why)
+{
+	const struct tunnel_conf *previous = current ? generation_find(current, conf->name) : NULL;
+
+	conf->live = admission_hold(conf->name, why);
+	if (!conf->live)
+		return -1;
+	conf->targets = targets_configure(&conf->connect, (enum balance)conf->balance,
+					  previous ? previous->targets : NULL, why);
+	return conf->targets ? 0 : -1;
+}
+
+static struct listener *
+find(const struct listeners *listeners, const char *text)
+{
+	for (size_t i = 0; i < listeners->count; i++)
+		if (!strcmp(listeners->at[i]->text, text))
+			return listeners->at[i];
+	return NULL;
+}
+
+static bool
+contains(const struct listeners *listeners, const struct listener *listener)
+{
+	for (size_t i = 0; i < listeners->count; i++)
+		if (listeners->at[i] == listener)
+			return true;
+	return false;
+}
+
+static int
+listen_for(const struct tunnel_conf *conf, const struct listeners *open, unsigned int workers,
+	   struct listeners *listeners, struct failure *why)
+{
+	for (size_t i = 0; i < conf->listen.count; i++) {
+		const struct address *address = &conf->listen.at[i];
+		if (address->kind == ADDRESS_INTERNAL)
+			continue;
+		struct listener *listener = find(open, address->text);
+		if (!listener)
+			listener = listener_open(address, conf, workers, why);
+		if (!listener)
+			return -1;
+		listeners->at[listeners->count++] = listener;
+	}
+	return 0;
+}
+
+int
+switchover_prepare(struct generation *next, const struct generation *current,
+		   const struct listeners *open, unsigned int workers, struct listeners *listeners,
+		   struct failure *why)
+{
+	size_t most = 0;
+
+	for (size_t i = 0; i < next->tunnel_count; i++)
+		most += next->tunnels[i]->listen.count;
+	listeners->count = 0;
+	listeners->at = calloc(most ? most : 1, sizeof(struct listener *));
+	if (!listeners->at)
+		return failure_set(why, FAILURE_MEMORY, "no memory for %zu listeners", most);
+	for (size_t i = 0; i < next->tunnel_count; i++)
+		if (prepare_tunnel(next->tunnels[i], current, why) < 0 ||
+		    listen_for(next->tunnels[i], open, workers, listeners, why) < 0) {
+			switchover_close(listeners, open);
+			return -1;
+		}
+	return 0;
+}
+
+void
+switchover_commit(const struct generation *next, const struct listeners *listeners)
+{
+	for (size_t i = 0; i < next->tunnel_count; i++) {
+		const struct tunnel_conf *conf = next->tunnels[i];
+		for (size_t j = 0; j < conf->listen.count; j++) {
+			struct listener *listener = find(listeners, conf->listen.at[j].text);
+			if (listener)
+				listener->conf = conf;
+		}
+	}
+}
+
+void
+switchover_close(struct listeners *old, const struct listeners *kept)
+{
+	for (size_t i = 0; i < old->count; i++)
+		if (!contains(kept, old->at[i]))
+			listener_close(old->at[i]);
+	free(old->at);
+	old->at = NULL;
+	old->count = 0;
+}

@@ -1,0 +1,31 @@
+/*
+ * switchover: brings a generation into force. What goes on is carried over (listeners, what is known
+ * of targets, counters), what is new is opened first, and only when all of it is there do the workers
+ * switch. Control thread.
+ */
+#ifndef PENSTOCK_SWITCHOVER_H
+#define PENSTOCK_SWITCHOVER_H
+
+#include "generation.h"
+#include "listener.h"
+
+/* The listeners of one generation; those that stay are in the lists of both. */
+struct listeners {
+	struct listener **at; /* owned array */
+	size_t count;
+};
+
+/* Makes `next` ready: targets, live counters, listeners for `workers` workers. `current` (NULL at the
+ * start) and its listeners `open` are not changed. On failure nothing was opened. */
+int switchover_prepare(struct generation *next, const struct generation *current,
+		       const struct listeners *open, unsigned int workers,
+		       struct listeners *listeners, struct failure *why);
+
+/* Points every listener at its tunnel in the generation it now belongs to. Just before crew_switch. */
+void switchover_commit(const struct generation *next, const struct listeners *listeners);
+
+/* Closes the listeners of `old` that are not in `kept` (may be empty), frees the list. After every
+ * worker has switched. */
+void switchover_close(struct listeners *old, const struct listeners *kept);
+
+#endif

@@ -1,0 +1,597 @@
+#include "tunnel.h"
+
+#include "admission.h"
+#include "clock.h"
+#include "log.h"
+#include "pair.h"
+#include "pump.h"
+#include "target.h"
+
+#include <event2/event.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/time.h>
+
+/* How often a connection that does not read one of its peers looks whether that peer is still there,
+ * and whether a peer that does not read makes progress all the same. */
+#define LOOK_NS (2 * NS_PER_S)
+/* After one side's reset, how long the other side's kernel may take to pass on what was written
+ * before it is reset, too, and how often that is looked at. */
+#define FLUSH_NS      (1 * NS_PER_S)
+#define FLUSH_LOOK_NS (10 * NS_PER_MS)
+
+enum connection_state {
+	CONNECTION_DIALLING,
+	CONNECTION_OPEN,
+	CONNECTION_FLUSHING, /* over, and logged; one side waits to be reset behind its last bytes */
+	CONNECTION_CLOSED,   /* waits for a later turn to be freed */
+};
+
+enum ended_by { ENDED_BY_CLIENT, ENDED_BY_TARGET, ENDED_BY_US };
+
+/* The search for a target: gone once the far side is there. */
+struct dialling {
+	struct dial dial;
+	struct dial_options options;
+	struct connection *connection;
+};
+
+struct connection {
+	struct pump pump;
+	const struct tunnel_conf *conf;
+	struct connections *home;
+	struct connection *next, **link;
+	struct dialling *dialling;
+	struct event timer;
+	struct task end; /* frees it */
+
+	uint64_t id;
+	uint64_t opened_ns, moved_ns; /* moved_ns: when the last byte moved */
+	uint64_t armed_ns;            /* when the timer fires; 0 = not armed */
+	uint64_t over_ns;             /* lifetime or flushing ends; 0 = never */
+	size_t unsent_bytes;          /* at the last look */
+	size_t target;                /* index in the connect list */
+	struct facts facts;
+
+	uint8_t state;     /* enum connection_state */
+	uint8_t first_end; /* enum ended_by: whose end came first */
+	bool has_target;   /* `target` counts as active */
+	bool slow;         /* half-open or blocked when the timer was last set */
+};
+
+static const char *const ended_by_names[] = {
+	[ENDED_BY_CLIENT] = "client",
+	[ENDED_BY_TARGET] = "target",
+	[ENDED_BY_US] = "us",
+};
+
+static struct endpoint *
+endpoint_of(struct connection *connection, enum pump_side side)
+{
+	return &connection->pump.side[side].endpoint;
+}
+
+/* --- the door out ------------------------------------------------------------------------------- */
+
+static void
+log_end(const struct connection *connection, enum ended_by ended_by, const struct failure *why)
+{
+	const struct pump *pump = &connection->pump;
+	char client[SOCKET_ADDRESS_TEXT];
+	char up_wait[PUMP_SHARES_TEXT], down_wait[PUMP_SHARES_TEXT];
+
+	if (!connection->home->logged || !log_wants(LOG_LEVEL_INFO))
+		return;
+	struct log_field fields[] = {
+		{ .name = "tunnel", .text = connection->conf->name },
+		{ .name = "connection", .number = connection->id },
+		{ .name = "client",
+		  .text = socket_address_text(&connection->facts.client, client) },
+		{ .name = "target",
+		  .text = targets_name(connection->conf->targets, connection->target) },
+		{ .name = "up", .number = pump->flow[FLOW_UP].bytes },
+		{ .name = "down", .number = pump->flow[FLOW_DOWN].bytes },
+		{ .name = "duration_ms",
+		  .number = (pump->clock_ns - connection->opened_ns) / NS_PER_MS },
+		{ .name = "ended_by", .text = ended_by_names[ended_by] },
+		{ .name = "reason", .text = why ? failure_kind_name(why->kind) : "ok" },
+		{ .name = "up_wait", .text = pump_shares(&pump->flow[FLOW_UP], up_wait) },
+		{ .name = "down_wait", .text = pump_shares(&pump->flow[FLOW_DOWN], down_wait) },
+		{ .name = "worker", .number = connection->home->worker },
+		{ .name = "why", .text = why ? why->text : "" },
+	};
+	unsigned int count = sizeof(fields) / sizeof(fields[0]);
+	log_event(LOG_LEVEL_INFO, fields, why ? count : count - 1, "connection ended");
+}
+
+static void
+count_down(struct connections *home)
+{
+	if (atomic_fetch_sub(&home->count, 1) == 1 && home->on_empty)
+		home->on_empty(home);
+}
+
+static void
+on_end(struct task *task)
+{
+	struct connection *connection =
+		(struct connection *)((char *)task - offsetof(struct connection, end));
+	counted_release(connection->conf->generation);
+	free(connection);
+}
+
+/* Gives back everything but the memory, which a caller up the stack may still look at. */
+static void
+release(struct connection *connection)
+{
+	struct connections *home = connection->home;
+
+	connection->state = CONNECTION_CLOSED;
+	event_del(&connection->timer);
+	pump_close(&connection->pump);
+	if (connection->has_target)
+		targets_disconnected(connection->conf->targets, connection->target);
+	admission_leave(connection->conf, &connection->facts.client);
+	*connection->link = connection->next;
+	if (connection->next)
+		connection->next->link = connection->link;
+	home->loop->busy_ns = 0;
+	loop_run_later(home->loop, &connection->end);
+	count_down(home);
+}
+
+static void
+stop_dialling(struct connection *connection)
+{
+	if (!connection->dialling)
+		return;
+	dial_cancel(&connection->dialling->dial);
+	free(connection->dialling);
+	connection->dialling = NULL;
+}
+
+static void arm(struct connection *connection, uint64_t due_ns, uint64_t now_ns);
+
+/* The end of what is left of one side after the other was reset: behind the bytes that its kernel
+ * still holds, but not for long. */
+static void
+flush_or_abort(struct connection *connection, uint64_t now_ns)
+{
+	for (int side = SIDE_NEAR; side <= SIDE_FAR; side++) {
+		struct endpoint *endpoint = endpoint_of(connection, side);
+		if (!endpoint->kind)
+			continue;
+		if (now_ns < connection->over_ns && endpoint->kind->unsent(endpoint)) {
+			arm(connection, now_ns + FLUSH_LOOK_NS, now_ns);
+			return;
+		}
+		endpoint->kind->abort(endpoint);
+	}
+	release(connection);
+}
+
+/*
+ * The one way out. Without `why` both sides have ended in order; with it, whatever is open is reset, and
+ * so is `broken` (SIDE_NEAR or SIDE_FAR, or -1 for neither) at once.
+ */
+static void
+connection_end(struct connection *connection, enum ended_by ended_by, int broken,
+	       const struct failure *why)
+{
+	struct pump *pump = &connection->pump;
+	uint64_t now_ns = clock_now_ns();
+
+	stop_dialling(connection);
+	pump_account(pump, now_ns);
+	log_end(connection, ended_by, why);
+	if (!why) {
+		endpoint_close_both(endpoint_of(connection, SIDE_NEAR),
+				    endpoint_of(connection, SIDE_FAR));
+		release(connection);
+		return;
+	}
+	connection->state = CONNECTION_FLUSHING;
+	for (int side = SIDE_NEAR; side <= SIDE_FAR; side++) {
+		struct endpoint *endpoint = endpoint_of(connection, side);
+		endpoint->want_readable = endpoint->want_writable = false;
+		if (endpoint->kind && (side == broken || broken < 0))
+			endpoint->kind->abort(endpoint);
+	}
+	connection->over_ns = now_ns + FLUSH_NS;
+	flush_or_abort(connection, now_ns);
+}
+
+/* --- deadlines ---------------------------------------------------------------------------------- */
+
+static void
+arm(struct connection *connection, uint64_t due_ns, uint64_t now_ns)
+{
+	struct timeval after;
+	clock_to_timeval(due_ns > now_ns ? due_ns - now_ns : 0, &after);
+	connection->armed_ns = due_ns;
+	event_add(&connection->timer, &after);
+}
+
+static uint64_t
+sooner(uint64_t a_ns, uint64_t b_ns)
+{
+	return a_ns < b_ns ? a_ns : b_ns;
+}
+
+/* When the connection is to be ended for taking too long, and what is to be said then. */
+static uint64_t
+deadline(const struct connection *connection, const char **said)
+{
+	const struct timeouts *timeouts = &connection->conf->timeouts;
+	const struct pump *pump = &connection->pump;
+	uint64_t due_ns = UINT64_MAX;
+
+	if (connection->over_ns) {
+		due_ns = connection->over_ns;
+		*said = "lifetime";
+	}
+	if (connection->state == CONNECTION_DIALLING)
+		return due_ns; /* the dial has its own */
+
+	bool half_open = pump_is_half_open(pump);
+	uint64_t idle_ns = half_open ? timeouts->half_open : timeouts->idle;
+	if (idle_ns && connection->moved_ns + idle_ns < due_ns) {
+		due_ns = connection->moved_ns + idle_ns;
+		*said = half_open ? "half_open" : "idle";
+	}
+	const struct flow *up = &pump->flow[FLOW_UP];
+	if (timeouts->first_byte && !up->bytes && !up->store && !up->source_ended &&
+	    connection->opened_ns + timeouts->first_byte < due_ns) {
+		due_ns = connection->opened_ns + timeouts->first_byte;
+		*said = "first_byte";
+	}
+	return due_ns;
+}
+
+/* Whether some peer is not being read or does not read: the kernel tells nothing then, so we look. */
+static bool
+is_slow(const struct connection *connection)
+{
+	return connection->state == CONNECTION_DIALLING || pump_is_blocked(&connection->pump);
+}
+
+static void
+set_timer(struct connection *connection, uint64_t now_ns)
+{
+	const char *said;
+	uint64_t due_ns = deadline(connection, &said);
+
+	connection->slow = is_slow(connection) || pump_is_half_open(&connection->pump);
+	if (is_slow(connection)) {
+		uint64_t idle_ns = connection->conf->timeouts.idle;
+		uint64_t look_ns = idle_ns && idle_ns / 4 < LOOK_NS ? idle_ns / 4 : LOOK_NS;
+		due_ns = sooner(due_ns, now_ns + look_ns);
+	}
+	if (due_ns == UINT64_MAX)
+		return;
+	/* A timer that fires too early is set anew then; that is cheaper than to move it for each byte. */
+	if (!connection->armed_ns || due_ns < connection->armed_ns)
+		arm(connection, due_ns, now_ns);
+}
+
+/* A byte that the peer's kernel took out of ours is progress, though we see no event for it. */
+static void
+look_for_progress(struct connection *connection, uint64_t now_ns)
+{
+	size_t unsent_bytes = 0;
+	for (int side = SIDE_NEAR; side <= SIDE_FAR; side++) {
+		struct endpoint *endpoint = endpoint_of(connection, side);
+		if (endpoint->kind)
+			unsent_bytes += endpoint->kind->unsent(endpoint);
+	}
+	if (unsent_bytes < connection->unsent_bytes)
+		connection->moved_ns = now_ns;
+	connection->unsent_bytes = unsent_bytes;
+}
+
+static void
+end_broken(struct connection *connection, enum pump_side side, const struct failure *why)
+{
+	pump_push(&connection->pump);
+	connection_end(connection, side == SIDE_NEAR ? ENDED_BY_CLIENT : ENDED_BY_TARGET, (int)side,
+		       why);
+}
+
+/* Looks after peers that are not being read. Returns whether the connection goes on. */
+static bool
+look_at_peers(struct connection *connection)
+{
+	struct failure why;
+
+	for (int side = SIDE_NEAR; side <= SIDE_FAR; side++) {
+		struct endpoint *endpoint = endpoint_of(connection, side);
+		if (!endpoint->kind ||
+		    (endpoint->want_readable && connection->state == CONNECTION_OPEN))
+			continue;
+		if (endpoint->kind->probe(endpoint, &why) != ENDPOINT_BROKEN)
+			continue;
+		connection->pump.broken_side = (uint8_t)side;
+		end_broken(connection, side, &why);
+		return false;
+	}
+	return true;
+}
+
+static void
+on_timer(evutil_socket_t fd, short what, void *context)
+{
+	struct connection *connection = context;
+	uint64_t now_ns = clock_now_ns();
+	const char *said = "";
+	(void)fd;
+	(void)what;
+
+	connection->armed_ns = 0;
+	if (connection->state == CONNECTION_FLUSHING) {
+		flush_or_abort(connection, now_ns);
+		return;
+	}
+	if (is_slow(connection)) {
+		if (!look_at_peers(connection))
+			return;
+		look_for_progress(connection, now_ns);
+	}
+	if (now_ns >= deadline(connection, &said)) {
+		struct failure why;
+		failure_set(&why, FAILURE_TIMEOUT, "timeouts: %s has passed", said);
+		connection_end(connection, ENDED_BY_US, -1, &why);
+		return;
+	}
+	set_timer(connection, now_ns);
+}
+
+/* --- moving ------------------------------------------------------------------------------------- */
+
+static void
+note_first_end(struct connection *connection)
+{
+	const struct flow *flow = connection->pump.flow;
+	if (connection->first_end != ENDED_BY_US)
+		return;
+	if (flow[FLOW_UP].source_ended)
+		connection->first_end = ENDED_BY_CLIENT;
+	else if (flow[FLOW_DOWN].source_ended)
+		connection->first_end = ENDED_BY_TARGET;
+}
+
+static void
+run(struct connection *connection)
+{
+	struct pump *pump = &connection->pump;
+	struct failure why;
+
+	if (connection->state != CONNECTION_OPEN)
+		return;
+	enum pump_result result = pump_run(pump, &why);
+	note_first_end(connection);
+	if (pump->moved)
+		connection->moved_ns = pump->clock_ns;
+	switch (result) {
+	case PUMP_GOING:
+		break;
+	case PUMP_ENDED:
+		connection_end(connection, connection->first_end, -1, NULL);
+		return;
+	case PUMP_BROKEN:
+		end_broken(connection, pump->broken_side, &why);
+		return;
+	}
+	/* Only a change of what the deadlines hang on is worth a look at the timer. */
+	if (connection->slow != (pump_is_blocked(pump) || pump_is_half_open(pump)))
+		set_timer(connection, pump->clock_ns);
+}
+
+static void
+on_ready(struct endpoint *endpoint)
+{
+	run(endpoint->owner);
+}
+
+static void
+on_turn(struct task *task)
+{
+	run((struct connection *)((char *)task - offsetof(struct connection, pump.turn)));
+}
+
+static void
+open_side(struct connection *connection, enum pump_side side)
+{
+	struct endpoint *endpoint = endpoint_of(connection, side);
+	endpoint->owner = connection;
+	endpoint->on_ready = on_ready;
+}
+
+/* The far side is there: from here on bytes move. */
+static void
+open_far(struct connection *connection)
+{
+	open_side(connection, SIDE_FAR);
+	connection->has_target = true;
+	connection->state = CONNECTION_OPEN;
+	pump_wait(&connection->pump, WAIT_TURN, clock_now_ns());
+	/* A client that speaks first has most often done so by now: a read is tried before it is told. */
+	endpoint_of(connection, SIDE_NEAR)->readable = true;
+	connection->moved_ns = connection->pump.clock_ns;
+	run(connection);
+	if (connection->state == CONNECTION_OPEN)
+		set_timer(connection, connection->pump.clock_ns);
+}
+
+/* --- dialling ----------------------------------------------------------------------------------- */
+
+static struct connection *connection_new(struct connections *home, const struct tunnel_conf *conf,
+					 const struct facts *facts);
+static void dial(struct connection *connection);
+
+/* Joins the connection's far end to another tunnel of the same generation. */
+static int
+join_tunnel(struct connection *connection, const struct tunnel_conf *conf, struct failure *why)
+{
+	struct connections *home = connection->home;
+
+	if (admission_enter(conf, &connection->facts.client, clock_now_ns(), why) < 0)
+		return -1;
+	struct connection *joined = connection_new(home, conf, &connection->facts);
+	if (!joined) {
+		admission_leave(conf, &connection->facts.client);
+		return failure_set(why, FAILURE_MEMORY, "no memory for a connection");
+	}
+	atomic_fetch_add(&home->count, 1);
+	struct endpoint *near = endpoint_of(joined, SIDE_NEAR);
+	struct endpoint *far = endpoint_of(connection, SIDE_FAR);
+	if (pair_open(far, near, home->loop, why) < 0) {
+		release(joined);
+		return -1;
+	}
+	open_side(joined, SIDE_NEAR);
+	near->pair.waiting[FLOW_UP] = &joined->pump.flow[FLOW_UP].waiting;
+	near->pair.waiting[FLOW_DOWN] = &joined->pump.flow[FLOW_DOWN].waiting;
+	far->pair.waiting[FLOW_UP] = &connection->pump.flow[FLOW_UP].waiting;
+	far->pair.waiting[FLOW_DOWN] = &connection->pump.flow[FLOW_DOWN].waiting;
+	dial(joined);
+	return 0;
+}
+
+static int
+on_admit(struct dial *dialled, size_t index, struct failure *why)
+{
+	struct dialling *dialling =
+		(struct dialling *)((char *)dialled - offsetof(struct dialling, dial));
+	struct connection *connection = dialling->connection;
+	const struct internal_target *target = &connection->conf->internal[index];
+
+	if (target->tunnel)
+		return join_tunnel(connection, target->tunnel, why);
+	return target->service->open(endpoint_of(connection, SIDE_FAR), connection->home->loop,
+				     &connection->facts, why);
+}
+
+static void
+on_dialled(struct dial *dialled, int fd, const struct failure *why)
+{
+	struct dialling *dialling =
+		(struct dialling *)((char *)dialled - offsetof(struct dialling, dial));
+	struct connection *connection = dialling->connection;
+	bool is_unix = dialled->connected.family == AF_UNIX;
+	bool reset = dialled->reset;
+
+	connection->target = dialled->index;
+	connection->dialling = NULL;
+	free(dialling);
+	if (why) {
+		connection_end(connection, ENDED_BY_TARGET, -1, why);
+		return;
+	}
+	if (fd >= 0) {
+		struct endpoint *far = endpoint_of(connection, SIDE_FAR);
+		endpoint_open_socket(far, connection->home->loop, fd, is_unix);
+		far->socket.reset_seen = reset;
+	}
+	open_far(connection);
+}
+
+static void
+dial(struct connection *connection)
+{
+	const struct tunnel_conf *conf = connection->conf;
+	struct dialling *dialling = calloc(1, sizeof(*dialling));
+	if (!dialling) {
+		struct failure why;
+		failure_set(&why, FAILURE_MEMORY, "no memory to connect to a target");
+		connection_end(connection, ENDED_BY_US, -1, &why);
+		return;
+	}
+	dialling->connection = connection;
+	dialling->options = (struct dial_options){
+		.targets = conf->targets,
+		.resolver = connection->home->resolver,
+		.bind = &conf->bind,
+		.timeout_ns = conf->timeouts.connect,
+		.keepalive_ns = conf->keepalive,
+		.admit = on_admit,
+		.on_end = on_dialled,
+	};
+	connection->dialling = dialling;
+	dial_start(&dialling->dial, connection->home->loop, &dialling->options);
+	/* It may be connected, over or even closed by now; the memory is there until a later turn. */
+	if (connection->state == CONNECTION_DIALLING) {
+		if (connection->dialling->dial.step == DIAL_RESOLVING)
+			pump_wait(&connection->pump, WAIT_RESOLVER, connection->opened_ns);
+		set_timer(connection, connection->opened_ns);
+	}
+}
+
+/* --- birth -------------------------------------------------------------------------------------- */
+
+static atomic_uint_fast64_t last_id;
+
+static struct connection *
+connection_new(struct connections *home, const struct tunnel_conf *conf, const struct facts *facts)
+{
+	struct connection *connection = calloc(1, sizeof(*connection));
+	if (!connection)
+		return NULL;
+	connection->home = home;
+	connection->conf = conf;
+	counted_hold(conf->generation);
+	connection->facts = *facts;
+	connection->id = atomic_fetch_add_explicit(&last_id, 1, memory_order_relaxed) + 1;
+	connection->opened_ns = clock_now_ns();
+	connection->first_end = ENDED_BY_US;
+	if (conf->timeouts.lifetime) {
+		/* Up to a tenth more, so that connections made together do not end together. */
+		uint64_t spread =
+			(connection->id * UINT64_C(0x9e3779b97f4a7c15)) >> 54; /* 0 .. 1023 */
+		connection->over_ns = connection->opened_ns + conf->timeouts.lifetime +
+				      conf->timeouts.lifetime / 10240 * spread;
+	}
+	pump_open(&connection->pump, home->loop, WAIT_CONNECT, connection->opened_ns);
+	connection->pump.turn.run = on_turn;
+	connection->end.run = on_end;
+	evtimer_assign(&connection->timer, home->loop->base, on_timer, connection);
+	connection->next = home->first;
+	connection->link = &home->first;
+	if (home->first)
+		home->first->link = &connection->next;
+	home->first = connection;
+	return connection;
+}
+
+void
+tunnel_accept(struct connections *connections, const struct tunnel_conf *conf, int fd,
+	      const struct facts *facts)
+{
+	struct connection *connection = connection_new(connections, conf, facts);
+	if (!connection) {
+		admission_leave(conf, &facts->client);
+		endpoint_reset_socket(fd);
+		count_down(connections);
+		return;
+	}
+	/* TCP_NODELAY came with the listener. */
+	endpoint_open_socket(endpoint_of(connection, SIDE_NEAR), connections->loop, fd, true);
+	open_side(connection, SIDE_NEAR);
+	dial(connection);
+}
+
+void
+tunnel_reset_all(struct connections *connections, const struct failure *why)
+{
+	struct connection *connection, *next;
+	for (connection = connections->first; connection; connection = next) {
+		next = connection->next;
+		if (connection->state == CONNECTION_DIALLING ||
+		    connection->state == CONNECTION_OPEN) {
+			connection_end(connection, ENDED_BY_US, -1, why);
+		} else if (connection->state == CONNECTION_FLUSHING) {
+			connection->over_ns = 0;
+			flush_or_abort(connection, 1);
+		}
+	}
+}

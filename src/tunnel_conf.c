@@ -1,0 +1,147 @@
+#include "tunnel_conf.h"
+
+#include "clock.h"
+
+#include <stdlib.h>
+
+#define DURATION_MOST (UINT64_C(366) * 86400 * NS_PER_S)
+
+static const char *const balance_words[] = { [BALANCE_ORDER] = "order",
+					     [BALANCE_ROUND_ROBIN] = "round_robin",
+					     [BALANCE_LEAST] = "least",
+					     NULL };
+
+#define AT(field) offsetof(struct tunnel_conf, field)
+const struct keyword tunnel_keywords[] = {
+	{ .name = "listen",
+	  .type = KEYWORD_ADDRESSES,
+	  .offset = AT(listen),
+	  .effect = EFFECT_LIVE,
+	  .help = "Where to accept connections: IP:PORT, unix:/PATH, unix:@NAME, systemd:NAME or "
+		  "internal:NAME." },
+	{ .name = "connect",
+	  .type = KEYWORD_ADDRESSES,
+	  .offset = AT(connect),
+	  .effect = EFFECT_NEW_CONNECTIONS,
+	  .help = "Targets to connect to: HOST:PORT, unix:/PATH, unix:@NAME or internal:NAME." },
+	{ .name = "balance",
+	  .type = KEYWORD_CHOICE,
+	  .fallback = "order",
+	  .choices = balance_words,
+	  .offset = AT(balance),
+	  .effect = EFFECT_NEW_CONNECTIONS,
+	  .help = "Which target is tried first: the first that works, each in turn, or the one "
+		  "with "
+		  "the fewest connections." },
+	{ .name = "bind",
+	  .type = KEYWORD_HOST,
+	  .fallback = "",
+	  .offset = AT(bind),
+	  .effect = EFFECT_NEW_CONNECTIONS,
+	  .help = "Source address for connecting to targets; empty = the kernel's choice." },
+	{ .name = "allow",
+	  .type = KEYWORD_PREFIXES,
+	  .fallback = "",
+	  .offset = AT(allow),
+	  .effect = EFFECT_NEW_CONNECTIONS,
+	  .help = "Client addresses that may connect; empty = all." },
+	{ .name = "deny",
+	  .type = KEYWORD_PREFIXES,
+	  .fallback = "",
+	  .offset = AT(deny),
+	  .effect = EFFECT_NEW_CONNECTIONS,
+	  .help = "Client addresses that may not connect, even where allow names them." },
+	{ .name = "keepalive",
+	  .type = KEYWORD_DURATION,
+	  .fallback = "0s",
+	  .least = NS_PER_S,
+	  .most = UINT64_C(32767) * NS_PER_S,
+	  .offset = AT(keepalive),
+	  .effect = EFFECT_NEW_CONNECTIONS,
+	  .help = "Silence on a TCP connection before the kernel probes the peer, on both sides; 0 "
+		  "= "
+		  "never." },
+	{ .name = "backlog",
+	  .type = KEYWORD_COUNT,
+	  .fallback = "4096",
+	  .least = 1,
+	  .most = 65535,
+	  .offset = AT(backlog),
+	  .effect = EFFECT_LIVE,
+	  .unit = "connections",
+	  .help = "Connections the kernel keeps waiting to be accepted at each listener." },
+	{ .name = "unix_mode",
+	  .type = KEYWORD_MODE,
+	  .fallback = "0600",
+	  .offset = AT(unix_mode),
+	  .effect = EFFECT_LIVE,
+	  .help = "Permissions of the tunnel's UNIX sockets: who may write may connect." },
+	{ .name = "unix_owner",
+	  .type = KEYWORD_OWNER,
+	  .fallback = "",
+	  .offset = AT(unix_owner),
+	  .effect = EFFECT_LIVE,
+	  .help = "Owner of the tunnel's UNIX sockets: USER, USER:GROUP or :GROUP; empty = the "
+		  "daemon's." },
+	{ .name = "max_connections",
+	  .type = KEYWORD_COUNT,
+	  .fallback = "0",
+	  .most = UINT32_MAX,
+	  .offset = AT(max_connections),
+	  .effect = EFFECT_NEW_CONNECTIONS,
+	  .unit = "connections",
+	  .help = "Most connections through this tunnel at once; 0 = only the global cap." },
+	{ .name = "max_per_source",
+	  .type = KEYWORD_COUNT,
+	  .fallback = "0",
+	  .most = UINT32_MAX,
+	  .offset = AT(max_per_source),
+	  .effect = EFFECT_NEW_CONNECTIONS,
+	  .unit = "connections",
+	  .help = "Most connections from one client address at once; 0 = no cap." },
+	{ .name = "max_new_per_source",
+	  .type = KEYWORD_FREQUENCY,
+	  .fallback = "0",
+	  .offset = AT(max_new_per_source),
+	  .effect = EFFECT_NEW_CONNECTIONS,
+	  .unit = "connections",
+	  .help = "Most new connections from one client address in a period; 0 = no cap." },
+	{ .name = NULL },
+};
+#undef AT
+
+#define TIMEOUT(field, standard, at_least, sentence)                                          \
+	{                                                                                     \
+		.name = #field, .type = KEYWORD_DURATION, .fallback = (standard),             \
+		.least = (at_least), .most = DURATION_MOST,                                   \
+		.offset = offsetof(struct timeouts, field), .effect = EFFECT_NEW_CONNECTIONS, \
+		.help = (sentence)                                                            \
+	}
+const struct keyword timeouts_keywords[] = {
+	TIMEOUT(connect, "10s", 100 * NS_PER_MS,
+		"Until the far side is connected, over all attempts."),
+	TIMEOUT(handshake, "10s", 100 * NS_PER_MS, "Until the handshakes of the filters are done."),
+	TIMEOUT(first_byte, "0s", 0, "Until the client's first byte; 0 = never."),
+	TIMEOUT(idle, "1h", 0, "Without a byte moving in either direction; 0 = never."),
+	TIMEOUT(half_open, "60s", 0,
+		"Without a byte moving once one direction has ended; 0 = never."),
+	TIMEOUT(lifetime, "0s", 0,
+		"Of the whole connection, plus up to a tenth at random; 0 = no end."),
+	TIMEOUT(drain, "30s", 0,
+		"After the order to stop, until what is left is reset; 0 = wait for all."),
+	{ .name = NULL },
+};
+#undef TIMEOUT
+
+void
+tunnel_conf_release(struct tunnel_conf *conf)
+{
+	free(conf->name);
+	address_list_release(&conf->listen);
+	address_list_release(&conf->connect);
+	address_release(&conf->bind);
+	prefix_list_release(&conf->allow);
+	prefix_list_release(&conf->deny);
+	free(conf->internal);
+	*conf = (struct tunnel_conf){ 0 };
+}

@@ -1,0 +1,357 @@
+#include "worker.h"
+
+#include "clock.h"
+#include "endpoint.h"
+#include "log.h"
+#include "mailbox.h"
+#include "tunnel.h"
+
+#include <event2/event.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/time.h>
+#include <unistd.h>
+
+/* Pipes for splicing, of 1 MiB each, over all workers: an unprivileged user may have 64 MiB. */
+#define PIPES_MOST    32
+#define TRIM_EVERY_NS (30 * NS_PER_S)
+
+/* An order to one worker, or its answer: a message that knows its worker. */
+struct order {
+	struct message message;
+	struct worker *worker;
+};
+
+struct worker {
+	struct crew *crew;
+	struct loop loop;
+	struct door door;
+	struct connections connections;
+	struct event *trim;
+	pthread_t thread;
+	bool runs;
+	bool drains;
+	bool said_empty;
+	struct order switch_over, switched, drain, empty, reset, stop;
+};
+
+struct crew {
+	struct crew_options options;
+	const struct generation *generation;
+	struct listener *const *listeners;
+	size_t listener_count;
+	unsigned int switching; /* workers that have not switched yet */
+	unsigned int filled;    /* workers that are not empty yet */
+	struct failure why;     /* of a reset */
+	struct worker workers[];
+};
+
+/* A fresh connection on its way to another worker. */
+struct handover {
+	struct message message;
+	struct worker *to;
+	const struct tunnel_conf *conf;
+	int fd;
+	struct facts facts;
+};
+
+static struct worker *
+worker_of(struct message *message)
+{
+	return ((struct order *)message)->worker;
+}
+
+/* --- on the worker's thread ----------------------------------------------------------------------- */
+
+static void
+on_handover(struct message *message)
+{
+	struct handover *handover = (struct handover *)message;
+	struct counted *generation = handover->conf->generation;
+
+	tunnel_accept(&handover->to->connections, handover->conf, handover->fd, &handover->facts);
+	counted_release(generation);
+	free(handover);
+}
+
+static struct worker *
+least_loaded(struct worker *own)
+{
+	struct crew *crew = own->crew;
+	struct worker *least = own;
+	uint64_t least_count = atomic_load_explicit(&own->connections.count, memory_order_relaxed);
+
+	for (unsigned int i = 0; i < crew->options.workers; i++) {
+		struct worker *other = &crew->workers[i];
+		uint64_t count =
+			atomic_load_explicit(&other->connections.count, memory_order_relaxed);
+		if (count < least_count) {
+			least = other;
+			least_count = count;
+		}
+	}
+	/* The new one counted as our own: moving it has its price, so small differences stay. */
+	uint64_t own_count =
+		atomic_load_explicit(&own->connections.count, memory_order_relaxed) + 1;
+	return own_count >= least_count + 2 + least_count / 8 ? least : own;
+}
+
+static void
+on_place(struct door *door, const struct tunnel_conf *conf, int fd, const struct facts *facts)
+{
+	struct worker *own = (struct worker *)((char *)door - offsetof(struct worker, door));
+	struct worker *to = own->crew->options.workers > 1 ? least_loaded(own) : own;
+	struct handover *handover = to == own ? NULL : malloc(sizeof(*handover));
+
+	if (!handover) {
+		atomic_fetch_add(&own->connections.count, 1);
+		tunnel_accept(&own->connections, conf, fd, facts);
+		return;
+	}
+	*handover = (struct handover){
+		.message.deliver = on_handover, .to = to, .conf = conf, .fd = fd, .facts = *facts
+	};
+	counted_hold(conf->generation);
+	atomic_fetch_add(&to->connections.count, 1);
+	mailbox_post(to->loop.mailbox, &handover->message);
+}
+
+static void
+answer(struct worker *worker, struct order *order)
+{
+	mailbox_post(worker->crew->options.mailbox, &order->message);
+}
+
+static void
+on_switch_over(struct message *message)
+{
+	struct worker *worker = worker_of(message);
+	struct crew *crew = worker->crew;
+	const struct generation *generation = crew->generation;
+	struct failure why;
+
+	worker->connections.logged = worker->door.logged = generation->log.connections;
+	worker->loop.kept_most = generation->max_memory / crew->options.workers;
+	door_begin(&worker->door);
+	for (size_t i = 0; i < crew->listener_count; i++)
+		if (door_serve(&worker->door, crew->listeners[i], crew->listeners[i]->conf, &why) <
+		    0)
+			log_line(LOG_LEVEL_ERROR, "worker %u does not accept at %s: %s",
+				 worker->connections.worker, crew->listeners[i]->text, why.text);
+	door_finish(&worker->door);
+	answer(worker, &worker->switched);
+}
+
+static void
+say_if_empty(struct worker *worker)
+{
+	if (!worker->drains || worker->said_empty || atomic_load(&worker->connections.count))
+		return;
+	worker->said_empty = true;
+	answer(worker, &worker->empty);
+}
+
+static void
+on_empty_connections(struct connections *connections)
+{
+	say_if_empty((struct worker *)((char *)connections - offsetof(struct worker, connections)));
+}
+
+static void
+on_drain(struct message *message)
+{
+	struct worker *worker = worker_of(message);
+
+	door_begin(&worker->door);
+	door_finish(&worker->door);
+	worker->drains = true;
+	say_if_empty(worker);
+}
+
+static void
+on_reset(struct message *message)
+{
+	struct worker *worker = worker_of(message);
+	tunnel_reset_all(&worker->connections, &worker->crew->why);
+}
+
+static void
+on_stop(struct message *message)
+{
+	event_base_loopbreak(worker_of(message)->loop.base);
+}
+
+static void
+on_trim(evutil_socket_t fd, short what, void *context)
+{
+	struct worker *worker = context;
+	(void)fd;
+	(void)what;
+	loop_trim(&worker->loop, clock_now_ns());
+}
+
+static void *
+run_worker(void *context)
+{
+	struct worker *worker = context;
+	char name[16];
+
+	snprintf(name, sizeof(name), "worker-%u", worker->connections.worker);
+	pthread_setname_np(pthread_self(), name);
+	event_base_loop(worker->loop.base, EVLOOP_NO_EXIT_ON_EMPTY);
+	door_close(&worker->door);
+	/* What is still open ends now; its memory goes in a later turn. */
+	struct failure why;
+	failure_set(&why, FAILURE_STOPPED, "the daemon stops");
+	tunnel_reset_all(&worker->connections, &why);
+	event_base_loop(worker->loop.base, EVLOOP_NONBLOCK);
+	return NULL;
+}
+
+/* --- on the control thread ------------------------------------------------------------------------ */
+
+static void
+on_switched(struct message *message)
+{
+	struct crew *crew = worker_of(message)->crew;
+	if (!--crew->switching)
+		crew->options.on_switched(crew->options.context);
+}
+
+static void
+on_empty(struct message *message)
+{
+	struct crew *crew = worker_of(message)->crew;
+	if (!--crew->filled)
+		crew->options.on_empty(crew->options.context);
+}
+
+static void
+prepare_order(struct worker *worker, struct order *order, void (*deliver)(struct message *))
+{
+	order->worker = worker;
+	order->message.deliver = deliver;
+}
+
+static int
+open_worker(struct crew *crew, unsigned int index, struct failure *why)
+{
+	struct worker *worker = &crew->workers[index];
+	struct timeval every;
+
+	worker->crew = crew;
+	worker->door.spare = -1;
+	prepare_order(worker, &worker->switch_over, on_switch_over);
+	prepare_order(worker, &worker->switched, on_switched);
+	prepare_order(worker, &worker->drain, on_drain);
+	prepare_order(worker, &worker->empty, on_empty);
+	prepare_order(worker, &worker->reset, on_reset);
+	prepare_order(worker, &worker->stop, on_stop);
+	if (loop_open(&worker->loop, why) < 0)
+		return -1;
+	worker->loop.pipes_most = PIPES_MOST / crew->options.workers;
+	worker->door.loop = &worker->loop;
+	worker->door.worker = index;
+	worker->door.place = on_place;
+	worker->connections.loop = &worker->loop;
+	worker->connections.resolver = crew->options.resolver;
+	worker->connections.worker = index;
+	worker->connections.on_empty = on_empty_connections;
+	clock_to_timeval(TRIM_EVERY_NS, &every);
+	worker->trim = event_new(worker->loop.base, -1, EV_PERSIST, on_trim, worker);
+	if (!worker->trim || event_add(worker->trim, &every) < 0)
+		return failure_set(why, FAILURE_MEMORY, "no memory for a worker");
+	return door_open(&worker->door, why);
+}
+
+static int
+start_threads(struct crew *crew, struct failure *why)
+{
+	sigset_t all, before;
+	int error = 0;
+
+	/* Signals are the control thread's. */
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &before);
+	for (unsigned int i = 0; i < crew->options.workers && !error; i++) {
+		struct worker *worker = &crew->workers[i];
+		error = pthread_create(&worker->thread, NULL, run_worker, worker);
+		worker->runs = !error;
+	}
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	return error ? failure_set_errno(why, error, "cannot start a worker thread") : 0;
+}
+
+struct crew *
+crew_start(const struct crew_options *options, struct failure *why)
+{
+	struct crew *crew = calloc(1, sizeof(*crew) + options->workers * sizeof(struct worker));
+
+	if (!crew) {
+		failure_set(why, FAILURE_MEMORY, "no memory for %u workers", options->workers);
+		return NULL;
+	}
+	crew->options = *options;
+	for (unsigned int i = 0; i < options->workers; i++)
+		if (open_worker(crew, i, why) < 0)
+			goto fail;
+	if (start_threads(crew, why) < 0)
+		goto fail;
+	return crew;
+fail:
+	crew_stop(crew);
+	return NULL;
+}
+
+void
+crew_switch(struct crew *crew, const struct generation *generation,
+	    struct listener *const *listeners, size_t count)
+{
+	crew->generation = generation;
+	crew->listeners = listeners;
+	crew->listener_count = count;
+	crew->switching = crew->options.workers;
+	for (unsigned int i = 0; i < crew->options.workers; i++)
+		mailbox_post(crew->workers[i].loop.mailbox, &crew->workers[i].switch_over.message);
+}
+
+void
+crew_drain(struct crew *crew)
+{
+	crew->filled = crew->options.workers;
+	for (unsigned int i = 0; i < crew->options.workers; i++)
+		mailbox_post(crew->workers[i].loop.mailbox, &crew->workers[i].drain.message);
+}
+
+void
+crew_reset(struct crew *crew, const struct failure *why)
+{
+	crew->why = *why;
+	for (unsigned int i = 0; i < crew->options.workers; i++)
+		mailbox_post(crew->workers[i].loop.mailbox, &crew->workers[i].reset.message);
+}
+
+void
+crew_stop(struct crew *crew)
+{
+	if (!crew)
+		return;
+	for (unsigned int i = 0; i < crew->options.workers; i++)
+		if (crew->workers[i].runs)
+			mailbox_post(crew->workers[i].loop.mailbox, &crew->workers[i].stop.message);
+	for (unsigned int i = 0; i < crew->options.workers; i++)
+		if (crew->workers[i].runs)
+			pthread_join(crew->workers[i].thread, NULL);
+	for (unsigned int i = 0; i < crew->options.workers; i++) {
+		struct worker *worker = &crew->workers[i];
+		if (worker->trim)
+			event_free(worker->trim);
+		if (!worker->runs)
+			door_close(&worker->door);
+		loop_close(&worker->loop);
+	}
+	free(crew);
+}

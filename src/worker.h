@@ -1,0 +1,40 @@
+/*
+ * worker: threads, each with its own loop, door and connections, and the orders that the control
+ * thread gives them. A connection stays on one worker for life; a fresh one may be handed over.
+ */
+#ifndef PENSTOCK_WORKER_H
+#define PENSTOCK_WORKER_H
+
+#include "generation.h"
+#include "listener.h"
+
+struct crew;
+struct resolver;
+
+/* Every call is the control thread's, and the callbacks run on it, through `mailbox`. */
+struct crew_options {
+	unsigned int workers; /* at least 1 */
+	struct resolver *resolver;
+	struct mailbox *mailbox;
+	void (*on_switched)(void *context); /* every worker has obeyed crew_switch */
+	void (*on_empty)(void *context);    /* after crew_drain: no connection is left */
+	void *context;
+};
+
+struct crew *crew_start(const struct crew_options *options, struct failure *why);
+
+/* Has every worker accept by these listeners, under each listener's conf, and by no others. One at a time:
+ * not before on_switched of the last. The array is borrowed until then. */
+void crew_switch(struct crew *crew, const struct generation *generation,
+		 struct listener *const *listeners, size_t count);
+
+/* Closes all doors, having accepted what waits there; connections go on. */
+void crew_drain(struct crew *crew);
+
+/* Resets every connection, with `why` as the reason in the log. */
+void crew_reset(struct crew *crew, const struct failure *why);
+
+/* Resets what is still open, ends the threads and waits for them. NULL is allowed. */
+void crew_stop(struct crew *crew);
+
+#endif
