@@ -323,6 +323,11 @@ finish_host(struct address *out, const char *host, size_t length, struct failure
 		name[i] =
 			(char)(host[i] >= 'A' && host[i] <= 'Z' ? host[i] + ('a' - 'A') : host[i]);
 	name[length] = '\0';
+	if (strcmp(name, "unix") == 0 || strcmp(name, "systemd") == 0 ||
+	    strcmp(name, "internal") == 0)
+		return failure_set(why, FAILURE_CONFIG,
+				   "'%.100s' is written in capitals; write it in small letters",
+				   host);
 	snprintf(suffix, sizeof(suffix), ":%u", out->port);
 	out->kind = ADDRESS_HOST;
 	return finish(out, "", name, suffix, why);

@@ -416,17 +416,17 @@ refuse_unknown(struct load *load)
 	offer_words(&nearest, kind);
 	if (home)
 		config_report_error(
-			load->report, origin, "'%s' does not belong %s%s; write it %s%s",
+			load->report, origin, "'%.60s' does not belong %s%s; write it %s%s",
 			load->unknown, where, name,
 			home->name ? "in section " : "at the top level, behind a closing }",
 			home->name ? home->name : "");
 	else if (nearest.best)
 		config_report_error(load->report, origin,
-				    "unknown keyword '%s' %s%s; did you mean '%s'?", load->unknown,
-				    where, name, nearest.best);
+				    "unknown keyword '%.60s' %s%s; did you mean '%s'?",
+				    load->unknown, where, name, nearest.best);
 	else
 		config_report_error(load->report, origin,
-				    "unknown keyword '%s' %s%s; penstockd --keywords lists all",
+				    "unknown keyword '%.60s' %s%s; penstockd --keywords lists all",
 				    load->unknown, where, name);
 }
 
@@ -460,7 +460,6 @@ parse_all(struct load *load)
 	bool goes_on;
 	unsigned int tries = 0;
 	do {
-		goes_on = false;
 		bool is_read = parse(load);
 		if (load->text->open || !is_read)
 			mark_unfinished(load);
@@ -747,12 +746,13 @@ static int
 keep_file_names(struct generation *generation, const struct config_report *report)
 {
 	generation->files = calloc(report->file_count, sizeof(*generation->files));
-	for (; generation->files && generation->file_count < report->file_count;
-	     generation->file_count++) {
-		generation->files[generation->file_count] =
-			strdup(report->files[generation->file_count]);
-		if (!generation->files[generation->file_count])
+	if (!generation->files)
+		return -1;
+	while (generation->file_count < report->file_count) {
+		char *file = strdup(report->files[generation->file_count]);
+		if (!file)
 			return -1;
+		generation->files[generation->file_count++] = file;
 	}
 	for (size_t i = 0; i < generation->tunnel_count; i++) {
 		struct origin *origin = &generation->tunnels[i]->origin;
@@ -761,7 +761,7 @@ keep_file_names(struct generation *generation, const struct config_report *repor
 			file++;
 		origin->file = generation->files[file];
 	}
-	return generation->files ? 0 : -1;
+	return 0;
 }
 
 static void
@@ -796,8 +796,8 @@ run(struct load *load, const char *path, const struct service *const *services)
 	apply_global(load, &log_kind, &load->generation->log);
 	apply_global(load, &timeouts_kind, &load->generation->timeouts);
 	apply_tunnels(load);
-	config_check(load->generation, &load->listens, &load->connects, &load->binds, services,
-		     load->report);
+	config_check_generation(load->generation, &load->listens, &load->connects, &load->binds,
+				services, load->report);
 	if (load->report->errors == 0 && keep_file_names(load->generation, load->report))
 		refuse_memory(load);
 }

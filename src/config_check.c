@@ -111,12 +111,12 @@ find_service(const struct check *check, const char *name)
 }
 
 static void
-check_duplicate(const struct check *check, const struct config_place *place,
-		const struct config_place *other)
+check_duplicate(const struct check *check, struct config_place *place, struct config_place *other)
 {
 	const struct address *address = listen_of(check, place);
 	if (has_no_port(address) || strcmp(address->text, listen_of(check, other)->text) != 0)
 		return;
+	place->is_used = other->is_used = true; /* which of them is meant is not known */
 	config_report_error(
 		check->report, place->origin,
 		"tunnel \"%s\" listens on %s, where tunnel \"%s\" listens already (%s:%u); "
@@ -347,9 +347,9 @@ allocate_internal(const struct check *check)
 }
 
 void
-config_check(struct generation *generation, struct config_places *listens,
-	     struct config_places *connects, const struct config_places *binds,
-	     const struct service *const *services, struct config_report *report)
+config_check_generation(struct generation *generation, struct config_places *listens,
+			struct config_places *connects, const struct config_places *binds,
+			const struct service *const *services, struct config_report *report)
 {
 	struct check check = { .generation = generation,
 			       .listens = listens,

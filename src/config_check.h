@@ -27,8 +27,8 @@ struct config_places {
 /* Checks the generation and fills `internal` of its tunnels. The places stand in the order of the
  * tunnels, one for each address; `binds` has one for each tunnel with a bind. Listens are reordered.
  * `services` ends with NULL. O(addresses * log addresses). */
-void config_check(struct generation *generation, struct config_places *listens,
-		  struct config_places *connects, const struct config_places *binds,
-		  const struct service *const *services, struct config_report *report);
+void config_check_generation(struct generation *generation, struct config_places *listens,
+			     struct config_places *connects, const struct config_places *binds,
+			     const struct service *const *services, struct config_report *report);
 
 #endif

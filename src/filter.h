@@ -2,31 +2,34 @@
  * filter: the contract of one transformation of a byte stream. No code here.
  *
  * A filter has two flows, in (endpoint -> core) and out (core -> endpoint). It moves bytes between
- * two evbuffers and knows neither socket, clock, log nor neighbour; the stack steps it. Configuration
- * is one object, shared by all workers; state is another, one for each connection and on its thread.
+ * two evbuffers and knows neither socket, clock, log nor neighbour; the stack steps it.
+ * Configuration is one object, shared by all workers; state is another, one for each connection
+ * and on its thread.
  *
  *  1. A step takes from the front of `src`, appends to the end of `dst`, and does nothing else.
  *  2. Room is a matter of some or none. With some, `dst` may grow past it by at most
- *     FILTER_RECORD_BYTES, and the filter does not rest for lack of room. With none it does not grow.
+ *     FILTER_RECORD_BYTES, and the filter does not rest for lack of room. With none it does not
+ *     grow.
  *  3. A filter at rest is stepped again only when its source, its end, its flush mode or its room
- *     (none became some) changed, or its other flow moved. A step that takes nothing, gives nothing
- *     and does not end is at rest, whatever it returns.
+ *     (none became some) changed, or its other flow moved. A step that takes nothing, gives
+ *     nothing and does not end is at rest, whatever it returns.
  *  4. After a step that moved anything the filter's other flow is stepped once, even with an empty
  *     source. Both are stepped once at open.
- *  5. What waits inside to be given in a flow, taken by it or made for it by the other flow (handshake,
- *     alert, KeyUpdate, ticket), is at most FILTER_KEPT_BYTES; full means that who would add rests.
- *  6. End of stream is explicit. A flow whose source has ended (FILTER_FINISHED) delivers all, its own
- *     trailer included, then returns FILTER_END, once; a flow whose protocol has an end mark may do so
- *     at the mark already. An end before the mark is FAILURE_TRUNCATED, never FILTER_END. An ended
- *     flow is not stepped again; its other flow goes on.
- *  7. A failure is returned once, with kind and text; afterwards only close is called. A filter that
- *     owes its peer an alert gives that out first and fails in a later step of either flow.
+ *  5. What waits inside to be given in a flow, taken by it or made for it by the other flow
+ *     (handshake, alert, KeyUpdate, ticket), is at most FILTER_KEPT_BYTES; full means that who
+ *     would add rests.
+ *  6. End of stream is explicit. A flow whose source has ended (FILTER_FINISHED) delivers all, its
+ *     own trailer included, then returns FILTER_END, once; a flow whose protocol has an end mark
+ *     may do so at the mark already. An end before the mark is FAILURE_TRUNCATED, never
+ *     FILTER_END. An ended flow is not stepped again; its other flow goes on.
+ *  7. A failure is returned once, with kind and text; afterwards only close is called. A filter
+ *     that owes its peer an alert gives that out first and fails in a later step of either flow.
  *  8. Configuration is read-only and outlives every state opened from it.
- *  9. `ready` says whether the opening exchange is over: until then the far side is not connected, so
- *     an unproved stranger costs no connection. Once true it stays true.
- * 10. FILTER_PASS: all that the flow took has been given and from here on it would only copy. The stack
- *     leaves it out of that flow; what still waits in `src` goes on, in order. A filter that has
- *     passed in both flows is ready, and is closed at once.
+ *  9. `ready` says whether the opening exchange is over: until then the far side is not connected,
+ *     so an unproved stranger costs no connection. Once true it stays true.
+ * 10. FILTER_PASS: all that the flow took has been given and from here on it would only copy. The
+ *     stack leaves it out of that flow; what still waits in `src` goes on, in order. A filter that
+ *     has passed in both flows is ready, and is closed at once.
  * 11. What a filter learns of the peers goes to the connection's facts, marked as seen or as told;
  *     never from told to seen.
  *
@@ -90,16 +93,18 @@ struct filter_type {
 	const char *name; /* of its section in the file, and before the colon in a chain */
 	unsigned int traits;
 
-	/* Configuration: a zeroed object of conf_bytes gets the values of a section by `keywords` (ends
-	 * with name NULL), then `configure` checks them together and prepares what connections share
-	 * (reads files, may take long), or fails. `discard` frees what the object owns, its texts
-	 * included, not the object; also after a failed configure. conf_bytes 0: conf is NULL. */
+	/* Configuration: a zeroed object of conf_bytes gets the values of a section by `keywords`
+	 * (ends with name NULL), then `configure` checks them together and prepares what
+	 * connections share (reads files, may take long), or fails. `discard` frees what the
+	 * object owns, its texts included, not the object; also after a failed configure.
+	 * conf_bytes 0: conf is NULL. */
 	size_t conf_bytes;
 	const struct keyword *keywords;
 	int (*configure)(void *conf, struct failure *why); /* or NULL */
 	void (*discard)(void *conf);                       /* or NULL */
 
-	/* State of one connection. The facts are the connection's and outlive the state. */
+	/* State of one connection; NULL only with *why filled. The facts are the connection's and
+	 * outlive the state. */
 	void *(*open)(const void *conf, enum filter_side side, struct facts *facts,
 		      struct failure *why);
 	enum filter_result (*step)(void *state, enum filter_flow flow, struct filter_io *io);

@@ -48,15 +48,15 @@ struct owner {
 struct keyword {
 	const char *name;
 	enum keyword_type type;
+	enum keyword_effect effect;
 	const char *fallback; /* the default, as an operator would write it; "" = an empty text or
 				 list; NULL = none, required */
 	uint64_t least, most; /* inclusive range of a count, duration, size or rate; the default is
 				 allowed even where it lies outside (0 = none) */
 	const char *const *choices; /* KEYWORD_CHOICE: NULL-terminated words */
 	size_t offset;              /* of the value in the section's object */
-	enum keyword_effect effect;
-	const char *unit; /* for the manual: "bytes", "connections"; NULL = none */
-	const char *help; /* one sentence */
+	const char *unit;           /* for the manual: "bytes", "connections"; NULL = none */
+	const char *help;           /* one sentence */
 };
 
 /* Where the operator wrote something: for messages. line 0 = not written, a default. */

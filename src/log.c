@@ -19,7 +19,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-#define RING_BYTES     (256 * 1024)
+#define RING_BYTES     (1024 * 1024)
 #define OUTPUT_BYTES   (32 * 1024)
 #define REPEATS        8 /* different lines remembered */
 #define REPEAT_NS      NS_PER_S
@@ -43,7 +43,7 @@ struct ring {
 	atomic_size_t head; /* the owner's */
 	atomic_uint_fast64_t dropped;
 	_Alignas(struct log_record) char bytes[RING_BYTES + sizeof(struct log_record)];
-	/* Of the log thread, and a quarter of a megabyte away from the owner's cache line. */
+	/* Of the log thread, and a megabyte away from the owner's cache line. */
 	atomic_size_t tail;
 	size_t end; /* head when this drain began */
 };

@@ -1,11 +1,11 @@
 /*
  * log: lines for the operator, from any thread, never blocking the one who writes.
  *
- * A line is formatted into a record of the calling thread's own bounded queue (256 KiB); one log
- * thread writes the records of all threads out in the order of their times: to stderr, journal or
- * file, as text or JSON. A full queue drops the line, counts it and says so once a second. A line
- * identical to one of the last eight within a second is counted, and then told as "repeated N times:
- * ..." when the second is over. What a line means is the caller's business.
+ * A line is formatted into a record of the calling thread's own bounded queue (1 MiB, 2500 lines with
+ * a dozen fields); one log thread writes the records of all threads out in the order of their times:
+ * to stderr, journal or file, as text or JSON. A full queue drops the line, counts it and says so once
+ * a second. A line identical to one of the last eight within a second is counted, and told as
+ * "repeated N times: ..." when the second is over. What a line means is the caller's business.
  */
 #ifndef PENSTOCK_LOG_H
 #define PENSTOCK_LOG_H

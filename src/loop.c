@@ -46,22 +46,11 @@ on_turn(evutil_socket_t fd, short what, void *context)
 	(void)what;
 
 	/* What is queued from now on runs in the turn after this one, so that I/O comes in between. */
-	struct task *last = NULL;
-	for (struct task *task = loop->tasks; task; task = task->next)
-		last = task;
-	while (last) {
+	unsigned int this = loop->turns++;
+	while (loop->tasks && loop->tasks->turn == this) {
 		struct task *task = loop->tasks;
-		if (!task)
-			break;
-		loop->tasks = task->next;
-		if (!loop->tasks)
-			loop->tasks_end = &loop->tasks;
-		task->next = NULL;
-		task->queued = false;
-		bool done = task == last;
+		loop_forget(loop, task);
 		task->run(task);
-		if (done)
-			break;
 	}
 	if (loop->tasks)
 		event_add(loop->turn, &(struct timeval){ 0, 0 });
@@ -142,6 +131,7 @@ loop_run_later(struct loop *loop, struct task *task)
 	if (task->queued)
 		return;
 	task->queued = true;
+	task->turn = loop->turns;
 	task->next = NULL;
 	/* A timer of zero and not event_active, which would run in this turn, before any I/O. */
 	if (!loop->tasks)

@@ -20,6 +20,7 @@ struct mailbox;
  * owner; zero it before first use. */
 struct task {
 	struct task *next;
+	unsigned int turn; /* that it was queued in */
 	bool queued;
 	void (*run)(struct task *task);
 };
@@ -44,6 +45,7 @@ struct loop {
 	struct mailbox *mailbox;
 
 	struct task *tasks, **tasks_end; /* for the next turn */
+	unsigned int turns;              /* so far; wraps */
 	struct event *turn;
 
 	struct block *block;  /* where the next read lands; NULL = take one */

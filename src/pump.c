@@ -13,8 +13,10 @@
 /* Splices below this, so many in a row, and it is copied again: small pieces are cheaper that way. */
 #define SHORT_SPLICE_BYTES ((size_t)16 * 1024)
 #define SHORT_SPLICES      4
-/* What a flow at a pair may still read at the cap of the memory: it has no kernel to leave bytes in. */
-#define PAIR_READ_BYTES ((size_t)1024)
+/* What a flow that has no kernel to leave bytes in may still read at the cap of the memory. */
+#define CAPPED_READ_BYTES ((size_t)1024)
+/* The most that waits in one buffer of a connection, give or take a record (filter.h, rule 2). */
+#define STORE_BYTES BLOCK_BYTES
 
 static const char *const wait_names[WAITS] = {
 	[WAIT_MOVING] = "moving",
@@ -30,15 +32,17 @@ static const char *const wait_names[WAITS] = {
 	[WAIT_TURN] = "turn",
 };
 
-/* One flow, with the endpoints it runs between, for the length of one run. */
+/* One flow, with the sides it runs between, for the length of one run. */
 struct stream {
 	struct pump *pump;
 	struct flow *flow;
 	const struct flow *other;
-	struct endpoint *source, *sink;
+	struct side *source, *sink;
 	enum wait unreadable, unwritable; /* what waiting for them is called */
 	size_t budget;
-	bool moved;
+	bool wants_read, wants_write; /* the events that would wake it */
+	bool moved;                   /* in this run */
+	bool progress;                /* since the stacks were stepped last */
 };
 
 enum step {
@@ -47,13 +51,6 @@ enum step {
 	STEP_BROKEN,
 };
 
-static enum step
-rest(struct stream *stream, enum wait cause)
-{
-	stream->flow->waiting.cause = cause;
-	return STEP_REST;
-}
-
 static bool
 is_over(const struct flow *flow)
 {
@@ -61,22 +58,103 @@ is_over(const struct flow *flow)
 }
 
 static bool
-holds_bytes(const struct flow *flow)
+is_handshaking(const struct stream *stream)
 {
-	return flow->pipe || flow->store;
+	return !stack_is_ready(stream->source->stack) || !stack_is_ready(stream->sink->stack);
+}
+
+static enum step
+rest(struct stream *stream, enum wait cause)
+{
+	stream->flow->waiting.cause = is_handshaking(stream) ? WAIT_HANDSHAKE : cause;
+	return STEP_REST;
+}
+
+static enum step
+rest_unreadable(struct stream *stream)
+{
+	stream->wants_read = true;
+	return rest(stream, stream->unreadable);
+}
+
+static enum step
+rest_unwritable(struct stream *stream)
+{
+	stream->wants_write = true;
+	return rest(stream, stream->unwritable);
 }
 
 static void
-drop_held(struct pump *pump, struct flow *flow)
+progress(struct stream *stream)
 {
-	if (flow->store) {
-		evbuffer_free(flow->store);
-		flow->store = NULL;
+	stream->moved = true;
+	stream->progress = true;
+}
+
+/* The buffer that reads go to, and the one that writes come from: the core itself where no filter is. */
+static struct evbuffer **
+first(struct stream *stream)
+{
+	return stream->source->stack ? &stream->source->in : &stream->flow->store;
+}
+
+static struct evbuffer **
+last(struct stream *stream)
+{
+	return stream->sink->stack ? &stream->sink->out : &stream->flow->store;
+}
+
+static size_t
+length(const struct evbuffer *buffer)
+{
+	return buffer ? evbuffer_get_length(buffer) : 0;
+}
+
+static int
+need(struct evbuffer **buffer, struct failure *why)
+{
+	if (!*buffer)
+		*buffer = evbuffer_new();
+	return *buffer ? 0 : failure_set(why, FAILURE_MEMORY, "no memory for a buffer");
+}
+
+/* An idle connection holds no buffer. */
+static void
+shed(struct evbuffer **buffer)
+{
+	if (*buffer && !evbuffer_get_length(*buffer)) {
+		evbuffer_free(*buffer);
+		*buffer = NULL;
 	}
-	if (flow->pipe) {
+}
+
+static void
+drop(struct evbuffer **buffer)
+{
+	if (*buffer)
+		evbuffer_free(*buffer);
+	*buffer = NULL;
+}
+
+/* Whether the flow's end has come out of the source's stack, and out of the sink's. */
+static bool
+core_ended(const struct stream *stream)
+{
+	return stream->source->stack ? stream->source->in_ended : stream->flow->source_ended;
+}
+
+static bool
+all_ended(const struct stream *stream)
+{
+	return stream->sink->stack ? stream->sink->out_ended : core_ended(stream);
+}
+
+static void
+drop_pipe(struct pump *pump, struct flow *flow)
+{
+	if (flow->pipe)
 		loop_give_pipe(pump->loop, flow->pipe);
-		flow->pipe = NULL;
-	}
+	flow->pipe = NULL;
 }
 
 /* The sink takes nothing any more. What its peer sent before that is still to be read to its end, so
@@ -85,53 +163,38 @@ static void
 cut(struct stream *stream)
 {
 	stream->flow->state = FLOW_CUT;
-	drop_held(stream->pump, stream->flow);
-	stream->sink->readable = true;
-	stream->moved = true;
-}
-
-static int
-keep(struct stream *stream, const char *from, size_t bytes, struct failure *why)
-{
-	struct flow *flow = stream->flow;
-	if (!flow->store) {
-		flow->store = evbuffer_new();
-		if (!flow->store)
-			return failure_set(why, FAILURE_MEMORY, "no memory to keep %zu bytes",
-					   bytes);
-	}
-	return loop_keep(stream->pump->loop, flow->store, from, bytes, why);
+	drop(last(stream));
+	drop(&stream->flow->store);
+	drop_pipe(stream->pump, stream->flow);
+	stream->sink->endpoint.readable = true;
+	progress(stream);
 }
 
 static void
 count(struct stream *stream, size_t bytes)
 {
 	stream->flow->bytes += bytes;
-	stream->moved = true;
+	progress(stream);
 }
 
 static void
 spend(struct stream *stream, size_t bytes)
 {
 	stream->budget -= bytes < stream->budget ? bytes : stream->budget;
+	progress(stream);
 }
 
 /* What a read that moved nothing means. */
 static enum step
 not_read(struct stream *stream, enum endpoint_result result)
 {
-	switch (result) {
-	case ENDPOINT_END:
-		stream->flow->source_ended = true;
-		stream->moved = true;
-		return STEP_ON;
-	case ENDPOINT_BROKEN:
+	if (result == ENDPOINT_BROKEN)
 		return STEP_BROKEN;
-	case ENDPOINT_MOVED:
-	case ENDPOINT_WAIT:
-		break;
-	}
-	return rest(stream, stream->unreadable);
+	if (result != ENDPOINT_END)
+		return rest_unreadable(stream);
+	stream->flow->source_ended = true;
+	progress(stream);
+	return STEP_ON;
 }
 
 static enum step
@@ -142,64 +205,59 @@ drain_pipe(struct stream *stream)
 	size_t moved;
 
 	enum endpoint_result result =
-		endpoint_splice_out(stream->sink, flow->pipe, &moved, &ignored);
+		endpoint_splice_out(&stream->sink->endpoint, flow->pipe, &moved, &ignored);
 	if (result == ENDPOINT_BROKEN) {
 		cut(stream);
 		return STEP_ON;
 	}
 	count(stream, moved);
 	if (flow->pipe->held_bytes)
-		return rest(stream, stream->unwritable);
-	loop_give_pipe(stream->pump->loop, flow->pipe);
-	flow->pipe = NULL;
+		return rest_unwritable(stream);
+	drop_pipe(stream->pump, flow);
 	return STEP_ON;
 }
 
 static enum step
-drain_store(struct stream *stream)
+drain_buffer(struct stream *stream)
 {
-	struct flow *flow = stream->flow;
+	struct endpoint *sink = &stream->sink->endpoint;
+	struct evbuffer **buffer = last(stream);
 	struct failure ignored;
 	size_t moved = 0;
 
-	enum endpoint_result result =
-		stream->sink->kind->write(stream->sink, flow->store, SIZE_MAX, &moved, &ignored);
+	enum endpoint_result result = sink->kind->write(sink, *buffer, SIZE_MAX, &moved, &ignored);
 	if (result == ENDPOINT_BROKEN) {
 		cut(stream);
 		return STEP_ON;
 	}
 	if (moved)
 		count(stream, moved);
-	if (evbuffer_get_length(flow->store))
-		return rest(stream, stream->unwritable);
-	evbuffer_free(flow->store);
-	flow->store = NULL;
+	if (evbuffer_get_length(*buffer))
+		return rest_unwritable(stream);
+	drop(buffer);
 	return STEP_ON;
 }
 
 static enum step
 drain(struct stream *stream)
 {
-	if (!stream->sink->writable)
-		return rest(stream, stream->unwritable);
-	return stream->flow->pipe ? drain_pipe(stream) : drain_store(stream);
+	if (!stream->sink->endpoint.writable)
+		return rest_unwritable(stream);
+	return stream->flow->pipe ? drain_pipe(stream) : drain_buffer(stream);
 }
 
 /* Reads what nobody wants any more, so that the peer's last bytes are not answered by a reset. */
 static enum step
 discard(struct stream *stream, struct failure *why)
 {
-	struct evbuffer *waste = evbuffer_new();
+	struct endpoint *source = &stream->source->endpoint;
+	struct evbuffer *waste = NULL;
 	size_t moved = 0;
-	enum endpoint_result result = ENDPOINT_BROKEN;
 
-	if (waste) {
-		result =
-			stream->source->kind->read(stream->source, waste, BLOCK_BYTES, &moved, why);
-		evbuffer_free(waste);
-	} else {
-		failure_set(why, FAILURE_MEMORY, "no memory to read");
-	}
+	if (need(&waste, why) < 0)
+		return STEP_BROKEN;
+	enum endpoint_result result = source->kind->read(source, waste, BLOCK_BYTES, &moved, why);
+	evbuffer_free(waste);
 	if (result != ENDPOINT_MOVED)
 		return not_read(stream, result);
 	spend(stream, moved);
@@ -210,29 +268,30 @@ discard(struct stream *stream, struct failure *why)
 static enum step
 copy_without_keeping(struct stream *stream, struct failure *why)
 {
+	struct endpoint *source = &stream->source->endpoint;
 	struct failure ignored;
 	size_t seen, sent;
 	char *scratch = loop_scratch(stream->pump->loop);
+
 	if (!scratch) {
 		failure_set(why, FAILURE_MEMORY, "no memory to read");
 		return STEP_BROKEN;
 	}
-	enum endpoint_result result =
-		endpoint_peek(stream->source, scratch, BLOCK_BYTES, &seen, why);
+	enum endpoint_result result = endpoint_peek(source, scratch, BLOCK_BYTES, &seen, why);
 	if (result != ENDPOINT_MOVED)
 		return not_read(stream, result);
-	result = endpoint_send(stream->sink, scratch, seen, &sent, &ignored);
+	result = endpoint_send(&stream->sink->endpoint, scratch, seen, &sent, &ignored);
 	if (result == ENDPOINT_BROKEN) {
 		cut(stream);
 		return STEP_ON;
 	}
-	endpoint_skip(stream->source, scratch, sent);
+	endpoint_skip(source, scratch, sent);
 	spend(stream, sent);
 	count(stream, sent);
 	if (sent == seen)
 		return STEP_ON;
-	stream->source->readable = true;
-	return rest(stream, stream->unwritable);
+	source->readable = true;
+	return rest_unwritable(stream);
 }
 
 /* From socket to socket with no filter between: one read, one write, and no buffer unless the write
@@ -240,29 +299,34 @@ copy_without_keeping(struct stream *stream, struct failure *why)
 static enum step
 copy(struct stream *stream, size_t most, struct failure *why)
 {
+	struct flow *flow = stream->flow;
 	struct failure ignored;
 	size_t seen, sent;
 	char *scratch = loop_scratch(stream->pump->loop);
+
 	if (!scratch) {
 		failure_set(why, FAILURE_MEMORY, "no memory to read");
 		return STEP_BROKEN;
 	}
-	enum endpoint_result result = endpoint_receive(stream->source, scratch, most, &seen, why);
+	enum endpoint_result result =
+		endpoint_receive(&stream->source->endpoint, scratch, most, &seen, why);
 	if (result != ENDPOINT_MOVED)
 		return not_read(stream, result);
 	spend(stream, seen);
 	if (seen < LONG_READ_BYTES)
-		stream->flow->long_reads = 0;
-	else if (stream->flow->long_reads < 2)
-		stream->flow->long_reads++;
+		flow->long_reads = 0;
+	else if (flow->long_reads < 2)
+		flow->long_reads++;
 
-	result = endpoint_send(stream->sink, scratch, seen, &sent, &ignored);
+	result = endpoint_send(&stream->sink->endpoint, scratch, seen, &sent, &ignored);
 	if (result == ENDPOINT_BROKEN) {
 		cut(stream);
 		return STEP_ON;
 	}
 	count(stream, sent);
-	if (sent < seen && keep(stream, scratch + sent, seen - sent, why) < 0)
+	if (sent < seen &&
+	    (need(&flow->store, why) < 0 ||
+	     loop_keep(stream->pump->loop, flow->store, scratch + sent, seen - sent, why) < 0))
 		return STEP_BROKEN;
 	return STEP_ON;
 }
@@ -270,13 +334,14 @@ copy(struct stream *stream, size_t most, struct failure *why)
 static enum step
 splice_bulk(struct stream *stream, struct pipe *pipe, struct failure *why)
 {
+	struct endpoint *source = &stream->source->endpoint;
 	struct flow *flow = stream->flow;
 	size_t moved;
 
-	enum endpoint_result result = endpoint_splice_in(stream->source, pipe, &moved, why);
+	enum endpoint_result result = endpoint_splice_in(source, pipe, &moved, why);
 	if (result != ENDPOINT_MOVED) {
 		loop_give_pipe(stream->pump->loop, pipe);
-		if (result == ENDPOINT_WAIT && stream->source->readable) {
+		if (result == ENDPOINT_WAIT && source->readable) {
 			stream->pump->may_splice = false; /* not with these sockets */
 			return STEP_ON;
 		}
@@ -292,41 +357,39 @@ splice_bulk(struct stream *stream, struct pipe *pipe, struct failure *why)
 	return drain_pipe(stream);
 }
 
-/* Through buffers: where a pair is at one end. */
+/* Through buffers: where there is a filter or a pair. */
 static enum step
-fill_store(struct stream *stream, size_t most, struct failure *why)
+fill_buffer(struct stream *stream, size_t most, struct failure *why)
 {
-	struct flow *flow = stream->flow;
+	struct endpoint *source = &stream->source->endpoint;
+	struct evbuffer **buffer = first(stream);
 	size_t moved = 0;
 
 	if (!most)
-		most = PAIR_READ_BYTES;
-	flow->store = evbuffer_new();
-	if (!flow->store) {
-		failure_set(why, FAILURE_MEMORY, "no memory to read");
+		most = CAPPED_READ_BYTES;
+	if (most > STORE_BYTES - length(*buffer))
+		most = STORE_BYTES - length(*buffer);
+	if (need(buffer, why) < 0)
 		return STEP_BROKEN;
-	}
-	enum endpoint_result result =
-		stream->source->kind->read(stream->source, flow->store, most, &moved, why);
-	if (result == ENDPOINT_MOVED) {
-		spend(stream, moved);
-		return STEP_ON;
-	}
-	evbuffer_free(flow->store);
-	flow->store = NULL;
-	return not_read(stream, result);
+	enum endpoint_result result = source->kind->read(source, *buffer, most, &moved, why);
+	if (result != ENDPOINT_MOVED)
+		return not_read(stream, result);
+	spend(stream, moved);
+	return STEP_ON;
 }
 
 static enum step
 fill(struct stream *stream, struct failure *why)
 {
 	struct pump *pump = stream->pump;
+	struct side *source = stream->source, *sink = stream->sink;
 	size_t most = loop_read_most(pump->loop);
 
 	if (most > stream->budget)
 		most = stream->budget;
-	if (!endpoint_is_socket(stream->source) || !endpoint_is_socket(stream->sink))
-		return fill_store(stream, most, why);
+	if (source->stack || sink->stack || !endpoint_is_socket(&source->endpoint) ||
+	    !endpoint_is_socket(&sink->endpoint))
+		return fill_buffer(stream, most, why);
 	if (pump->may_splice && stream->flow->long_reads >= 2) {
 		struct pipe *pipe = loop_take_pipe(pump->loop);
 		if (pipe)
@@ -338,10 +401,22 @@ fill(struct stream *stream, struct failure *why)
 static void
 pass_end(struct stream *stream)
 {
+	struct endpoint *sink = &stream->sink->endpoint;
+
 	/* If the other flow is over as well, closing the sink says the same, without a call of its own. */
 	if (!is_over(stream->other))
-		stream->sink->kind->shutdown(stream->sink);
+		sink->kind->shutdown(sink);
 	stream->flow->state = FLOW_ENDED;
+}
+
+/* Whether reading more would only pile it up: the sink does not take what there is. */
+static bool
+is_full(struct stream *stream)
+{
+	if (stream->source->stack || stream->sink->stack)
+		return length(stream->flow->store) >= STORE_BYTES ||
+		       length(*first(stream)) >= STORE_BYTES;
+	return !stream->sink->endpoint.writable;
 }
 
 /* The next step of a flow, in the order that keeps its bytes in order: what is held, the end, more. */
@@ -352,22 +427,87 @@ step(struct stream *stream, struct failure *why)
 
 	if (flow->state == FLOW_ENDED)
 		return STEP_REST;
-	if (holds_bytes(flow))
+	if (flow->pipe || length(*last(stream)))
 		return drain(stream);
-	if (flow->source_ended) {
-		if (flow->state == FLOW_OPEN)
-			pass_end(stream);
+	if (flow->state == FLOW_OPEN && all_ended(stream)) {
+		pass_end(stream);
 		return STEP_REST;
 	}
-	if (!stream->source->readable)
-		return rest(stream, stream->unreadable);
+	if (flow->source_ended)
+		return rest(stream, stream->unwritable);
+	if (!stream->source->endpoint.readable)
+		return rest_unreadable(stream);
 	if (!stream->budget)
 		return rest(stream, WAIT_TURN);
-	if (flow->state == FLOW_CUT)
+	if (flow->state == FLOW_CUT || core_ended(stream))
 		return discard(stream, why);
-	if (!stream->sink->writable)
-		return rest(stream, stream->unwritable);
+	if (is_full(stream))
+		return rest_unwritable(stream);
 	return fill(stream, why);
+}
+
+/* --- stacks --------------------------------------------------------------------------------------- */
+
+static enum filter_flush
+flush_of(bool ended, bool dry)
+{
+	if (ended)
+		return FILTER_FINISHED;
+	return dry ? FILTER_FLUSH : FILTER_NORMAL;
+}
+
+static size_t
+room(const struct evbuffer *buffer)
+{
+	size_t bytes = length(buffer);
+	return bytes < STORE_BYTES ? STORE_BYTES - bytes : 0;
+}
+
+/* Steps the filters of one side: `in` is the flow that begins there, `out` the one that ends there. */
+static enum step
+step_stack(struct side *side, struct stream *in, struct stream *out, struct failure *why)
+{
+	if (need(&side->in, why) < 0 || need(&side->out, why) < 0 ||
+	    need(&in->flow->store, why) < 0 || need(&out->flow->store, why) < 0)
+		return STEP_BROKEN;
+	struct stack_flow flows[FILTER_FLOWS] = {
+		[FILTER_IN] = { .src = side->in,
+				.dst = in->flow->store,
+				.room_bytes = room(in->flow->store),
+				.flush = flush_of(in->flow->source_ended,
+						  !side->endpoint.readable) },
+		[FILTER_OUT] = { .src = out->flow->store,
+				 .dst = side->out,
+				 .room_bytes = room(side->out),
+				 .flush = flush_of(core_ended(out),
+						   !out->source->endpoint.readable) },
+	};
+	enum stack_result result = stack_step(side->stack, flows, why);
+	if (result == STACK_FAILED)
+		return STEP_BROKEN;
+	bool ended = flows[FILTER_IN].ended != side->in_ended ||
+		     flows[FILTER_OUT].ended != side->out_ended;
+	side->in_ended = flows[FILTER_IN].ended;
+	side->out_ended = flows[FILTER_OUT].ended;
+	if (in->flow->state == FLOW_CUT)
+		drop(&in->flow->store);
+	if (out->flow->state == FLOW_CUT)
+		drop(&side->out);
+	if (result == STACK_REST && !ended)
+		return STEP_REST;
+	in->moved = true;
+	return STEP_ON;
+}
+
+/* Filters that have all passed are not asked any more. */
+static void
+leave_out(struct side *side)
+{
+	if (!stack_is_empty(side->stack, FILTER_IN) || !stack_is_empty(side->stack, FILTER_OUT) ||
+	    length(side->in) || length(side->out))
+		return;
+	stack_close(side->stack);
+	side->stack = NULL;
 }
 
 static struct stream
@@ -377,8 +517,8 @@ stream_of(struct pump *pump, enum pump_flow name)
 		.pump = pump,
 		.flow = &pump->flow[name],
 		.other = &pump->flow[name == FLOW_UP ? FLOW_DOWN : FLOW_UP],
-		.source = &pump->side[name == FLOW_UP ? SIDE_NEAR : SIDE_FAR].endpoint,
-		.sink = &pump->side[name == FLOW_UP ? SIDE_FAR : SIDE_NEAR].endpoint,
+		.source = &pump->side[name == FLOW_UP ? SIDE_NEAR : SIDE_FAR],
+		.sink = &pump->side[name == FLOW_UP ? SIDE_FAR : SIDE_NEAR],
 		.unreadable = name == FLOW_UP ? WAIT_NEAR_READABLE : WAIT_FAR_READABLE,
 		.unwritable = name == FLOW_UP ? WAIT_FAR_WRITABLE : WAIT_NEAR_WRITABLE,
 		.budget = TURN_BYTES,
@@ -401,60 +541,98 @@ pump_account(struct pump *pump, uint64_t now_ns)
 	pump->clock_ns = now_ns;
 }
 
-/* Runs both flows until neither can move. A flow that ends or is cut can wake the other one. */
+static enum step
+run_stacks(struct stream streams[2], struct failure *why)
+{
+	struct pump *pump = streams[FLOW_UP].pump;
+	enum step result = STEP_REST;
+
+	for (uint8_t side = SIDE_NEAR; side <= SIDE_FAR; side++) {
+		if (!pump->side[side].stack)
+			continue;
+		enum step next =
+			step_stack(&pump->side[side], &streams[side], &streams[!side], why);
+		if (next == STEP_BROKEN) {
+			pump->broken_side = side;
+			return STEP_BROKEN;
+		}
+		if (next == STEP_ON)
+			result = STEP_ON;
+		leave_out(&pump->side[side]);
+	}
+	return result;
+}
+
+/* Runs both flows until neither can move. One that ends or is cut can wake the other, and so can the
+ * filters between them. */
 static enum step
 run_flows(struct stream streams[2], struct failure *why)
 {
-	bool again;
+	struct pump *pump = streams[FLOW_UP].pump;
+	bool again, stacked;
 
 	do {
-		again = false;
-		for (int name = FLOW_UP; name <= FLOW_DOWN; name++) {
+		stacked = pump->side[SIDE_NEAR].stack || pump->side[SIDE_FAR].stack;
+		enum step stepped = stacked ? run_stacks(streams, why) : STEP_REST;
+		if (stepped == STEP_BROKEN)
+			return STEP_BROKEN;
+		again = stepped == STEP_ON;
+		for (uint8_t name = FLOW_UP; name <= FLOW_DOWN; name++) {
 			struct stream *stream = &streams[name];
 			uint8_t state_before = stream->flow->state;
 			enum step next;
+			stream->progress = stream->wants_read = stream->wants_write = false;
 			while ((next = step(stream, why)) == STEP_ON)
 				;
 			if (next == STEP_BROKEN) {
-				stream->pump->broken_side = name == FLOW_UP ? SIDE_NEAR : SIDE_FAR;
+				pump->broken_side = name;
 				return STEP_BROKEN;
 			}
-			again |= stream->flow->state != state_before;
+			again |= stream->flow->state != state_before ||
+				 (stacked && stream->progress);
 		}
 	} while (again);
 	return STEP_REST;
 }
 
-static bool
-waits(const struct flow *flow, enum wait cause)
+static int
+watch_side(struct side *side, struct failure *why)
 {
-	return !is_over(flow) && flow->waiting.cause == cause;
+	return side->endpoint.kind ? side->endpoint.kind->watch(&side->endpoint, why) : 0;
 }
 
 /* Asks the endpoints for the events that would end a wait, and for no others. */
 static int
 watch(struct stream streams[2], struct failure *why)
 {
-	struct pump *pump = streams[0].pump;
+	struct pump *pump = streams[FLOW_UP].pump;
 
-	for (int name = FLOW_UP; name <= FLOW_DOWN; name++) {
+	for (uint8_t name = FLOW_UP; name <= FLOW_DOWN; name++) {
 		struct stream *stream = &streams[name];
-		bool turn = waits(stream->flow, WAIT_TURN);
+		bool turn = !is_over(stream->flow) && stream->flow->waiting.cause == WAIT_TURN;
 		/* A socket with more to read says so by itself in the next turn. */
-		stream->source->want_readable = turn || waits(stream->flow, stream->unreadable);
-		stream->sink->want_writable = waits(stream->flow, stream->unwritable);
-		if (turn && !endpoint_is_socket(stream->source))
+		bool told = turn && endpoint_is_socket(&stream->source->endpoint);
+		stream->source->endpoint.want_readable = told || stream->wants_read;
+		stream->sink->endpoint.want_writable = stream->wants_write;
+		if (turn && !told)
 			loop_run_later(pump->loop, &pump->turn);
 	}
-	if (streams[0].source->kind->watch(streams[0].source, why) < 0) {
-		pump->broken_side = SIDE_NEAR;
-		return -1;
-	}
-	if (streams[0].sink->kind->watch(streams[0].sink, why) < 0) {
-		pump->broken_side = SIDE_FAR;
-		return -1;
-	}
+	for (uint8_t side = SIDE_NEAR; side <= SIDE_FAR; side++)
+		if (watch_side(&pump->side[side], why) < 0) {
+			pump->broken_side = side;
+			return -1;
+		}
 	return 0;
+}
+
+static void
+shed_all(struct pump *pump)
+{
+	for (int i = 0; i < 2; i++) {
+		shed(&pump->side[i].in);
+		shed(&pump->side[i].out);
+		shed(&pump->flow[i].store);
+	}
 }
 
 enum pump_result
@@ -464,7 +642,7 @@ pump_run(struct pump *pump, struct failure *why)
 	uint64_t began_ns = clock_now_ns();
 
 	pump_account(pump, began_ns);
-	enum step last = run_flows(streams, why);
+	enum step result = run_flows(streams, why);
 	pump->moved = streams[FLOW_UP].moved || streams[FLOW_DOWN].moved;
 
 	/* The time of a run is moving for the flow that moved, waiting for the other. */
@@ -475,7 +653,8 @@ pump_run(struct pump *pump, struct failure *why)
 			     stream->moved ? WAIT_MOVING : stream->flow->waiting.cause,
 			     pump->clock_ns - began_ns);
 	}
-	if (last == STEP_BROKEN)
+	shed_all(pump);
+	if (result == STEP_BROKEN)
 		return PUMP_BROKEN;
 	if (is_over(&pump->flow[FLOW_UP]) && is_over(&pump->flow[FLOW_DOWN]))
 		return PUMP_ENDED;
@@ -485,14 +664,18 @@ pump_run(struct pump *pump, struct failure *why)
 void
 pump_push(struct pump *pump)
 {
-	enum pump_flow name = pump->broken_side == SIDE_NEAR ? FLOW_UP : FLOW_DOWN;
-	struct stream stream = stream_of(pump, name);
+	struct stream stream = stream_of(pump, (enum pump_flow)pump->broken_side);
+	struct stream back = stream_of(pump, (enum pump_flow) !pump->broken_side);
 
-	if (!stream.sink->kind || stream.flow->state != FLOW_OPEN)
-		return;
-	stream.sink->writable = true;
-	while (holds_bytes(stream.flow) && drain(&stream) == STEP_ON)
-		;
+	if (stream.sink->endpoint.kind && stream.flow->state == FLOW_OPEN) {
+		stream.sink->endpoint.writable = true;
+		while ((stream.flow->pipe || length(*last(&stream))) && drain(&stream) == STEP_ON)
+			;
+	}
+	/* A filter that failed may owe its own peer some last words. */
+	if (stream.source->stack && back.flow->state == FLOW_OPEN)
+		while (length(stream.source->out) && drain(&back) == STEP_ON)
+			;
 }
 
 void
@@ -522,15 +705,23 @@ pump_is_half_open(const struct pump *pump)
 bool
 pump_is_blocked(const struct pump *pump)
 {
-	return waits(&pump->flow[FLOW_UP], WAIT_FAR_WRITABLE) ||
-	       waits(&pump->flow[FLOW_DOWN], WAIT_NEAR_WRITABLE);
+	return (!is_over(&pump->flow[FLOW_UP]) &&
+		pump->flow[FLOW_UP].waiting.cause == WAIT_FAR_WRITABLE) ||
+	       (!is_over(&pump->flow[FLOW_DOWN]) &&
+		pump->flow[FLOW_DOWN].waiting.cause == WAIT_NEAR_WRITABLE);
 }
 
 void
 pump_close(struct pump *pump)
 {
-	drop_held(pump, &pump->flow[FLOW_UP]);
-	drop_held(pump, &pump->flow[FLOW_DOWN]);
+	for (int i = 0; i < 2; i++) {
+		drop_pipe(pump, &pump->flow[i]);
+		drop(&pump->flow[i].store);
+		drop(&pump->side[i].in);
+		drop(&pump->side[i].out);
+		stack_close(pump->side[i].stack);
+		pump->side[i].stack = NULL;
+	}
 	loop_forget(pump->loop, &pump->turn);
 }
 

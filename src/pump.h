@@ -9,6 +9,7 @@
 
 #include "endpoint.h"
 #include "loop.h"
+#include "stack.h"
 
 enum pump_side { SIDE_NEAR, SIDE_FAR };
 enum pump_flow { FLOW_UP, FLOW_DOWN }; /* FLOW_UP begins at SIDE_NEAR, FLOW_DOWN at SIDE_FAR */
@@ -32,7 +33,11 @@ struct flow {
 };
 
 struct side {
-	struct endpoint endpoint;
+	struct endpoint endpoint; /* kind NULL = not there yet */
+	struct stack *stack;      /* NULL = no filter, or all have passed */
+	struct evbuffer *in;      /* read, and not yet through the stack; NULL = nothing */
+	struct evbuffer *out;     /* through the stack, and not yet written; NULL = nothing */
+	bool in_ended, out_ended; /* what the stack said of its flows */
 };
 
 struct pump {
@@ -55,8 +60,9 @@ enum pump_result {
 };
 
 /* Begins a pump at time now_ns, zeroed before, with nothing opened: both flows wait for `cause`. The
- * owner opens the endpoints, sets their owner and on_ready, and calls pump_run once both are there.
- * turn.run is the owner's, too: it is to call pump_run. */
+ * owner opens the endpoints and sets their owner and on_ready; the stacks, once given, are the pump's.
+ * pump_run may be called with the near side alone, for its handshakes. turn.run is the owner's, too: it
+ * is to call pump_run. */
 void pump_open(struct pump *pump, struct loop *loop, enum wait cause, uint64_t now_ns);
 
 /* Moves what can move, at most a bounded number of bytes. Costs two looks at the clock beside the system
@@ -78,7 +84,7 @@ bool pump_is_half_open(const struct pump *pump);
 /* Whether some flow waits for an endpoint to take bytes. */
 bool pump_is_blocked(const struct pump *pump);
 
-/* Frees what flows hold; endpoints are closed by the owner, before or after. */
+/* Frees what flows hold and the stacks; endpoints are closed by the owner, before or after. */
 void pump_close(struct pump *pump);
 
 /* "near readable", "limit" ... static. */

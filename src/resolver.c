@@ -62,7 +62,7 @@ struct resolver {
 	unsigned int stuck;   /* of these, in an overdue lookup */
 	unsigned int running; /* all, the watcher included */
 	bool stopping;
-	TAILQ_HEAD(, name) under_way; /* in the order of their deadlines */
+	TAILQ_HEAD(names, name) under_way; /* in the order of their deadlines */
 	struct name *buckets[BUCKETS];
 	size_t names;
 };
@@ -309,6 +309,16 @@ thread_ended(struct resolver *resolver)
 	counted_release(&resolver->counted);
 }
 
+static struct name *
+first_queued(const struct resolver *resolver)
+{
+	struct name *name = TAILQ_FIRST(&resolver->under_way);
+
+	while (name && name->state != NAME_QUEUED)
+		name = TAILQ_NEXT(name, under_way);
+	return name;
+}
+
 static void *
 look_up_names(void *context)
 {
@@ -319,10 +329,7 @@ look_up_names(void *context)
 	/* A thread that was stuck and has been replaced ends when it returns. */
 	while (!resolver->stopping &&
 	       resolver->threads - resolver->stuck <= resolver->options.threads) {
-		struct name *name;
-		TAILQ_FOREACH(name, &resolver->under_way, under_way)
-		if (name->state == NAME_QUEUED)
-			break;
+		struct name *name = first_queued(resolver);
 		if (name)
 			look_up_one(resolver, name);
 		else

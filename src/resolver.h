@@ -63,8 +63,8 @@ bool resolver_cached(struct resolver *resolver, const char *host, uint16_t port,
  * good one (why NULL) or none (answer NULL). Both are valid during the call only, and the query is gone.
  * A stuck getaddrinfo does not hold anybody up: the askers are answered at the deadline, and as long as
  * it stays stuck whoever asks for that name is answered at once with what is known. Names are compared
- * byte by byte. Never calls back before returning. Returns NULL when there is no memory
- * for it, or RESOLVER_NAMES names are being looked up. */
+ * byte by byte. Never calls back before returning. Returns NULL when there is no memory for
+ * it, or RESOLVER_NAMES names are being looked up. */
 struct resolver_query *
 resolver_ask(struct resolver *resolver, struct mailbox *mailbox, const char *host, uint16_t port,
 	     void (*on_answer)(void *asker, const struct resolver_answer *answer,

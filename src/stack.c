@@ -246,9 +246,9 @@ step_place(struct run *run, enum filter_flow flow, size_t at)
 	return result == FILTER_FAIL ? -1 : 0;
 }
 
-/* Steps once each filter of the flow that is due and stands nearer to the wire than `limit`. One step
- * each, not one filter until it rests: a small piece moves on before the next is made. Returns whether
- * any was stepped, or -1. */
+/* Steps once each filter of the flow that is due and stands nearer to the wire than `limit`. One
+ * step each, not one filter until it rests: a small piece moves on before the next is made.
+ * Returns whether any was stepped, or -1. */
 static int
 sweep(struct run *run, enum filter_flow flow, const struct member *limit)
 {
@@ -268,20 +268,21 @@ sweep(struct run *run, enum filter_flow flow, const struct member *limit)
 /* A filter has failed and may have left an alert behind: the filters between it and the wire carry
  * that out, as far as there is room. */
 static void
-carry_last_words(struct run *run)
+carry_last_words(const struct run *failed)
 {
 	struct failure ignored;
-	const struct member *limit = run->failed;
-	struct stack_flow *out = &run->flows[FILTER_OUT];
+	struct run run = *failed;
+	const struct member *limit = failed->failed;
+	struct stack_flow *out = &run.flows[FILTER_OUT];
 	enum filter_flush flush = out->flush;
 
-	run->why = &ignored;
+	run.why = &ignored;
 	if (flush == FILTER_NORMAL) {
 		out->flush = FILTER_FLUSH;
-		for (struct member *member = run->stack->members; member < limit; member++)
+		for (struct member *member = run.stack->members; member < limit; member++)
 			member->due[FILTER_OUT] = true;
 	}
-	while (sweep(run, FILTER_OUT, limit) > 0)
+	while (sweep(&run, FILTER_OUT, limit) > 0)
 		;
 	out->flush = flush;
 }

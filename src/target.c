@@ -71,6 +71,23 @@ struct dial_state {
 
 /* Targets. */
 
+static uint16_t ephemeral_first = 32768, ephemeral_last = 60999; /* the kernel's defaults */
+
+static void
+read_ephemeral_range(void)
+{
+	uint16_t first, last;
+	FILE *file = fopen("/proc/sys/net/ipv4/ip_local_port_range", "re");
+
+	if (!file)
+		return;
+	if (fscanf(file, "%hu %hu", &first, &last) == 2) {
+		ephemeral_first = first;
+		ephemeral_last = last;
+	}
+	fclose(file);
+}
+
 static void
 discard_target(struct counted *counted)
 {
@@ -119,12 +136,14 @@ struct targets *
 targets_configure(const struct address_list *addresses, enum balance balance,
 		  const struct targets *previous, struct failure *why)
 {
+	static pthread_once_t once = PTHREAD_ONCE_INIT;
 	struct targets *targets =
 		calloc(1, sizeof(*targets) + addresses->count * sizeof(*targets->at));
 	if (!targets) {
 		failure_set(why, FAILURE_MEMORY, "no memory for the targets");
 		return NULL;
 	}
+	pthread_once(&once, read_ephemeral_range);
 	counted_init(&targets->counted, discard_targets);
 	targets->balance = balance;
 	for (size_t i = 0; i < addresses->count; i++) {
@@ -296,34 +315,15 @@ attempt_failed(struct attempt *attempt, int error)
 	return FAILED;
 }
 
-static uint16_t ephemeral_first = 32768, ephemeral_last = 60999; /* the kernel's defaults */
-
-static void
-read_ephemeral_range(void)
-{
-	uint16_t first, last;
-	FILE *file = fopen("/proc/sys/net/ipv4/ip_local_port_range", "re");
-
-	if (!file)
-		return;
-	if (fscanf(file, "%hu %hu", &first, &last) == 2) {
-		ephemeral_first = first;
-		ephemeral_last = last;
-	}
-	fclose(file);
-}
-
 /* A connect to a port of our own host on which nobody listens succeeds, with itself at the other end,
  * if the kernel happens to choose that same port as the source (TCP's simultaneous open). */
 static bool
 is_connected_to_itself(const struct attempt *attempt)
 {
-	static pthread_once_t once = PTHREAD_ONCE_INIT;
 	struct sockaddr_storage name;
 	socklen_t length = sizeof(name);
 	struct socket_address own;
 
-	pthread_once(&once, read_ephemeral_range);
 	if (attempt->address.family == AF_UNIX || attempt->address.port < ephemeral_first ||
 	    attempt->address.port > ephemeral_last)
 		return false;

@@ -158,7 +158,7 @@ static void arm(struct connection *connection, uint64_t due_ns, uint64_t now_ns)
 static void
 flush_or_abort(struct connection *connection, uint64_t now_ns)
 {
-	for (int side = SIDE_NEAR; side <= SIDE_FAR; side++) {
+	for (enum pump_side side = SIDE_NEAR; side <= SIDE_FAR; side++) {
 		struct endpoint *endpoint = endpoint_of(connection, side);
 		if (!endpoint->kind)
 			continue;
@@ -192,10 +192,10 @@ connection_end(struct connection *connection, enum ended_by ended_by, int broken
 		return;
 	}
 	connection->state = CONNECTION_FLUSHING;
-	for (int side = SIDE_NEAR; side <= SIDE_FAR; side++) {
+	for (enum pump_side side = SIDE_NEAR; side <= SIDE_FAR; side++) {
 		struct endpoint *endpoint = endpoint_of(connection, side);
 		endpoint->want_readable = endpoint->want_writable = false;
-		if (endpoint->kind && (side == broken || broken < 0))
+		if (endpoint->kind && ((int)side == broken || broken < 0))
 			endpoint->kind->abort(endpoint);
 	}
 	connection->over_ns = now_ns + FLUSH_NS;
@@ -280,7 +280,7 @@ static void
 look_for_progress(struct connection *connection, uint64_t now_ns)
 {
 	size_t unsent_bytes = 0;
-	for (int side = SIDE_NEAR; side <= SIDE_FAR; side++) {
+	for (enum pump_side side = SIDE_NEAR; side <= SIDE_FAR; side++) {
 		struct endpoint *endpoint = endpoint_of(connection, side);
 		if (endpoint->kind)
 			unsent_bytes += endpoint->kind->unsent(endpoint);
@@ -304,7 +304,7 @@ look_at_peers(struct connection *connection)
 {
 	struct failure why;
 
-	for (int side = SIDE_NEAR; side <= SIDE_FAR; side++) {
+	for (enum pump_side side = SIDE_NEAR; side <= SIDE_FAR; side++) {
 		struct endpoint *endpoint = endpoint_of(connection, side);
 		if (!endpoint->kind ||
 		    (endpoint->want_readable && connection->state == CONNECTION_OPEN))
@@ -454,6 +454,8 @@ join_tunnel(struct connection *connection, const struct tunnel_conf *conf, struc
 	near->pair.waiting[FLOW_DOWN] = &joined->pump.flow[FLOW_DOWN].waiting;
 	far->pair.waiting[FLOW_UP] = &connection->pump.flow[FLOW_UP].waiting;
 	far->pair.waiting[FLOW_DOWN] = &connection->pump.flow[FLOW_DOWN].waiting;
+	near->pair.across = endpoint_of(joined, SIDE_FAR);
+	far->pair.across = endpoint_of(connection, SIDE_NEAR);
 	dial(joined);
 	return 0;
 }
@@ -497,6 +499,16 @@ on_dialled(struct dial *dialled, int fd, const struct failure *why)
 }
 
 static void
+on_step(struct dial *dialled)
+{
+	struct dialling *dialling =
+		(struct dialling *)((char *)dialled - offsetof(struct dialling, dial));
+	bool resolves = dialled->step == DIAL_RESOLVING;
+	pump_wait(&dialling->connection->pump, resolves ? WAIT_RESOLVER : WAIT_CONNECT,
+		  clock_now_ns());
+}
+
+static void
 dial(struct connection *connection)
 {
 	const struct tunnel_conf *conf = connection->conf;
@@ -515,16 +527,14 @@ dial(struct connection *connection)
 		.timeout_ns = conf->timeouts.connect,
 		.keepalive_ns = conf->keepalive,
 		.admit = on_admit,
+		.on_step = on_step,
 		.on_end = on_dialled,
 	};
 	connection->dialling = dialling;
 	dial_start(&dialling->dial, connection->home->loop, &dialling->options);
 	/* It may be connected, over or even closed by now; the memory is there until a later turn. */
-	if (connection->state == CONNECTION_DIALLING) {
-		if (connection->dialling->dial.step == DIAL_RESOLVING)
-			pump_wait(&connection->pump, WAIT_RESOLVER, connection->opened_ns);
+	if (connection->state == CONNECTION_DIALLING)
 		set_timer(connection, connection->opened_ns);
-	}
 }
 
 /* --- birth -------------------------------------------------------------------------------------- */

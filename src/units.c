@@ -120,7 +120,7 @@ format_exact(const struct dimension *dimension, uint64_t amount, char text[UNITS
 	return best != NULL;
 }
 
-/* `text` is written[0..] with `fraction` pointing at its point or comma. */
+/* `fraction` is the point or comma in `text`. */
 static int
 refuse_fraction(const struct dimension *dimension, const char *text, const char *fraction,
 		uint64_t whole, struct failure *why)
@@ -140,7 +140,10 @@ refuse_fraction(const struct dimension *dimension, const char *text, const char 
 		return failure_set(why, FAILURE_CONFIG, "'%.60s' has a fraction; write %s", text,
 				   better);
 	return failure_set(why, FAILURE_CONFIG, "'%.60s' has a fraction; write a whole number%s",
-			   text, dimension->units->name ? " of a smaller unit" : "");
+			   text,
+			   dimension == &frequency  ? " for a longer period"
+			   : dimension->units->name ? " of a smaller unit"
+						    : "");
 }
 
 static int
@@ -192,21 +195,26 @@ refuse_unit(const struct dimension *dimension, const char *text, const char *uni
 			   unit, dimension->what, list_units(dimension, list));
 }
 
-/* The number and the unit behind it. *unit is NULL for a count and for a 0 without a unit. */
+/* The number and the unit behind it: `bare` for a count and for a 0 without a unit. */
 static int
 parse(const struct dimension *dimension, const char *text, uint64_t *number,
       const struct unit **unit, struct failure *why)
 {
+	static const struct unit bare = { "", 1 };
 	const char *end = text;
+	*number = 0;
+	*unit = &bare;
 	if (read_digits(dimension, text, &end, number, why))
 		return -1;
 	if (*end == '.' || *end == ',')
 		return refuse_fraction(dimension, text, end, *number, why);
-	*unit = NULL;
 	if (*end == '\0' && (*number == 0 || dimension == &count))
 		return 0;
-	*unit = find_unit(dimension, end);
-	return *unit ? 0 : refuse_unit(dimension, text, end, why);
+	const struct unit *found = find_unit(dimension, end);
+	if (!found)
+		return refuse_unit(dimension, text, end, why);
+	*unit = found;
+	return 0;
 }
 
 static int
@@ -215,15 +223,12 @@ parse_amount(const struct dimension *dimension, const char *text, uint64_t *out,
 {
 	uint64_t number, amount;
 	const struct unit *unit;
-	char most[UNITS_TEXT];
 	if (parse(dimension, text, &number, &unit, why))
 		return -1;
-	uint64_t scale = unit ? unit->scale : 1;
-	if (__builtin_mul_overflow(number, scale, &amount)) {
-		snprintf(most, sizeof(most), "%" PRIu64 "%s", UINT64_MAX / scale, unit->name);
-		return failure_set(why, FAILURE_CONFIG, "'%.60s' is too large; the most is %s",
-				   text, most);
-	}
+	if (__builtin_mul_overflow(number, unit->scale, &amount))
+		return failure_set(why, FAILURE_CONFIG,
+				   "'%.60s' is too large; the most is %" PRIu64 "%s", text,
+				   UINT64_MAX / unit->scale, unit->name);
 	*out = amount;
 	return 0;
 }
@@ -249,7 +254,7 @@ units_parse_size(const char *text, uint64_t *out_bytes, struct failure *why)
 int
 units_parse_rate(const char *text, uint64_t *out_bytes_per_s, struct failure *why)
 {
-	uint64_t bits;
+	uint64_t bits = 0;
 	if (parse_amount(&rate, text, &bits, why))
 		return -1;
 	if (bits % BITS)
@@ -270,7 +275,7 @@ units_parse_frequency(const char *text, struct frequency *out, struct failure *w
 	if (parse(&frequency, text, &number, &unit, why))
 		return -1;
 	out->count = number;
-	out->period_ns = unit ? unit->scale : NS_PER_S;
+	out->period_ns = unit->scale;
 	return 0;
 }
 

@@ -75,8 +75,8 @@ send_pattern(struct chargen *chargen)
 	while (endpoint->writable && result == ENDPOINT_MOVED) {
 		if (!evbuffer_get_length(chargen->bytes) &&
 		    evbuffer_add_reference(chargen->bytes, block, sizeof(block), NULL, NULL) < 0) {
-			endpoint->kind->abort(
-				endpoint); /* no orderly end of a pattern without one */
+			/* The pattern has no end: this must not look like one. */
+			endpoint->kind->abort(endpoint);
 			return false;
 		}
 		result = endpoint->kind->write(endpoint, chargen->bytes, SIZE_MAX, &moved, NULL);
