@@ -113,6 +113,25 @@ admission_most(void)
 	return atomic_load(&roster.most);
 }
 
+static int descriptor_limit;
+
+void
+admission_set_descriptors(int limit)
+{
+	descriptor_limit = limit;
+}
+
+bool
+admission_is_reserved(int fd, const struct tunnel_conf *conf)
+{
+	if (!descriptor_limit || fd < descriptor_limit - ADMISSION_RESERVE)
+		return false;
+	for (size_t i = 0; i < conf->connect.count; i++)
+		if (!strcmp(conf->connect.at[i].text, "internal:admin"))
+			return false;
+	return true;
+}
+
 uint64_t
 admission_open(void)
 {

@@ -10,6 +10,7 @@
 #include "tunnel_conf.h"
 
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 /* What of a tunnel goes on while its configuration changes. Relaxed statistics, exact `open`. */
@@ -31,6 +32,14 @@ void admission_release(struct tunnel_live *live); /* NULL is allowed. Any thread
 void admission_set_most(uint64_t connections);
 uint64_t admission_most(void);
 uint64_t admission_open(void); /* connections of all tunnels now */
+
+/* The descriptor limit, set once at start. The last ADMISSION_RESERVE below it are for tunnels to
+ * internal:admin: an operator gets in when nobody else does. */
+#define ADMISSION_RESERVE 64
+void admission_set_descriptors(int limit);
+/* Whether a descriptor just got is one of those and `conf` has no right to it. O(connect addresses) near
+ * the limit, else O(1). */
+bool admission_is_reserved(int fd, const struct tunnel_conf *conf);
 
 /* Asks for one more connection from `source` (allow, deny, caps, rate). 0: counted, and admission_leave
  * must follow with the same arguments. -1: refused with *why (FAILURE_ADMISSION), counted as that. Any

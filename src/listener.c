@@ -40,30 +40,6 @@ struct acceptor {
 	bool served; /* by the switch-over under way */
 };
 
-static int descriptor_limit;
-
-void
-listener_set_descriptors(int limit)
-{
-	descriptor_limit = limit;
-}
-
-static bool
-leads_to_admin(const struct tunnel_conf *conf)
-{
-	for (size_t i = 0; i < conf->connect.count; i++)
-		if (!strcmp(conf->connect.at[i].text, "internal:admin"))
-			return true;
-	return false;
-}
-
-bool
-listener_is_reserved(int fd, const struct tunnel_conf *conf)
-{
-	return descriptor_limit && fd >= descriptor_limit - LISTENER_RESERVE &&
-	       !leads_to_admin(conf);
-}
-
 /* --- opening ------------------------------------------------------------------------------------ */
 
 static void
@@ -185,19 +161,26 @@ remove_stale(const char *path, const struct sockaddr *name, socklen_t length, st
 }
 
 static int
-claim_path(struct listener *listener, const char *path, struct failure *why)
+set_path_rights(const char *path, const struct tunnel_conf *conf, struct failure *why)
 {
-	struct stat state;
-	const struct tunnel_conf *conf = listener->conf;
-
-	listener->path = strdup(path);
-	if (!listener->path)
-		return failure_set(why, FAILURE_MEMORY, "no memory for a listener");
 	if (chmod(path, conf->unix_mode) < 0)
 		return failure_set_errno(why, errno, "cannot set unix_mode of %s", path);
 	if ((conf->unix_owner.uid != (uid_t)-1 || conf->unix_owner.gid != (gid_t)-1) &&
 	    chown(path, conf->unix_owner.uid, conf->unix_owner.gid) < 0)
 		return failure_set_errno(why, errno, "cannot set unix_owner of %s", path);
+	return 0;
+}
+
+static int
+claim_path(struct listener *listener, const char *path, struct failure *why)
+{
+	struct stat state;
+
+	listener->path = strdup(path);
+	if (!listener->path)
+		return failure_set(why, FAILURE_MEMORY, "no memory for a listener");
+	if (set_path_rights(path, listener->conf, why) < 0)
+		return -1;
 	if (lstat(path, &state) == 0) {
 		listener->path_device = state.st_dev;
 		listener->path_inode = state.st_ino;
@@ -254,8 +237,8 @@ inherit(struct listener *listener, const struct address *address, struct failure
 }
 
 struct listener *
-listener_open(const struct address *address, const struct tunnel_conf *conf, unsigned int workers,
-	      struct failure *why)
+listener_open(const char *key, const struct address *address, const struct tunnel_conf *conf,
+	      unsigned int workers, struct failure *why)
 {
 	unsigned int count = address->kind == ADDRESS_IP ? workers : 1;
 	struct listener *listener = calloc(1, sizeof(*listener) + count * sizeof(int));
@@ -269,8 +252,9 @@ listener_open(const struct address *address, const struct tunnel_conf *conf, uns
 		listener->sockets[i] = -1;
 	listener->socket_count = count;
 	listener->conf = conf;
+	listener->key = strdup(key);
 	listener->text = strdup(address->text);
-	if (!listener->text)
+	if (!listener->key || !listener->text)
 		result = failure_set(why, FAILURE_MEMORY, "no memory for a listener");
 	else if (address->kind == ADDRESS_IP)
 		result = listen_tcp(listener, address, why);
@@ -282,6 +266,16 @@ listener_open(const struct address *address, const struct tunnel_conf *conf, uns
 		return listener;
 	listener_close(listener);
 	return NULL;
+}
+
+void
+listener_adopt(struct listener *listener, const struct tunnel_conf *conf)
+{
+	struct failure why;
+
+	listener->conf = conf;
+	if (listener->path && set_path_rights(listener->path, conf, &why) < 0)
+		log_line(LOG_LEVEL_WARNING, "%s", why.text);
 }
 
 void
@@ -299,6 +293,7 @@ listener_close(struct listener *listener)
 		unlink(listener->path);
 	free(listener->path);
 	free(listener->text);
+	free(listener->key);
 	free(listener);
 }
 
@@ -397,7 +392,7 @@ admit(struct acceptor *acceptor, int fd, struct socket_address *client)
 		if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &length) == 0)
 			client->uid = peer.uid;
 	}
-	if (listener_is_reserved(fd, acceptor->conf)) {
+	if (admission_is_reserved(fd, acceptor->conf)) {
 		complain(door);
 		atomic_fetch_add_explicit(&acceptor->conf->live->refused, 1, memory_order_relaxed);
 		endpoint_reset_socket(fd);
@@ -508,6 +503,9 @@ door_serve(struct door *door, struct listener *listener, const struct tunnel_con
 
 	for (acceptor = door->first; acceptor; acceptor = acceptor->next)
 		if (acceptor->listener == listener) {
+			if (!acceptor->is_unix)
+				set_tcp_options(acceptor->fd, conf);
+			listen(acceptor->fd, (int)conf->backlog); /* again: a new backlog */
 			acceptor->conf = conf;
 			acceptor->served = true;
 			return 0;

@@ -14,7 +14,8 @@
 
 struct listener {
 	struct listener *next;
-	char *text;                     /* the address as configured: what makes it the same one */
+	char *key;                      /* what makes it the same one in the next generation */
+	char *text;                     /* the address as configured */
 	struct socket_address bound;    /* TCP: with the real port */
 	const struct tunnel_conf *conf; /* whose connections it brings, under its generation */
 	unsigned int socket_count;
@@ -27,8 +28,12 @@ struct listener {
 /* Opens the address for `workers` workers: bound and listening, nobody accepts yet. An address that
  * some other process listens on is refused, though SO_REUSEPORT would share it; so is a UNIX socket's
  * file if somebody listens there, while a stale one is replaced. Control thread. */
-struct listener *listener_open(const struct address *address, const struct tunnel_conf *conf,
-			       unsigned int workers, struct failure *why);
+struct listener *listener_open(const char *key, const struct address *address,
+			       const struct tunnel_conf *conf, unsigned int workers,
+			       struct failure *why);
+
+/* Gives an open listener to the tunnel that its address belongs to now. */
+void listener_adopt(struct listener *listener, const struct tunnel_conf *conf);
 
 /* Closes the sockets that no acceptor has taken, removes a UNIX socket's file, frees. NULL is allowed. */
 void listener_close(struct listener *listener);
@@ -67,12 +72,5 @@ int door_serve(struct door *door, struct listener *listener, const struct tunnel
  * still accepted first, since closing would reset it. */
 void door_begin(struct door *door);
 void door_finish(struct door *door);
-
-/* Descriptors from this number on are kept for tunnels to internal:admin: 64 below the limit, set once
- * at start. */
-void listener_set_descriptors(int limit);
-#define LISTENER_RESERVE 64
-/* Whether a descriptor just got is out of the reserve and conf has no right to it. */
-bool listener_is_reserved(int fd, const struct tunnel_conf *conf);
 
 #endif

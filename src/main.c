@@ -111,7 +111,7 @@ fill_in(struct generation *generation, unsigned int workers)
 
 	if (!generation->max_connections && getrlimit(RLIMIT_NOFILE, &limit) == 0) {
 		/* Two descriptors a connection, beside the reserve and what the daemon itself holds. */
-		uint64_t own = LISTENER_RESERVE + 32 + 8 * (uint64_t)workers;
+		uint64_t own = ADMISSION_RESERVE + 32 + 8 * (uint64_t)workers;
 		for (size_t i = 0; i < generation->tunnel_count; i++)
 			own += generation->tunnels[i]->listen.count * workers;
 		uint64_t all = limit.rlim_cur > INT32_MAX ? INT32_MAX : limit.rlim_cur;
@@ -415,7 +415,7 @@ run(struct control *control, struct generation *first)
 
 	signal(SIGPIPE, SIG_IGN);
 	keep_memory();
-	listener_set_descriptors((int)raise_descriptors());
+	admission_set_descriptors((int)raise_descriptors());
 	if (start(control, first, &why) == 0) {
 		event_base_loop(control->base, EVLOOP_NO_EXIT_ON_EMPTY);
 		log_line(LOG_LEVEL_NOTICE, "stopped");

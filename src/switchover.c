@@ -3,8 +3,11 @@
 #include "admission.h"
 #include "target.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+#define KEY_BYTES 512
 
 static int
 prepare_tunnel(struct tunnel_conf *conf, const struct generation *current, struct failure *why)
@@ -19,11 +22,24 @@ prepare_tunnel(struct tunnel_conf *conf, const struct generation *current, struc
 	return conf->targets ? 0 : -1;
 }
 
+/* What makes a listener the same one in two generations: its address; where the kernel chooses the
+ * port, its place in the file as well. */
+static const char *
+key_of(const struct tunnel_conf *conf, size_t index, char *key, size_t size)
+{
+	const struct address *address = &conf->listen.at[index];
+	if (address->kind == ADDRESS_IP && !address->port)
+		snprintf(key, size, "%s of %s, %zu", address->text, conf->name, index);
+	else
+		snprintf(key, size, "%s", address->text);
+	return key;
+}
+
 static struct listener *
-find(const struct listeners *listeners, const char *text)
+find(const struct listeners *listeners, const char *key)
 {
 	for (size_t i = 0; i < listeners->count; i++)
-		if (!strcmp(listeners->at[i]->text, text))
+		if (!strcmp(listeners->at[i]->key, key))
 			return listeners->at[i];
 	return NULL;
 }
@@ -45,9 +61,10 @@ listen_for(const struct tunnel_conf *conf, const struct listeners *open, unsigne
 		const struct address *address = &conf->listen.at[i];
 		if (address->kind == ADDRESS_INTERNAL)
 			continue;
-		struct listener *listener = find(open, address->text);
+		char key[KEY_BYTES];
+		struct listener *listener = find(open, key_of(conf, i, key, sizeof(key)));
 		if (!listener)
-			listener = listener_open(address, conf, workers, why);
+			listener = listener_open(key, address, conf, workers, why);
 		if (!listener)
 			return -1;
 		listeners->at[listeners->count++] = listener;
@@ -83,9 +100,11 @@ switchover_commit(const struct generation *next, const struct listeners *listene
 	for (size_t i = 0; i < next->tunnel_count; i++) {
 		const struct tunnel_conf *conf = next->tunnels[i];
 		for (size_t j = 0; j < conf->listen.count; j++) {
-			struct listener *listener = find(listeners, conf->listen.at[j].text);
+			char key[KEY_BYTES];
+			struct listener *listener =
+				find(listeners, key_of(conf, j, key, sizeof(key)));
 			if (listener)
-				listener->conf = conf;
+				listener_adopt(listener, conf);
 		}
 	}
 }

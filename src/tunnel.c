@@ -83,6 +83,11 @@ log_end(const struct connection *connection, enum ended_by ended_by, const struc
 
 	if (!connection->home->logged || !log_wants(LOG_LEVEL_INFO))
 		return;
+	if (why && why->kind == FAILURE_DESCRIPTORS) { /* one for all of them, once a second */
+		if (pump->clock_ns - connection->home->complained_ns < NS_PER_S)
+			return;
+		connection->home->complained_ns = pump->clock_ns;
+	}
 	struct log_field fields[] = {
 		{ .name = "tunnel", .text = connection->conf->name },
 		{ .name = "connection", .number = connection->id },
@@ -488,6 +493,14 @@ on_dialled(struct dial *dialled, int fd, const struct failure *why)
 	free(dialling);
 	if (why) {
 		connection_end(connection, ENDED_BY_TARGET, -1, why);
+		return;
+	}
+	if (fd >= 0 && admission_is_reserved(fd, connection->conf)) {
+		struct failure short_of;
+		failure_set(&short_of, FAILURE_DESCRIPTORS, "out of descriptors");
+		endpoint_reset_socket(fd);
+		targets_disconnected(connection->conf->targets, connection->target);
+		connection_end(connection, ENDED_BY_US, -1, &short_of);
 		return;
 	}
 	if (fd >= 0) {

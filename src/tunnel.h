@@ -25,6 +25,7 @@ struct connections {
 	 * down. Read by all workers, to hand over to the one that has least. */
 	atomic_uint_fast64_t count;
 	struct connection *first;
+	uint64_t complained_ns; /* when lack of descriptors was last a line */
 	void (*on_empty)(struct connections *connections); /* the last one has ended; may be NULL */
 };
 
