@@ -101,6 +101,15 @@ admission_release(struct tunnel_live *live)
 	free(live);
 }
 
+size_t
+admission_sources(const struct tunnel_live *live)
+{
+	pthread_mutex_lock(&live->sources->lock);
+	size_t count = live->sources->count;
+	pthread_mutex_unlock(&live->sources->lock);
+	return count;
+}
+
 void
 admission_set_most(uint64_t connections)
 {

@@ -28,6 +28,9 @@ struct tunnel_live {
 struct tunnel_live *admission_hold(const char *name, struct failure *why);
 void admission_release(struct tunnel_live *live); /* NULL is allowed. Any thread */
 
+/* How many sources are remembered: those with connections, and those whose rate is not fresh yet. */
+size_t admission_sources(const struct tunnel_live *live);
+
 /* The daemon's own cap, 0 = none. Any thread; counts from then on. */
 void admission_set_most(uint64_t connections);
 uint64_t admission_most(void);

@@ -289,19 +289,27 @@ orders_wait(void)
 	return atomic_load(&next_sink) || atomic_load(&reopen_wanted);
 }
 
-/* Waits for the reader of the log, but not past the end of our time, nor if another sink is there. */
+/* How long the log thread may wait for its reader: not past the end of its time, nor at all if another
+ * sink is there; -1 = for ever. */
+static int
+patience_ms(void)
+{
+	uint64_t by_ns = atomic_load(&stop_by_ns), now_ns = clock_now_ns();
+	if (atomic_load(&next_sink) || (by_ns && now_ns >= by_ns))
+		return 0;
+	return by_ns ? (int)((by_ns - now_ns) / NS_PER_MS) + 1 : -1;
+}
+
 static bool
 wait_for_reader(int fd)
 {
 	for (;;) {
 		struct pollfd fds[2] = { { fd, POLLOUT, 0 }, { wake_fd, POLLIN, 0 } };
-		uint64_t by_ns = atomic_load(&stop_by_ns), now_ns = clock_now_ns();
-		bool last_try = atomic_load(&next_sink) || (by_ns && now_ns >= by_ns);
-		int patience_ms = by_ns ? (int)((by_ns - now_ns) / NS_PER_MS) + 1 : -1;
-		poll(fds, 2, last_try ? 0 : patience_ms);
+		int patience = patience_ms();
+		poll(fds, 2, patience);
 		if (fds[0].revents) /* or an error: write will tell */
 			return true;
-		if (last_try)
+		if (patience == 0)
 			return false;
 		clear_fd(wake_fd);
 	}
@@ -442,15 +450,16 @@ oldest_ring(void)
 	return oldest;
 }
 
-/* Whether another sink is there and the reader of this one has stopped. */
+/* Whether the reader of the sink has stopped and there is no waiting for it. */
 static bool
-is_given_up(const struct writer *self)
+is_given_up(const struct log_sink *sink)
 {
-	struct pollfd room = { .fd = self->sink->fd, .events = POLLOUT };
-	return atomic_load(&next_sink) && !self->sink->regular && poll(&room, 1, 0) == 0;
+	struct pollfd room = { .fd = sink->fd, .events = POLLOUT };
+	return sink->kind != LOG_SINK_JOURNAL && !sink->regular && patience_ms() == 0 &&
+	       poll(&room, 1, 0) == 0;
 }
 
-/* Writes everything queued, or leaves the rest to the next sink. Returns whether there was something. */
+/* Writes everything queued, or leaves the rest if the sink is given up. Returns whether there was something. */
 static bool
 drain(struct writer *self)
 {
@@ -459,7 +468,7 @@ drain(struct writer *self)
 
 	for (ring = atomic_load(&rings); ring; ring = ring->next)
 		ring->end = atomic_load_explicit(&ring->head, memory_order_acquire);
-	while ((ring = oldest_ring()) && !is_given_up(self)) {
+	while ((ring = oldest_ring()) && !is_given_up(self->sink)) {
 		size_t tail = atomic_load_explicit(&ring->tail, memory_order_relaxed);
 		const struct log_record *record = record_at(ring, tail);
 		if (!is_repeated(self, record))
@@ -469,6 +478,19 @@ drain(struct writer *self)
 		found = true;
 	}
 	return found;
+}
+
+/* What the last drain left is lost. */
+static void
+discard(void)
+{
+	struct ring *ring;
+
+	while ((ring = oldest_ring())) {
+		size_t tail = atomic_load_explicit(&ring->tail, memory_order_relaxed);
+		atomic_store(&ring->tail, count_behind(tail, record_at(ring, tail)));
+		atomic_fetch_add(&lost, 1);
+	}
 }
 
 /* Returns whether there is more to tell later. */
@@ -566,6 +588,7 @@ run(void *context)
 	for (int i = 0; i < REPEATS; i++)
 		tell_repeat(self, &self->repeats[i]);
 	flush(self);
+	discard();
 	log_sink_close(self->sink);
 	self->sink = NULL;
 	signal_fd(ended_fd);

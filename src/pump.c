@@ -260,7 +260,8 @@ discard(struct stream *stream, struct failure *why)
 	evbuffer_free(waste);
 	if (result != ENDPOINT_MOVED)
 		return not_read(stream, result);
-	spend(stream, moved);
+	/* No movement, for the deadlines' sake: a peer that talks on for ever is not listened to for ever. */
+	stream->budget -= moved < stream->budget ? moved : stream->budget;
 	return STEP_ON;
 }
 

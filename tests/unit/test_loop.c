@@ -1,0 +1,199 @@
+#include "clock.h"
+#include "loop.h"
+
+#include <event2/buffer.h>
+#include <event2/event.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+/* clang-format off: it needs what stands above. */
+#include <cmocka.h>
+/* clang-format on */
+
+static struct loop loop;
+static struct failure why;
+
+static int
+set_up(void **state)
+{
+	(void)state;
+	memset(&loop, 0, sizeof(loop));
+	return loop_open(&loop, &why);
+}
+
+static int
+tear_down(void **state)
+{
+	(void)state;
+	assert_int_equal(loop.kept_bytes, 0);
+	loop_close(&loop);
+	return 0;
+}
+
+/* --- tasks -------------------------------------------------------------------------------------- */
+
+static char order[32];
+static struct task a, b, c;
+
+static void
+note(char name)
+{
+	size_t length = strlen(order);
+	assert_true(length < sizeof(order) - 1);
+	order[length] = name;
+}
+
+static void
+run_a(struct task *task)
+{
+	note('a');
+	loop_run_later(&loop, task); /* again, in the next turn */
+}
+
+static void
+run_b(struct task *task)
+{
+	(void)task;
+	note('b');
+	loop_forget(&loop, &c);
+}
+
+static void
+run_c(struct task *task)
+{
+	(void)task;
+	note('c');
+}
+
+static void
+turn(void)
+{
+	/* The timer of zero is due once libevent's clock has been read again. */
+	event_base_loop(loop.base, EVLOOP_ONCE);
+	note('|');
+}
+
+static void
+test_tasks_run_in_order_and_once_a_turn(void **state)
+{
+	(void)state;
+	memset(order, 0, sizeof(order));
+	a = (struct task){ .run = run_a };
+	b = (struct task){ .run = run_b };
+	c = (struct task){ .run = run_c };
+	loop_run_later(&loop, &a);
+	loop_run_later(&loop, &c);
+	loop_run_later(&loop, &c);
+	turn();
+	turn();
+	loop_run_later(&loop, &b);
+	loop_run_later(&loop, &c); /* b forgets it: the rest of the turn goes on, and ends */
+	turn();
+	loop_forget(&loop, &a);
+	loop_forget(&loop, &a);
+	assert_string_equal(order, "ac|a|ab|");
+}
+
+/* --- memory ------------------------------------------------------------------------------------- */
+
+static void
+test_long_rests_are_referenced_and_short_ones_copied(void **state)
+{
+	(void)state;
+	struct evbuffer *buffer = evbuffer_new();
+	char *first = loop_scratch(&loop);
+
+	memset(first, 'x', BLOCK_BYTES);
+	assert_int_equal(loop_keep(&loop, buffer, first + 100, BLOCK_BYTES - 100, &why), 0);
+	struct evbuffer_iovec extent;
+	assert_int_equal(evbuffer_peek(buffer, 1, NULL, &extent, 1), 1);
+	assert_ptr_equal(extent.iov_base, first + 100);
+	assert_int_equal(loop.kept_bytes, BLOCK_BYTES);
+
+	char *second = loop_scratch(&loop);
+	assert_ptr_not_equal(second, first); /* those bytes are still wanted */
+	memcpy(second, "rest", 4);
+	assert_int_equal(loop_keep(&loop, buffer, second, 4, &why), 0);
+	assert_ptr_equal(loop_scratch(&loop), second);
+	assert_true(loop.kept_bytes < BLOCK_BYTES + 100);
+	memset(second, 'y', BLOCK_BYTES);
+	assert_int_equal(evbuffer_drain(buffer, BLOCK_BYTES - 100), 0);
+	assert_memory_equal(evbuffer_pullup(buffer, 4), "rest", 4);
+	evbuffer_free(buffer);
+	assert_int_equal(loop.kept_bytes, 0);
+}
+
+static void
+test_reads_shrink_as_memory_is_used(void **state)
+{
+	(void)state;
+	assert_int_equal(loop_read_most(&loop), BLOCK_BYTES);
+	loop.kept_most = 1000;
+	loop.kept_bytes = 749;
+	assert_int_equal(loop_read_most(&loop), BLOCK_BYTES);
+	loop.kept_bytes = 750;
+	assert_true(loop_read_most(&loop) > 0 && loop_read_most(&loop) < BLOCK_BYTES / 8);
+	loop.kept_bytes = 1000;
+	assert_int_equal(loop_read_most(&loop), 0);
+	loop.kept_bytes = 0;
+}
+
+static void
+test_a_quiet_minute_frees_what_is_spare(void **state)
+{
+	(void)state;
+	struct evbuffer *buffer = evbuffer_new();
+	uint64_t now_ns = UINT64_C(4294967290) * NS_PER_S;
+
+	loop.pipes_most = 1;
+	for (int i = 0; i < 4; i++) {
+		char *scratch = loop_scratch(&loop);
+		assert_int_equal(loop_keep(&loop, buffer, scratch, BLOCK_BYTES, &why), 0);
+	}
+	loop_give_pipe(&loop, loop_take_pipe(&loop));
+	evbuffer_free(buffer);
+	assert_true(loop.blocks_free >= 3);
+	loop_trim(&loop, now_ns);
+	loop_trim(&loop, now_ns + 59 * NS_PER_S);
+	assert_true(loop.blocks_free >= 3);
+	loop_trim(&loop, now_ns + 60 * NS_PER_S);
+	assert_int_equal(loop.blocks_free, 0);
+	assert_int_equal(loop.pipes_made, 0);
+}
+
+/* --- pipes -------------------------------------------------------------------------------------- */
+
+static void
+test_pipes_are_few_and_come_back_empty(void **state)
+{
+	(void)state;
+	loop.pipes_most = 2;
+	struct pipe *first = loop_take_pipe(&loop), *second = loop_take_pipe(&loop);
+	assert_non_null(first);
+	assert_non_null(second);
+	assert_null(loop_take_pipe(&loop));
+	first->held_bytes = 1; /* of a connection that was reset */
+	loop_give_pipe(&loop, first);
+	assert_int_equal(loop.pipes_made, 1);
+	loop_give_pipe(&loop, second);
+	assert_ptr_equal(loop_take_pipe(&loop), second);
+	loop_give_pipe(&loop, second);
+}
+
+#define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
+
+int
+main(void)
+{
+	const struct CMUnitTest tests[] = {
+		TEST(test_tasks_run_in_order_and_once_a_turn),
+		TEST(test_long_rests_are_referenced_and_short_ones_copied),
+		TEST(test_reads_shrink_as_memory_is_used),
+		TEST(test_a_quiet_minute_frees_what_is_spare),
+		TEST(test_pipes_are_few_and_come_back_empty),
+	};
+	return cmocka_run_group_tests_name("loop", tests, NULL, NULL);
+}
