@@ -1,0 +1,81 @@
+"""Fixtures: a directory that leaves nothing behind, daemons that are always ended, rows for the summary."""
+
+import resource
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from daemon import PENSTOCKD, Daemon
+
+DAEMONS = pytest.StashKey[list]()
+ROWS = []
+
+
+def pytest_configure():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if not Path(PENSTOCKD).is_file():
+        pytest.exit(f"{PENSTOCKD} does not exist: build it, or set PENSTOCKD", returncode=2)
+
+
+@pytest.fixture
+def directory():
+    """A fresh directory with a short name (socket paths are limited), gone after the test."""
+    path = Path(tempfile.mkdtemp(prefix="penstock-"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture
+def start(request, directory):
+    """start(text, …) gives a running Daemon; after the test all are stopped and must stop well."""
+    daemons = request.node.stash.setdefault(DAEMONS, [])
+
+    def start_daemon(text, name=None, **options):
+        daemon = Daemon(directory / (name or f"daemon{len(daemons)}"), text, **options)
+        daemons.append(daemon)
+        return daemon
+
+    yield start_daemon
+    complaints = []
+    for daemon in daemons:
+        try:
+            daemon.stop()
+        except AssertionError as complaint:
+            complaints.append(str(complaint))
+    if complaints:
+        pytest.fail("\n".join(complaints), pytrace=False)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item):
+    outcome = yield
+    report = outcome.get_result()
+    if report.failed:
+        for daemon in item.stash.get(DAEMONS, []):
+            if daemon.log_file.exists():
+                report.sections.append((f"penstockd {daemon.pid}: configuration", daemon.config.read_text()))
+                report.sections.append((f"penstockd {daemon.pid}: log", shortened(daemon.log())))
+
+
+def shortened(text, most=200):
+    lines = text.splitlines()
+    if len(lines) > most:
+        lines[most // 2:-most // 2] = [f"… {len(lines) - most} lines …"]
+    return "\n".join(lines)
+
+
+@pytest.fixture
+def report():
+    """report(row) shows a row at the end of the run, also when all went well."""
+    return ROWS.append
+
+
+def pytest_terminal_summary(terminalreporter):
+    if ROWS:
+        terminalreporter.section("what was seen")
+        for row in ROWS:
+            terminalreporter.write_line(row)

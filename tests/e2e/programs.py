@@ -1,0 +1,78 @@
+"""Real programs as peers: found or the test fails, started, waited for, ended by their process id."""
+
+import shutil
+import socket
+import subprocess
+from pathlib import Path
+
+from daemon import DEADLINE, wait_until
+
+PLACES = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+def program(name):
+    """The full path of a peer; a missing peer is a failure, never a skip."""
+    path = PLACES
+    if postgres := sorted(Path("/usr/lib/postgresql").glob("*/bin")):
+        path += f":{postgres[-1]}"
+    found = shutil.which(name, path=path)
+    assert found, f"{name} is not installed"
+    return found
+
+
+def free_port():
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+def is_listening(port):
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) == 0
+
+
+class Server:
+    """A program that serves until it is ended; its output goes to a file."""
+
+    def __init__(self, directory, *command, port=None, **options):
+        self.log = directory / f"{Path(command[0]).name}.log"
+        with open(self.log, "ab") as log:
+            self.process = subprocess.Popen([program(command[0]), *map(str, command[1:])], stdin=subprocess.DEVNULL,
+                                            stdout=log, stderr=log, **options)
+        if port:
+            self.wait(lambda: is_listening(port), f"port {port}")
+
+    def wait(self, condition, what):
+        def alive():
+            assert self.process.poll() is None, f"{self.process.args} ended:\n{self.log.read_text()}"
+            return condition()
+        try:
+            return wait_until(alive, f"{self.process.args[0]}: {what}")
+        except AssertionError:
+            self.stop()
+            raise
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.stop()
+
+    def stop(self):
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(DEADLINE)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+
+
+def run(*command, deadline=120, data=None, **options):
+    """Runs a program to its end, which must be a good one; gives its output as bytes."""
+    done = subprocess.run([program(command[0]), *map(str, command[1:])], input=data, capture_output=True,
+                          timeout=deadline, check=False, **options)
+    assert done.returncode == 0, (f"{' '.join(map(str, command))} ended with {done.returncode}:\n"
+                                  f"{done.stderr.decode(errors='replace')[-2000:]}"
+                                  f"{done.stdout.decode(errors='replace')[-1000:]}")
+    return done.stdout

@@ -1,0 +1,142 @@
+"""Who may connect, and how many: refused at once, counted, logged."""
+
+import contextlib
+
+import pytest
+
+from daemon import configuration, tunnel, wait_until
+from peers import CLIENT_STREAM, Peer, connect, echoes, is_refused, transfer
+
+import socket
+
+pytestmark = pytest.mark.sanitize
+
+
+def connect_from(source, address):
+    sock = socket.create_connection(address, timeout=10, source_address=(source, 0))
+    return Peer(sock, CLIENT_STREAM, CLIENT_STREAM)
+
+
+def is_refused_from(source, address):
+    try:
+        with connect_from(source, address) as client:
+            return client.read_to_end() == "RST"
+    except OSError:
+        return True
+
+
+def hold(stack, address, count=1, source="127.0.0.1"):
+    """Connections that are through, kept until the stack is closed."""
+    for _ in range(count):
+        client = stack.enter_context(connect_from(source, address))
+        transfer(client, client, 1)
+
+
+def expect_refused_log(daemon, count, **fields):
+    for line in daemon.wait_log("connection refused", count + 1, **fields) if count > 1 else [
+            daemon.wait_log("connection refused", **fields)]:
+        assert line["reason"] == "admission" and line["why"]
+
+
+def test_allow_and_deny(start):
+    daemon = start(configuration(tunnel("a", "internal:echo", allow=["127.0.0.0/24"], deny=["127.0.0.64/26", "127.0.0.5"])))
+    address = daemon.address("a")
+    for source, fits in (("127.0.0.1", True), ("127.0.0.4", True), ("127.0.0.5", False), ("127.0.0.64", False),
+                         ("127.0.0.127", False), ("127.0.0.128", True), ("127.0.1.1", False)):
+        assert is_refused_from(source, address) is not fits if not fits else True, source
+        if fits:
+            with connect_from(source, address) as client:
+                transfer(client, client, 10)
+    refused = daemon.wait_log("connection refused", 4, tunnel="a")
+    assert {line["client"].rpartition(":")[0] for line in refused} == {"127.0.0.5", "127.0.0.64", "127.0.0.127", "127.0.1.1"}
+    assert all(line["reason"] == "admission" for line in refused)
+
+
+def test_deny_ipv6(start):
+    daemon = start(configuration(tunnel("a", "internal:echo", "[::1]:0", deny=["::/0"]), tunnel("b", "internal:echo", "[::1]:0", allow=["::1"])))
+    assert is_refused(daemon.address("a"))
+    assert echoes(daemon.address("b"))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_max_connections_of_a_tunnel(start, workers):
+    daemon = start(configuration(tunnel("a", "internal:echo", max_connections=5), tunnel("b", "internal:echo"), workers=workers))
+    for _ in range(3):
+        ended = len(daemon.find_log("connection ended", tunnel="a"))
+        with contextlib.ExitStack() as stack:
+            hold(stack, daemon.address("a"), 5)
+            for _ in range(3):
+                assert is_refused(daemon.address("a"))
+            assert echoes(daemon.address("b"))
+        daemon.ended("a", ended + 5)
+    refused = daemon.wait_log("connection refused", 9, tunnel="a")
+    assert all(line["reason"] == "admission" for line in refused)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_max_connections_of_all(start, workers):
+    daemon = start(configuration(tunnel("a", "internal:echo"), tunnel("b", "internal:echo"), workers=workers, max_connections=4))
+    with contextlib.ExitStack() as stack:
+        hold(stack, daemon.address("a"), 2)
+        hold(stack, daemon.address("b"), 2)
+        assert is_refused(daemon.address("a")) and is_refused(daemon.address("b"))
+    daemon.ended("b", 2)
+    daemon.ended("a", 2)
+    assert echoes(daemon.address("a"))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_max_per_source(start, workers):
+    daemon = start(configuration(tunnel("a", "internal:echo", max_per_source=2), workers=workers))
+    address = daemon.address("a")
+    with contextlib.ExitStack() as stack:
+        hold(stack, address, 2)
+        assert is_refused_from("127.0.0.1", address)
+        hold(stack, address, 2, "127.0.0.2")
+        assert is_refused_from("127.0.0.2", address)
+    daemon.ended("a", 4)
+    assert echoes(address)
+
+
+def test_max_new_per_source(start):
+    daemon = start(configuration(tunnel("a", "internal:echo", max_new_per_source="5/min")))
+    address = daemon.address("a")
+    for _ in range(5):
+        assert echoes(address)
+    for _ in range(3):
+        assert is_refused(address)
+    with connect_from("127.0.0.2", address) as other:
+        transfer(other, other, 10)
+
+
+def test_new_connections_are_let_in_again(start):
+    daemon = start(configuration(tunnel("a", "internal:echo", max_new_per_source="2/s")))
+    address = daemon.address("a")
+    assert echoes(address) and echoes(address) and is_refused(address)
+    wait_until(lambda: not is_refused_echo(address), "the next second")
+
+
+def is_refused_echo(address):
+    try:
+        return not echoes(address)
+    except (OSError, AssertionError):
+        return True
+
+
+def test_caps_change_by_reload(start):
+    daemon = start(configuration(tunnel("a", "internal:echo", max_connections=1)))
+    with contextlib.ExitStack() as stack:
+        hold(stack, daemon.address("a"))
+        assert is_refused(daemon.address("a"))
+        daemon.reload(configuration(tunnel("a", "internal:echo", max_connections=2)))
+        hold(stack, daemon.address("a"))
+        assert is_refused(daemon.address("a"))  # who was there before is counted on
+
+
+def test_refused_connects_cost_nothing(start):
+    daemon = start(configuration(tunnel("a", "internal:echo", deny=["127.0.0.0/8"]), workers=2))
+    before, sockets = daemon.resident_bytes(), daemon.descriptors("socket:")
+    for _ in range(2000):
+        assert is_refused(daemon.address("a"))
+    daemon.wait_sockets(sockets)
+    assert daemon.resident_bytes() - before < 4 << 20

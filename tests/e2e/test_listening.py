@@ -1,0 +1,153 @@
+"""Where a tunnel can listen, and what connects to it."""
+
+import os
+import socket
+import stat
+
+import pytest
+
+from daemon import configuration, run_penstockd, tunnel
+from peers import CLIENT_STREAM, EchoTarget, Target, connect, echoes, transfer
+
+pytestmark = pytest.mark.sanitize
+
+
+def refused_start(directory, text):
+    path = directory / "second.conf"
+    path.write_text(text)
+    done = run_penstockd("-c", path)
+    assert done.returncode == 1, done.stderr
+    assert "ready" not in done.stderr
+    return done.stderr
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_second_daemon_on_the_same_port_is_refused(start, directory, workers):
+    first = start(configuration(tunnel("a", "internal:echo"), workers=workers))
+    host, port = first.address("a")
+    for address in (f"{host}:{port}", f"0.0.0.0:{port}"):
+        said = refused_start(directory, configuration(tunnel("a", "internal:echo", address), workers=workers))
+        assert str(port) in said and "in use" in said, said
+    for _ in range(20):
+        assert echoes((host, port))
+    first.ended("a", 20)
+
+
+def test_several_addresses(start, directory):
+    path = directory / "sock"
+    name = f"@penstock-{os.getpid()}"
+    daemon = start(configuration(
+        tunnel("a", "internal:echo", ["127.0.0.1:0", "127.0.0.2:0", "[::1]:0", f"unix:{path}", f"unix:{name}"]), workers=2))
+    addresses = daemon.addresses("a")
+    assert [len(address) for address in addresses[:2]] == [2, 2]
+    assert addresses[2][0] == "::1"
+    assert addresses[3:] == [str(path), "\0" + name[1:]]
+    for address in addresses:
+        assert echoes(address, 100_000)
+    daemon.stop()
+    assert not path.exists(), "the socket's file is left behind"
+
+
+def test_unix_peers_are_logged_by_user(start, directory):
+    daemon = start(configuration(tunnel("a", "internal:echo", f"unix:{directory}/sock")))
+    assert echoes(daemon.address("a"))
+    assert f"uid={os.getuid()}" in daemon.ended("a")["client"]
+
+
+def test_stale_socket_file_is_replaced(start, directory):
+    path = directory / "sock"
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(path))  # its file stays when it is closed
+    daemon = start(configuration(tunnel("a", "internal:echo", f"unix:{path}")))
+    assert echoes(daemon.address("a"))
+
+
+def test_live_socket_file_is_not_replaced(directory):
+    path = directory / "sock"
+    with Target(path=str(path)) as living:
+        said = refused_start(directory, configuration(tunnel("a", "internal:echo", f"unix:{path}")))
+        assert str(path) in said
+        with connect(str(path)) as client, living.accept() as peer:
+            transfer(client, peer, 10)
+
+
+def test_file_that_is_no_socket_is_not_replaced(directory):
+    path = directory / "sock"
+    path.write_text("precious")
+    said = refused_start(directory, configuration(tunnel("a", "internal:echo", f"unix:{path}")))
+    assert str(path) in said
+    assert path.read_text() == "precious"
+
+
+def test_socket_file_survives_reload(start, directory):
+    path = directory / "sock"
+    text = configuration(tunnel("a", "internal:echo", f"unix:{path}"))
+    daemon = start(text)
+    inode = path.stat().st_ino
+    daemon.reload(text + tunnel("b", "internal:echo"))
+    assert path.stat().st_ino == inode
+    assert echoes(str(path))
+
+
+def test_mode_of_the_socket_file(start, directory):
+    daemon = start(configuration(tunnel("a", "internal:echo", f"unix:{directory}/a"),
+                                 tunnel("b", "internal:echo", f"unix:{directory}/b", unix_mode="0660", unix_owner=":nogroup")))
+    assert daemon.is_running()
+    assert stat.S_IMODE((directory / "a").stat().st_mode) == 0o600
+    assert stat.S_IMODE((directory / "b").stat().st_mode) == 0o660
+    if os.getuid() == 0:
+        import grp
+        assert (directory / "b").stat().st_gid == grp.getgrnam("nogroup").gr_gid
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_wildcards(start, host):
+    daemon = start(configuration(tunnel("v4", "internal:echo", "0.0.0.0:0"), tunnel("v6", "internal:echo", "[::]:0")))
+    name = "v6" if ":" in host else "v4"
+    assert echoes((host, daemon.address(name)[1]))
+    other = "127.0.0.1" if ":" in host else "::1"
+    with pytest.raises(ConnectionRefusedError):  # IPv6 listeners are V6ONLY
+        connect((other, daemon.address(name)[1]))
+
+
+def test_unix_and_ipv6_targets(start, directory):
+    with EchoTarget(path=str(directory / "target")) as unix, EchoTarget(host="::1") as v6:
+        daemon = start(configuration(tunnel("unix", unix.text), tunnel("v6", v6.text), workers=2))
+        for name in ("unix", "v6"):
+            assert echoes(daemon.address(name), 3_000_000)
+            assert daemon.ended(name)["reason"] == "ok"
+
+
+def test_abstract_target(start):
+    name = f"penstock-target-{os.getpid()}"
+    with Target(path="\0" + name) as target:
+        daemon = start(configuration(tunnel("a", f"unix:@{name}")))
+        with connect(daemon.address("a")) as client, target.accept() as peer:
+            transfer(client, peer, 1000)
+
+
+def test_bind_chooses_the_source_address(start):
+    with Target() as target:
+        daemon = start(configuration(tunnel("a", target.text, bind="127.0.0.77")))
+        with connect(daemon.address("a")) as client, target.accept() as peer:
+            transfer(client, peer, 10)
+            assert peer.sock.getpeername()[0] == "127.0.0.77"
+
+
+def test_keepalive_is_set_on_both_sides(start):
+    with Target() as target:
+        daemon = start(configuration(tunnel("a", target.text, keepalive="600s")))
+        with connect(daemon.address("a")) as client, target.accept() as peer:
+            transfer(client, peer, 10)
+            port = daemon.address("a")[1]
+            timers = keepalive_timers()
+            for pair in ((port, client.sock.getsockname()[1]), (peer.sock.getpeername()[1], target.port)):
+                assert timers.get(pair) == 2, f"no keepalive on {pair}"
+
+
+def keepalive_timers():
+    """The kind of timer (2 = keepalive) that runs on each TCP connection, by its two ports."""
+    with open("/proc/net/tcp") as table:
+        rows = [row.split() for row in table][1:]
+    port = lambda text: int(text.rpartition(":")[2], 16)
+    return {(port(row[1]), port(row[2])): int(row[5].partition(":")[0], 16) for row in rows}

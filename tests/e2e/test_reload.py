@@ -1,0 +1,185 @@
+"""Reload: all or nothing, and nobody is dropped."""
+
+import signal
+import threading
+
+import pytest
+
+from daemon import configuration, tunnel, wait_until
+from peers import CLIENT_STREAM, KIB, EchoTarget, Target, connect, echoes, is_refused, transfer
+
+pytestmark = pytest.mark.sanitize
+
+REFUSED = "not reloaded"
+
+
+def test_fifty_bad_reloads_then_a_good_one(start):
+    good = configuration(tunnel("a", "internal:echo"))
+    daemon = start(good)
+    daemon.reload(good)  # what is opened once for all is open now
+    pid, descriptors = daemon.pid, daemon.descriptors()
+    included = daemon.config.parent / "broken.conf"
+    included.write_text('tunnel "b" { listen = ')
+
+    def directory():
+        daemon.config.unlink()
+        daemon.config.mkdir()
+
+    def broken_include():
+        daemon.write(good + 'include("broken.conf")\n')
+
+    def garbage():
+        daemon.write("\x01\x02 garbage { = }}} \"")
+
+    def missing():
+        daemon.config.unlink()
+
+    def open_comment():
+        daemon.write(good + "/* open\n")
+
+    with connect(daemon.address("a"), expects=CLIENT_STREAM) as client:
+        transfer(client, client, 100)
+        for number in range(50):
+            (directory, broken_include, garbage, missing, open_comment)[number % 5]()
+            daemon.reload(expect=REFUSED)
+            if daemon.config.is_dir():
+                daemon.config.rmdir()
+        transfer(client, client, 100)
+        daemon.reload(good + tunnel("b", "internal:echo"))
+        transfer(client, client, 100)
+        assert daemon.pid == pid and daemon.is_running()
+        assert echoes(daemon.address("b"))
+        client.finish()
+        client.expect_fin(client)
+    daemon.reload(good)
+    wait_until(lambda: daemon.descriptors() == descriptors, f"{descriptors} descriptors, there are {daemon.descriptors()}")
+
+
+def test_bad_reload_says_every_mistake(start):
+    daemon = start(configuration(tunnel("a", "internal:echo")))
+    daemon.reload(configuration(tunnel("a", "internal:echo", balance="none"), workers="x"), expect=REFUSED)
+    for line in (1, 5):
+        assert any(f"penstock.conf:{line}: " in entry.line for entry in daemon.lines()), daemon.log()
+    assert echoes(daemon.address("a"))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_reload_under_traffic(start, workers):
+    """Connections live on, and no new one is refused while listeners stay."""
+    with EchoTarget() as target:
+        text = configuration(tunnel("a", target.text), tunnel("b", "internal:echo"), workers=workers)
+        daemon = start(text)
+        clients = [connect(daemon.address(name), expects=CLIENT_STREAM) for name in ("a", "b") * 4]
+        stopping, errors = threading.Event(), []
+
+        def keep_busy(client):
+            try:
+                while not stopping.is_set():
+                    transfer(client, client, 32 * KIB)
+                client.finish()
+                client.expect_fin(client)
+            except (AssertionError, OSError) as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=keep_busy, args=(client,)) for client in clients]
+        for thread in threads:
+            thread.start()
+        for number in range(30):
+            daemon.reload(text + tunnel(f"extra{number}", "internal:echo"))
+            assert echoes(daemon.address("a")) and echoes(daemon.address(f"extra{number}"))
+        stopping.set()
+        for thread in threads:
+            thread.join()
+        for client in clients:
+            client.close()
+        assert not errors
+
+
+def test_listeners_removed_and_added(start):
+    a, b, c = (tunnel(name, "internal:echo") for name in "abc")
+    daemon = start(configuration(a, b))
+    address_a, address_b = daemon.address("a"), daemon.address("b")
+    with connect(address_b, expects=CLIENT_STREAM) as client:
+        transfer(client, client, 10)
+        daemon.reload(configuration(a, c))
+        wait_until(lambda: is_refused(address_b), "the removed listener to be closed")
+        assert echoes(daemon.address("c"))
+        assert echoes(address_a)
+        transfer(client, client, 10)  # a removed tunnel's connection lives on
+        client.finish()
+        client.expect_fin(client)
+    assert not daemon.find_log("listening", tunnel="a")[1:], "the kept listener was opened again"
+
+
+def test_waiting_clients_of_a_removed_listener_are_served(start):
+    """What is in the kernel's queue when a listener goes is accepted, not reset."""
+    with EchoTarget() as target:
+        a, b = tunnel("a", target.text), tunnel("b", target.text)
+        daemon = start(configuration(a, b))
+        address = daemon.address("b")
+        daemon.write(configuration(a))
+        daemon.signal(signal.SIGSTOP)
+        clients = [connect(address, expects=CLIENT_STREAM) for _ in range(20)]
+        daemon.signal(signal.SIGHUP)
+        daemon.signal(signal.SIGCONT)
+        for client in clients:
+            transfer(client, client, 100)
+            client.close()
+        daemon.wait_log("reloaded")
+
+
+def test_new_targets_count_for_new_connections(start):
+    with Target() as old, Target() as new:
+        daemon = start(configuration(tunnel("a", old.text)))
+        address = daemon.address("a")
+        with connect(address) as before, old.accept() as before_peer:
+            transfer(before, before_peer, 10)
+            daemon.reload(configuration(tunnel("a", new.text)))
+            with connect(address) as after, new.accept() as after_peer:
+                transfer(after, after_peer, 10)
+                transfer(before, before_peer, 10)
+                old.expect_nobody()
+
+
+def test_port_zero_keeps_its_port(start):
+    """Every tunnel keeps the port the kernel chose for it, whatever the others are."""
+    tunnels = [tunnel(name, "internal:echo", ["127.0.0.1:0", "127.0.0.1:0"]) for name in "abc"]
+    daemon = start(configuration(*tunnels))
+    ports = {name: [address[1] for address in daemon.addresses(name)] for name in "abc"}
+    assert len(set(sum(ports.values(), []))) == 6, ports
+    daemon.reload(configuration(*reversed(tunnels)))
+    for name in "abc":
+        for port in ports[name]:
+            assert echoes(("127.0.0.1", port))
+            daemon.ended(name, count=ports[name].index(port) + 1)
+
+
+def test_bad_listener_changes_nothing(start):
+    with Target() as taken:
+        daemon = start(configuration(tunnel("a", "internal:echo")))
+        descriptors = daemon.descriptors()
+        daemon.reload(configuration(tunnel("a", "internal:discard"), tunnel("b", "internal:echo"),
+                                    tunnel("c", "internal:echo", taken.text)), expect=REFUSED)
+        assert not daemon.find_log("listening", tunnel="b")
+        assert echoes(daemon.address("a"))
+        assert daemon.descriptors() == descriptors
+
+
+def test_reload_storm(start):
+    """Many HUPs at once become few; the last file counts."""
+    daemon = start(configuration(tunnel("a", "internal:echo")))
+    for number in range(100):
+        daemon.write(configuration(tunnel("a", "internal:echo"), tunnel(f"t{number}", "internal:echo")))
+        daemon.signal(signal.SIGHUP)
+    daemon.wait_log("listening", tunnel="t99")
+    assert echoes(daemon.address("t99")) and echoes(daemon.address("a"))
+
+
+def test_hup_while_draining_is_refused(start):
+    daemon = start(configuration(tunnel("a", "internal:echo")))
+    with connect(daemon.address("a"), expects=CLIENT_STREAM) as client:
+        transfer(client, client, 10)
+        daemon.signal(signal.SIGTERM)
+        daemon.wait_log("draining")
+        daemon.reload(expect=REFUSED)
+        transfer(client, client, 10)

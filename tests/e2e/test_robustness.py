@@ -1,0 +1,350 @@
+"""What a stranger, a crash or a shortage may do to the daemon: it never exits, never spins, never grows without bound."""
+
+import concurrent.futures
+import contextlib
+import os
+import random
+import re
+import select
+import signal
+import socket
+import subprocess
+import time
+
+import pytest
+
+from daemon import DEADLINE, configuration, tunnel, wait_until
+from peers import (CLIENT_STREAM, KIB, MIB, ClosedPort, EchoTarget, Target, connect, echoes, is_refused, size_text,
+                   transfer)
+from programs import program
+
+PLAIN = tunnel("plain", "{target}")
+CHAINED = tunnel("plain", "internal:second") + tunnel("second", "{target}", "internal:second")
+MANY = 9000
+
+
+@contextlib.contextmanager
+def many(address, count, **options):
+    """That many clients, closed at the end."""
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(connect(address, **options)) for _ in range(count)]
+
+
+def spent_while(daemon, seconds):
+    """CPU seconds the daemon uses in that time."""
+    before = daemon.cpu_seconds()
+    time.sleep(seconds)  # the time is what is measured
+    return daemon.cpu_seconds() - before
+
+
+# --- back-pressure
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", [PLAIN, CHAINED], ids=["plain", "chained"])
+@pytest.mark.parametrize("slow_side", ["target", "client"])
+def test_slow_reader_blocks_the_sender(start, path, slow_side, report):
+    with Target(receive_bytes=64 * KIB) as target:
+        daemon = start(configuration(path.replace("{target}", target.text)))
+        with connect(daemon.address("plain"), receive_bytes=64 * KIB) as client, target.accept() as peer:
+            sender, reader = (client, peer) if slow_side == "target" else (peer, client)
+            transfer(sender, reader, 8 * MIB)
+            before = daemon.resident_bytes()
+            taken = sender.fill(quiet=2)  # nothing was taken for two seconds: the sender is blocked
+            grown = daemon.resident_bytes() - before
+            assert grown < 4 * MIB, f"grew by {size_text(grown)}"
+            sender.finish()
+            reader.expect_fin(sender)
+            report(f"slow {slow_side}: the sender blocked after {size_text(taken)}, the daemon grew by {grown / KIB:.0f} KiB")
+
+
+def echo_at_random(clients, seconds):
+    """Keeps every client sending and receiving pieces of random size; then all end well."""
+    sizes = random.Random(4)
+    poll = select.epoll()
+    by_number = {client.sock.fileno(): client for client in clients}
+    for number, client in by_number.items():
+        client.sock.setblocking(False)
+        poll.register(number, select.EPOLLIN | select.EPOLLOUT)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        for number, events in poll.poll(DEADLINE):
+            client = by_number[number]
+            assert not events & (select.EPOLLERR | select.EPOLLHUP), f"an end after {client.got_bytes} bytes"
+            with contextlib.suppress(BlockingIOError):
+                size = sizes.choice((1, 7, 64, 1460, 4096, 70_000, 256 * KIB))
+                if events & select.EPOLLOUT and client.sent_bytes - client.got_bytes < 1 * MIB:
+                    client.sent_bytes += client.sock.send(client.sends.at(client.sent_bytes, size))
+                if events & select.EPOLLIN:
+                    assert client.receive(size), f"{client.ending} after {client.got_bytes} bytes"
+    for client in clients:
+        client.sock.settimeout(DEADLINE)
+        client.finish()
+    for client in clients:
+        client.expect_fin(client)
+    return sum(client.got_bytes for client in clients)
+
+
+@pytest.mark.slow
+@pytest.mark.sanitize
+@pytest.mark.parametrize("workers", [1, 2])
+def test_random_blocks_echoed(start, workers, report):
+    with EchoTarget() as target, contextlib.ExitStack() as stack:
+        daemon = start(configuration(tunnel("plain", target.text), tunnel("pair", "internal:echo"),
+                                     tunnel("chained", "internal:plain"), tunnel("inner", target.text, "internal:plain"),
+                                     workers=workers))
+        clients = [stack.enter_context(connect(daemon.address(name), expects=CLIENT_STREAM))
+                   for name in ("plain", "plain", "pair", "chained") * 16]
+        moved = echo_at_random(clients, 10 / workers if workers > 1 else 10)
+        for name, count in (("plain", 32), ("pair", 16), ("chained", 16), ("inner", 16)):
+            assert all(line["reason"] == "ok" for line in daemon.ended(name, count))
+        report(f"64 connections echoed {size_text(moved)} in blocks of random size, {workers} worker(s)")
+
+
+# --- numbers
+
+@pytest.mark.slow
+def test_idle_connections(start, report):
+    with EchoTarget() as target:
+        daemon = start(configuration(tunnel("plain", target.text), workers=2, log={"connections": "false"}))
+        assert echoes(daemon.address("plain"))
+        before, sockets = daemon.resident_bytes(), daemon.descriptors("socket:")
+        with many(daemon.address("plain"), MANY, expects=CLIENT_STREAM) as clients:
+            wait_until(lambda: target.connections == MANY + 1, "all to arrive at the target", 4 * DEADLINE)
+            each = (daemon.resident_bytes() - before) / MANY
+            for client in clients[::90]:
+                transfer(client, client, 100)
+            report(f"{MANY} idle connections: {each / KIB:.2f} KiB resident each")
+            for client in clients:
+                client.reset()
+        daemon.wait_sockets(sockets)
+        assert echoes(daemon.address("plain"))
+
+
+@pytest.mark.slow
+def test_idle_daemon_uses_no_cpu(start, report):
+    seconds = 60 if os.environ.get("FULL") else 20
+    with EchoTarget() as target:
+        daemon = start(configuration(tunnel("plain", target.text), workers=2))
+        with many(daemon.address("plain"), 1000, expects=CLIENT_STREAM):
+            wait_until(lambda: target.connections == 1000, "all to arrive at the target")
+            wait_until(lambda: spent_while(daemon, 0.2) == 0, "quiet")
+            spent = spent_while(daemon, seconds)
+    report(f"idle with 1000 connections: {spent:.2f} s of CPU in {seconds} s")
+    assert spent < 0.01 * seconds
+
+
+@pytest.mark.slow
+def test_clients_that_never_read(start, report):
+    cap = 64 * MIB
+    daemon = start(configuration(tunnel("flood", "internal:chargen"), tunnel("echo", "internal:echo"), workers=2,
+                                 max_memory="64MiB", log={"connections": "false"}))
+    sockets = daemon.descriptors("socket:")
+    address, most = daemon.address("flood"), 0
+    with contextlib.ExitStack() as stack:
+        for number in range(MANY):
+            sock = stack.enter_context(socket.socket())
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 536)  # so the kernel holds little for each
+            sock.settimeout(DEADLINE)
+            sock.connect(address)
+            if number % 50 == 0:
+                most = max(most, daemon.resident_bytes())
+        def is_quiet():
+            nonlocal most
+            most = max(most, daemon.resident_bytes())
+            return spent_while(daemon, 0.5) < 0.02
+        wait_until(is_quiet, "an end of the work for clients that do not read", 4 * DEADLINE)
+        report(f"{MANY} clients that never read: at most {size_text(most)} resident, max_memory is {size_text(cap)}")
+        assert daemon.descriptors("socket:") >= MANY
+        assert most < cap
+        assert echoes(daemon.address("echo"))
+    daemon.wait_sockets(sockets)
+
+
+@pytest.mark.sanitize
+def test_connects_to_a_dead_port(start, report):
+    with ClosedPort() as dead:
+        daemon = start(configuration(tunnel("dead", dead.text), workers=2))
+        sockets = daemon.descriptors("socket:")
+        began = time.monotonic()
+        for _ in range(1000):
+            assert is_refused(daemon.address("dead"))
+        report(f"1000 connects to a dead port: {time.monotonic() - began:.2f} s")
+        for line in daemon.ended("dead", 1000):
+            assert line["reason"] == "refused"
+        daemon.wait_sockets(sockets)
+
+
+# --- sudden ends
+
+class Zeros:
+    """A stream of zero bytes, as /dev/zero sends it."""
+
+    PERIOD = 256 * KIB
+
+    @staticmethod
+    def at(_, count):
+        return bytes(count)
+
+
+@pytest.mark.sanitize
+def test_client_killed_in_mid_stream(start):
+    with Target() as target:
+        daemon = start(configuration(tunnel("plain", target.text)))
+        sockets = daemon.descriptors("socket:")
+        port = daemon.address("plain")[1]
+        with subprocess.Popen([program("socat"), "-u", "OPEN:/dev/zero", f"TCP:127.0.0.1:{port}"]) as client:
+            with target.accept(expects=Zeros()) as peer:
+                peer.read(20 * MIB)
+                client.kill()
+                peer.read_to_end()  # a prefix, then the end that the kernel made of it
+        daemon.ended("plain", ended_by="client")
+        daemon.wait_sockets(sockets)
+
+
+@pytest.mark.sanitize
+def test_target_killed_in_mid_stream(start, directory):
+    path = directory / "target"
+    # A target that stops reading, so that unread bytes are there when it is killed: the kernel resets.
+    with subprocess.Popen([program("python3"), "-c", "import socket, sys, time; s = socket.create_server(('127.0.0.1', 0)); "
+                           f"open('{path}.new', 'w').write(str(s.getsockname()[1])); "
+                           f"import os; os.rename('{path}.new', '{path}'); "
+                           "c = s.accept()[0]; c.recv(1 << 20); time.sleep(1000)"]) as target:
+        try:
+            wait_until(path.exists, "the target")
+            daemon = start(configuration(tunnel("plain", f"127.0.0.1:{path.read_text()}")))
+            sockets = daemon.descriptors("socket:")
+            with connect(daemon.address("plain")) as client:
+                client.fill(0.5)
+                target.kill()
+                client.expect_reset()
+            daemon.ended("plain", reason="reset", ended_by="target")
+            daemon.wait_sockets(sockets)
+        finally:
+            target.kill()
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("workers", [1, 2])
+def test_churn(start, workers):
+    """Many clients at once, each ending in a way of its own, at random moments."""
+    def be_a_client(seed):
+        choice, count = random.Random(seed), 0
+        end = time.monotonic() + 4
+        while time.monotonic() < end:
+            name = choice.choice(("plain", "pair", "chained", "dead"))
+            with contextlib.suppress(ConnectionError), connect(daemon.address(name), expects=CLIENT_STREAM) as client:
+                count += 1
+                client.send(choice.choice((1, 1000, 20_000)))
+                if choice.random() < 0.5:
+                    client.receive(choice.choice((1, 1000, 20_000)))  # at least a byte or an end must come
+                if choice.random() < 0.3:
+                    with contextlib.suppress(OSError):  # if it has been reset by now
+                        client.finish()
+                if choice.random() < 0.5:
+                    client.reset()
+        return count
+
+    with EchoTarget() as target, ClosedPort() as dead:
+        daemon = start(configuration(
+            tunnel("plain", target.text), tunnel("pair", "internal:echo"), tunnel("dead", dead.text),
+            tunnel("chained", "internal:plain"), tunnel("inner", target.text, "internal:plain"), workers=workers))
+        sockets = daemon.descriptors("socket:")
+        with concurrent.futures.ThreadPoolExecutor(16) as pool:
+            clients = [pool.submit(be_a_client, seed) for seed in range(16)]
+            while not all(client.done() for client in clients):
+                daemon.reload()
+            assert sum(client.result() for client in clients) > 100
+        daemon.wait_sockets(sockets)
+        assert echoes(daemon.address("chained"))
+
+
+# --- strangers
+
+@pytest.mark.sanitize
+def test_strange_clients_and_targets(start):
+    """Who says nothing, sends a byte now and then, or goes in the middle costs a descriptor and nothing else."""
+    with EchoTarget() as target:
+        daemon = start(configuration(tunnel("plain", target.text), tunnel("pair", "internal:echo"), workers=2))
+        sockets = daemon.descriptors("socket:")
+        with contextlib.ExitStack() as stack:
+            clients = [stack.enter_context(connect(daemon.address(name), expects=CLIENT_STREAM))
+                       for name in ("plain", "pair") for _ in range(50)]
+            for _ in range(5):
+                for client in clients[::5]:
+                    client.send(1)
+                    client.read(1)
+            for client in clients[1::5]:
+                client.send(10 * KIB)
+                client.close()
+            for client in clients[2::5]:
+                client.send(10 * KIB)
+                client.finish()
+            for client in clients[3::5]:
+                client.reset()
+            for client in clients[2::5]:
+                client.expect_fin(client)
+            assert echoes(daemon.address("plain"))
+            assert spent_while(daemon, 1) < 0.1
+        daemon.wait_sockets(sockets)
+
+
+@pytest.mark.sanitize
+def test_stopped_reader_of_stderr(start, directory):
+    directory = directory / "stopped"
+    directory.mkdir()
+    with open(directory / "stderr", "wb") as log:
+        reader = subprocess.Popen([program("cat")], stdin=subprocess.PIPE, stdout=log)
+    try:
+        daemon = start(configuration(tunnel("echo", "internal:echo"), workers=2), name="stopped", stderr=reader.stdin)
+        reader.stdin.close()
+        reader.send_signal(signal.SIGSTOP)
+        for _ in range(3000):  # each a log line, far more than a pipe holds
+            assert echoes(daemon.address("echo"), 10)
+        reader.send_signal(signal.SIGCONT)
+        dropped = wait_until(lambda: [line for line in daemon.lines() if re.search(r"(dropped|lost)", line.line)],
+                             "the number of dropped lines")
+        assert re.search(r"\d+", dropped[0].line)
+        assert echoes(daemon.address("echo"))
+        daemon.stop()
+    finally:
+        reader.kill()
+        reader.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.sanitize
+def test_out_of_descriptors(start, report):
+    with EchoTarget() as target:
+        daemon = start(configuration(tunnel("plain", target.text), workers=2, max_connections=5000),
+                       prefix=[program("prlimit"), "--nofile=300:300"])
+        address = daemon.address("plain")
+        sockets = daemon.descriptors("socket:")
+        with contextlib.ExitStack() as stack:
+            clients = [stack.enter_context(connect(address, expects=CLIENT_STREAM)) for _ in range(600)]
+            # Who was admitted is served, who was not is refused, and nobody is left waiting.
+            served = 0
+            for client in clients:
+                with contextlib.suppress(ConnectionError, AssertionError):
+                    client.send(10)
+                    client.read(10)
+                    served += 1
+                    continue
+                assert client.was_reset or client.ending, "a client is left waiting"
+            assert 60 <= served <= 150, f"{served} of 600 served"
+            since = len(daemon.lines())
+            spent = spent_while(daemon, 3)
+            complaints = [line for line in daemon.lines()[since:] if "descriptor" in line.line]
+            report(f"out of descriptors: {served} of 600 served, {spent:.2f} s of CPU in 3 s, {len(complaints)} log lines")
+            assert spent < 0.3
+            assert len(complaints) <= 4
+            assert any("descriptor" in line.line for line in daemon.lines()), "nobody is told"
+        daemon.wait_sockets(sockets)
+        wait_until(lambda: not is_refused_echo(address), "recovery")
+
+
+def is_refused_echo(address):
+    try:
+        return not echoes(address)
+    except (OSError, AssertionError):
+        return True

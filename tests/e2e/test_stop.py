@@ -1,0 +1,98 @@
+"""TERM and INT drain, then stop; a second one stops at once; USR1 reopens the log file."""
+
+import signal
+import time
+
+import pytest
+
+from daemon import configuration, tunnel, wait_until
+from peers import CLIENT_STREAM, KIB, EchoTarget, Target, connect, echoes, is_refused, transfer
+
+pytestmark = pytest.mark.sanitize
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stops_at_once_when_nothing_is_open(start, number):
+    daemon = start(configuration(tunnel("a", "internal:echo"), workers=2))
+    assert echoes(daemon.address("a"))
+    daemon.signal(number)
+    assert daemon.wait_exit() == 0
+
+
+@pytest.mark.parametrize("chained", [False, True])
+def test_drains(start, chained):
+    with EchoTarget() as target:
+        tunnels = (tunnel("a", "internal:b") + tunnel("b", target.text, "internal:b")) if chained else tunnel("a", target.text)
+        daemon = start(configuration(tunnels, workers=2))
+        address = daemon.address("a")
+        clients = [connect(address, expects=CLIENT_STREAM) for _ in range(4)]
+        for client in clients:
+            transfer(client, client, 10)
+        daemon.signal(signal.SIGTERM)
+        wait_until(lambda: is_refused(address), "the listeners to be closed")
+        for client in clients:
+            transfer(client, client, 100 * KIB)
+            client.finish()
+            client.expect_fin(client)
+            assert daemon.is_running() or client is clients[-1]
+            client.close()
+        assert daemon.wait_exit() == 0
+
+
+def test_drain_passes(start):
+    with Target() as target:
+        daemon = start(configuration(tunnel("a", target.text), timeouts={"drain": "1s"}))
+        with connect(daemon.address("a")) as client, target.accept() as peer:
+            transfer(client, peer, 10)
+            daemon.signal(signal.SIGTERM)
+            began = time.monotonic()
+            client.expect_reset()
+            peer.expect_reset()
+            assert 0.9 < time.monotonic() - began < 4
+            assert daemon.wait_exit() == 0
+        assert daemon.ended("a")["reason"] == "stopped"
+
+
+def test_second_term_stops_at_once(start):
+    with Target() as target:
+        daemon = start(configuration(tunnel("a", target.text)))
+        with connect(daemon.address("a")) as client, target.accept() as peer:
+            transfer(client, peer, 10)
+            daemon.signal(signal.SIGTERM)
+            daemon.wait_log("draining")
+            assert daemon.is_running()
+            began = time.monotonic()
+            daemon.signal(signal.SIGTERM)
+            assert daemon.wait_exit() == 0
+            assert time.monotonic() - began < 2
+            client.expect_reset()
+            peer.expect_reset()
+
+
+def test_waiting_clients_are_served_before_the_drain(start):
+    """Who is in the kernel's queue when TERM comes is accepted, not reset."""
+    daemon = start(configuration(tunnel("a", "internal:echo"), workers=2))
+    daemon.signal(signal.SIGSTOP)
+    clients = [connect(daemon.address("a"), expects=CLIENT_STREAM) for _ in range(20)]
+    daemon.signal(signal.SIGTERM)
+    daemon.signal(signal.SIGCONT)
+    for client in clients:
+        transfer(client, client, 10)
+        client.close()
+    assert daemon.wait_exit() == 0
+
+
+def test_usr1_reopens_the_log_file(start, directory):
+    daemon = start(configuration(tunnel("a", "internal:echo"), log={"target": "stderr"}))
+    path, moved = directory / "log", directory / "log.1"
+    daemon.write(configuration(tunnel("a", "internal:echo"), log={"target": f"file:{path}"}))
+    daemon.signal(signal.SIGHUP)
+    wait_until(lambda: path.exists() and "reloaded" in path.read_text(), "the log in its file")
+    path.rename(moved)
+    assert echoes(daemon.address("a"))
+    wait_until(lambda: "connection ended" in moved.read_text(), "the line in the moved file")
+    daemon.signal(signal.SIGUSR1)
+    wait_until(path.exists, "a new file")
+    assert echoes(daemon.address("a"))
+    wait_until(lambda: "connection ended" in path.read_text(), "the line in the new file")
+    assert moved.read_text().count("connection ended") == 1

@@ -1,0 +1,132 @@
+"""Where a tunnel connects to: order, balance, names, failures."""
+
+import pytest
+
+from daemon import configuration, tunnel, wait_until
+from peers import CLIENT_STREAM, ClosedPort, EchoTarget, FullTarget, Target, connect, echoes, is_refused, transfer
+
+pytestmark = pytest.mark.sanitize
+
+
+def test_refused_moves_on_at_once(start):
+    with ClosedPort() as dead, EchoTarget() as target:
+        daemon = start(configuration(tunnel("a", [dead.text, "255.255.255.255:9", target.text])))
+        assert echoes(daemon.address("a"))
+        line = daemon.ended("a")
+        assert line["reason"] == "ok" and line["target"] == target.text
+        assert int(line["duration_ms"]) < 900
+
+
+def test_silent_target_moves_on_in_time(start):
+    """Each attempt gets its share of the connect timeout, and one second at least."""
+    with FullTarget() as silent, EchoTarget() as target:
+        daemon = start(configuration(tunnel("a", [silent.text, target.text], timeouts={"connect": "3s"})))
+        assert echoes(daemon.address("a"))
+        assert 900 <= int(daemon.ended("a")["duration_ms"]) <= 2500
+
+
+def test_failed_target_is_tried_last_for_a_while(start):
+    with FullTarget() as silent, EchoTarget() as target:
+        daemon = start(configuration(tunnel("a", [silent.text, target.text], timeouts={"connect": "2s"})))
+        assert echoes(daemon.address("a"))
+        assert echoes(daemon.address("a"))
+        durations = [int(line["duration_ms"]) for line in daemon.ended("a", 2)]
+        assert durations[0] >= 900 and durations[1] < 500, durations
+
+
+def test_all_targets_fail(start):
+    with ClosedPort() as one, ClosedPort() as two:
+        daemon = start(configuration(tunnel("a", [one.text, two.text])))
+        assert is_refused(daemon.address("a"))
+        line = daemon.ended("a")
+        assert line["reason"] == "refused" and two.text in line["why"]
+
+
+def reach(daemon, targets, count):
+    """Opens that many connections, one after the other; tells which target each one reached."""
+    reached, clients = [], []
+    before = [target.connections for target in targets]
+    for _ in range(count):
+        client = connect(daemon.address("a"), expects=CLIENT_STREAM)
+        transfer(client, client, 1)
+        clients.append(client)
+        now = [target.connections for target in targets]
+        reached.append([is_more > was for is_more, was in zip(now, before)].index(True))
+        before = now
+    return reached, clients
+
+
+@pytest.mark.parametrize("balance, expected", [("order", [0] * 6), ("round_robin", [0, 1, 2] * 2), ("least", None)])
+def test_balance(start, balance, expected):
+    targets = [EchoTarget() for _ in range(3)]
+    daemon = start(configuration(tunnel("a", [target.text for target in targets], balance=balance)))
+    reached, clients = reach(daemon, targets, 6)
+    if expected:
+        first = reached[0]
+        assert reached == ([(first + step) % 3 for step in range(6)] if balance == "round_robin" else expected)
+    else:
+        assert sorted(reached) == [0, 0, 1, 1, 2, 2], reached
+        # Whoever loses its connections is the least loaded, and gets the next ones.
+        for client, where in zip(clients, reached):
+            if where == 1:
+                client.close()
+        daemon.ended("a", 2)
+        again, more = reach(daemon, targets, 2)
+        assert again == [1, 1]
+        clients += more
+    for client in clients:
+        client.close()
+    for target in targets:
+        target.close()
+
+
+def test_round_robin_shares_over_workers(start):
+    targets = [EchoTarget() for _ in range(2)]
+    daemon = start(configuration(tunnel("a", [target.text for target in targets], balance="round_robin"), workers=2))
+    _, clients = reach(daemon, targets, 40)
+    counts = [target.connections for target in targets]
+    assert max(counts) - min(counts) <= 2, counts
+    for end in (*clients, *targets):
+        end.close()
+
+
+def test_internal_target_at_its_cap_moves_on(start):
+    daemon = start(configuration(
+        tunnel("a", ["internal:small", "internal:echo"]),
+        tunnel("b", "internal:discard", "internal:small", max_connections=1)))
+    with connect(daemon.address("a"), expects=CLIENT_STREAM) as first:
+        first.send(10)  # is swallowed
+        wait_until(lambda: first.unacknowledged() == 0, "the first connection")
+        assert echoes(daemon.address("a"))
+
+
+def test_host_name(start):
+    with EchoTarget() as target:
+        daemon = start(configuration(tunnel("a", f"localhost:{target.port}"), workers=2))
+        for _ in range(10):  # ::1 refuses, 127.0.0.1 answers
+            assert echoes(daemon.address("a"))
+        assert all(line["reason"] == "ok" for line in daemon.ended("a", 10))
+
+
+def test_name_without_an_address(start):
+    with EchoTarget() as target:
+        daemon = start(configuration(tunnel("a", "nobody.invalid:80"), tunnel("b", ["nobody.invalid:80", target.text]),
+                                     timeouts={"connect": "8s"}))
+        assert is_refused(daemon.address("a"))
+        assert daemon.ended("a")["reason"] in ("resolve", "timeout")
+        assert echoes(daemon.address("b"))
+
+
+def test_first_target_recovers(start):
+    """A target that failed a while ago and works again is not forgotten."""
+    with ClosedPort() as dead, EchoTarget() as other:
+        daemon = start(configuration(tunnel("a", [dead.text, other.text])))
+        assert echoes(daemon.address("a"))
+        dead.sock.listen(5)
+        other.close()  # now only the first one answers
+        with connect(daemon.address("a")) as client:
+            client.send(10)
+            dead.sock.settimeout(5)
+            peer = dead.sock.accept()[0]
+            assert peer.recv(10)
+            peer.close()

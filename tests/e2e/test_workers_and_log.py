@@ -1,0 +1,133 @@
+"""What the log tells, and how connections are shared by workers."""
+
+import json
+import os
+import re
+
+import pytest
+
+from daemon import configuration, json_lines, tunnel, wait_until
+from peers import CLIENT_STREAM, KIB, MIB, EchoTarget, Target, connect, echoes, is_refused, transfer
+
+pytestmark = pytest.mark.sanitize
+
+WAITS = {"moving", "choice", "resolver", "connect", "handshake", "near readable", "near writable", "far readable",
+         "far writable", "limit", "turn"}
+
+
+@pytest.mark.parametrize("listen", ["127.0.0.1:0", "unix:{directory}/sock"])
+def test_eight_long_connections_on_two_workers(start, directory, listen):
+    with EchoTarget() as target:
+        daemon = start(configuration(tunnel("a", target.text, listen.replace("{directory}", str(directory))), workers=2))
+        clients = []
+        for _ in range(8):
+            client = connect(daemon.address("a"), expects=CLIENT_STREAM)
+            transfer(client, client, 100)
+            clients.append(client)
+        for client in clients:
+            client.finish()
+            client.expect_fin(client)
+        workers = [line["worker"] for line in daemon.ended("a", 8)]
+        assert sorted(workers) == ["0"] * 4 + ["1"] * 4
+
+
+def test_both_ends_of_a_pair_on_one_worker(start):
+    daemon = start(configuration(tunnel("a", "internal:b"), tunnel("b", "internal:echo", "internal:b"), workers=2))
+    for _ in range(10):
+        assert echoes(daemon.address("a"))
+    lines = {name: {line["client"]: line["worker"] for line in daemon.ended(name, 10)} for name in "ab"}
+    assert lines["a"] == lines["b"], "another worker, or another client address"
+    assert len(lines["a"]) == 10
+
+
+def shares(text):
+    """{"near readable": 97.1, …} of the log's list."""
+    return {name: float(share) for name, share in re.findall(r"([^,]+?) ([\d.]+)%", text)}
+
+
+@pytest.mark.parametrize("path", ["plain", "bulk", "chained", "slow reader", "dead"])
+def test_wait_shares_add_up(start, path):
+    with Target(receive_bytes=64 * KIB) as target:
+        tunnels = tunnel("a", target.text)
+        if path == "chained":
+            tunnels = tunnel("a", "internal:b") + tunnel("b", target.text, "internal:b")
+        if path == "dead":
+            tunnels = tunnel("a", "255.255.255.255:9")
+        daemon = start(configuration(tunnels))
+        if path == "dead":
+            assert is_refused(daemon.address("a"))
+        else:
+            with connect(daemon.address("a")) as client, target.accept() as peer:
+                transfer(client, peer, 20 * MIB if path == "bulk" else 1000)
+                if path == "slow reader":
+                    client.fill(1)
+                client.finish()
+                peer.expect_fin(client)
+                peer.finish()
+                client.expect_fin(peer)
+        line = daemon.ended("a")
+        for flow in ("up_wait", "down_wait"):
+            found = shares(line[flow])
+            assert set(found) <= WAITS, line[flow]
+            assert 99 <= sum(found.values()) <= 101, line[flow]
+        if path == "slow reader":
+            assert shares(line["up_wait"])["far writable"] > 50, line["up_wait"]
+
+
+def test_waits_show_through_internal_names(start):
+    """The first tunnel of a chain names what the last one waits for."""
+    with Target(receive_bytes=64 * KIB) as target:
+        daemon = start(configuration(tunnel("a", "internal:b"), tunnel("b", target.text, "internal:b")))
+        with connect(daemon.address("a")) as client, target.accept() as peer:
+            client.fill(1)
+            client.finish()
+            peer.expect_fin(client)
+        for name in "ab":
+            assert shares(daemon.ended(name)["up_wait"]).get("far writable", 0) > 50, daemon.ended(name)["up_wait"]
+
+
+def test_closing_line(start):
+    with EchoTarget() as target:
+        daemon = start(configuration(tunnel("a", target.text), tunnel("b", target.text)))
+        for number, name in enumerate("aab", 1):
+            assert echoes(daemon.address(name), 1234)
+            line = daemon.ended(name, connection=number)
+            assert (line["up"], line["down"], line["reason"], line["target"]) == ("1234", "1234", "ok", target.text)
+            assert line.level == "info" and re.fullmatch(r"127\.0\.0\.1:\d+", line["client"])
+            assert 0 <= int(line["duration_ms"]) < 5000
+
+
+def test_every_line_has_the_shape(start):
+    daemon = start(configuration(tunnel("a", "internal:echo"), tunnel("b", "255.255.255.255:9"), log={"level": "debug"}))
+    assert echoes(daemon.address("a")) and is_refused(daemon.address("b"))
+    daemon.ended("b")
+    daemon.reload("nonsense = 1", expect="not reloaded")
+    daemon.stop()
+    for line in daemon.lines():
+        assert line.is_ours, line
+
+
+def test_json(start, directory):
+    path = directory / "log"
+    daemon = start(configuration(tunnel("a", "internal:echo"), tunnel('quo\\"ted', "255.255.255.255:9"),
+                                 log={"format": "json", "target": f"file:{path}"}), wait=False)
+    def listening():
+        return path.exists() and [line for line in json_lines(path.read_text()) if line.get("address")]
+    wait_until(lambda: path.exists() and '"ready"' in path.read_text(), "ready")
+    addresses = {line["tunnel"]: line["address"].rpartition(":") for line in listening()}
+    assert set(addresses) == {"a", 'quo"ted'}
+    assert echoes(("127.0.0.1", int(addresses["a"][2])))
+    assert is_refused(("127.0.0.1", int(addresses['quo"ted'][2])))
+    wait_until(lambda: path.read_text().count("connection ended") == 2, "the closing lines")
+    ended = {line["tunnel"]: line for line in json_lines(path.read_text()) if line.get("tunnel") and "up" in line}
+    assert ended["a"]["up"] == 1000 and ended["a"]["reason"] == "ok"
+    assert ended['quo"ted']["reason"] == "unreachable"
+
+
+def test_quiet_and_level(start):
+    daemon = start(configuration(tunnel("a", "internal:echo"), log={"connections": "false"}))
+    assert echoes(daemon.address("a"))
+    daemon.reload(configuration(tunnel("a", "internal:echo"), log={"level": "info"}))
+    assert echoes(daemon.address("a"))
+    daemon.ended("a")
+    assert len(daemon.find_log("connection ended")) == 1
