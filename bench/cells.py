@@ -1,0 +1,302 @@
+"""The measurements. Each takes the bench and one proxy and returns a dictionary of numbers; CELLS
+says which proxies it is made for and which numbers are the columns of its table."""
+
+import dataclasses
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from functools import partial
+
+from processes import BenchError, cpu_seconds, family, settle, wait_until
+
+GIB = 1 << 30
+MIB = 1 << 20
+LOAD_CPU = "0"
+
+
+@dataclasses.dataclass
+class Size:
+    """How much is measured."""
+
+    rounds: int = 5
+    attempts: int = 2  # at one sample, while other programs disturb it
+    bulk_seconds: float = 2.0
+    bulk_bytes: int = 4 * GIB
+    ping_seconds: float = 2.0
+    short_seconds: float = 5.0
+    short_count: int = 20000
+    idle_connections: int = 4000
+    blocked_connections: int = 200
+    traced_pings: int = 1000
+    traced_connections: int = 500
+
+
+QUICK = Size(rounds=2, attempts=1, bulk_seconds=0.7, bulk_bytes=GIB, ping_seconds=0.7,
+             short_seconds=1.5, short_count=5000, idle_connections=1000, traced_pings=300,
+             traced_connections=100)
+
+
+def _load_command(bench, command, port, options):
+    words = [bench.load, command, str(port)]
+    for name, value in options.items():
+        words.append("--" + name.replace("_", "-"))
+        if value is not True:
+            words.append(str(value))
+    return words
+
+
+def _start_load(bench, command, port, **options):
+    return bench.processes.start(_load_command(bench, command, port, options), LOAD_CPU, text=True,
+                                 stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                 stderr=subprocess.PIPE)
+
+
+def _finish_load(bench, process, text=None, seconds=90):
+    try:
+        output, errors = process.communicate(text, timeout=seconds)
+    except subprocess.TimeoutExpired:
+        raise BenchError("the load generator did not end") from None
+    finally:
+        bench.processes.stop(process)
+    if process.returncode != 0:
+        raise BenchError(errors.strip().split("\n")[0] or f"load ended with {process.returncode}")
+    return output
+
+
+def _wait_word(process, word):
+    line = process.stdout.readline().strip()
+    if line != word:
+        raise BenchError(process.stderr.read().strip() or f"load said '{line}', not '{word}'")
+
+
+def _machine_cpu_seconds():
+    """CPU time that was not idle, of all CPUs, stolen time included."""
+    with open("/proc/stat", encoding="ascii") as file:
+        fields = [int(field) for field in file.readline().split()[1:9]]
+    return (sum(fields) - fields[3] - fields[4]) / os.sysconf("SC_CLK_TCK")
+
+
+def _timed_load(bench, proxy, command, port, **options):
+    """Runs the load generator to its end. Returns its result, with what proxy and generator (client
+    and target together) used meanwhile, and all other programs."""
+    machine = _machine_cpu_seconds()
+    proxy_cpu_s, target_cpu_s = proxy.cpu_seconds(), cpu_seconds([bench.target.pid])
+    process = _start_load(bench, command, port, **options)
+    result = json.loads(_finish_load(bench, process))
+    machine = _machine_cpu_seconds() - machine
+    settle(proxy.pids())
+    proxy_cpu_s = proxy.cpu_seconds() - proxy_cpu_s
+    generator_cpu_s = cpu_seconds([bench.target.pid]) - target_cpu_s + result["client_cpu_s"]
+    result["proxy_cpu_s"] = proxy_cpu_s
+    result["busy"] = {
+        "proxy_busy": proxy_cpu_s / result["elapsed_s"],
+        "generator_busy": generator_cpu_s / result["elapsed_s"],
+        "others_busy": max(0, machine - proxy_cpu_s - generator_cpu_s) / result["elapsed_s"],
+    }
+    return result
+
+
+def measure_bulk(bench, proxy, direction, connections, **options):
+    target = {"up": "sink", "down": "source"}[direction]
+    got = _timed_load(bench, proxy, direction, proxy.ports[target], connections=connections,
+                      seconds=bench.size.bulk_seconds, bytes=bench.size.bulk_bytes, **options)
+    return {"mib_s": got["bytes"] / MIB / got["elapsed_s"],
+            "cpu_s_gib": got["proxy_cpu_s"] / got["bytes"] * GIB,
+            **got["busy"]}
+
+
+def measure_short(bench, proxy, connections=32):
+    got = _timed_load(bench, proxy, "short", proxy.ports["answer"], connections=connections,
+                      seconds=bench.size.short_seconds, count=bench.size.short_count)
+    if got["failed"]:
+        raise BenchError(f"{got['failed']} of {got['count']} short connections failed")
+    return {"per_s": got["count"] / got["elapsed_s"],
+            "cpu_us": got["proxy_cpu_s"] / got["count"] * 1e6,
+            "p50_us": got["p50_us"], "p99_us": got["p99_us"],
+            **got["busy"]}
+
+
+def measure_ping(bench, proxy, connections):
+    got = _timed_load(bench, proxy, "ping", proxy.ports["echo"], connections=connections,
+                      seconds=bench.size.ping_seconds)
+    return {"p50_us": got["p50_us"], "p99_us": got["p99_us"],
+            "per_s": got["count"] / got["elapsed_s"],
+            "cpu_us": got["proxy_cpu_s"] / got["count"] * 1e6,
+            **got["busy"]}
+
+
+def measure_blocked(bench, proxy):
+    """One flow down beside others whose clients never read."""
+    holder = _start_load(bench, "hold", proxy.ports["source"], narrow=True,
+                         connections=bench.size.blocked_connections)
+    try:
+        _wait_word(holder, "ready")
+        settle(proxy.pids() + [bench.target.pid])
+        before = proxy.cpu_seconds()
+        time.sleep(1)
+        blocked_ms_s = (proxy.cpu_seconds() - before) * 1e3
+        result = measure_bulk(bench, proxy, "down", 1)
+    finally:
+        bench.processes.stop(holder)
+    settle(proxy.pids() + [bench.target.pid])
+    return dict(result, blocked_ms_s=blocked_ms_s)
+
+
+def measure_idle(bench, proxy):
+    """Anonymous memory of one idle connection: never used, and after one ping each."""
+    result = {}
+    for name, options in (("silent_kib", {}), ("spoke_kib", {"speak": True})):
+        proxy.start(bench)
+        try:
+            # What the first connection makes the program allocate for all is not counted.
+            _finish_load(bench, _start_load(bench, "hold", proxy.ports["echo"], speak=True))
+            settle(proxy.pids())
+            before = proxy.anonymous_kib()
+            holder = _start_load(bench, "hold", proxy.ports["echo"],
+                                 connections=bench.size.idle_connections, **options)
+            _wait_word(holder, "ready")
+            settle(proxy.pids())
+            result[name] = (proxy.anonymous_kib() - before) / bench.size.idle_connections
+            _finish_load(bench, holder)
+        finally:
+            proxy.stop()
+    return result
+
+
+def _is_traced(pid):
+    for task in os.listdir(f"/proc/{pid}/task"):
+        with open(f"/proc/{pid}/task/{task}/status", encoding="ascii", errors="replace") as file:
+            if "TracerPid:\t0\n" in file.read():
+                return False
+    return True
+
+
+def _traced(bench, proxy, action):
+    """System calls of all the proxy's threads while action() runs, by name."""
+    output = bench.make_directory("strace") / "counts"
+    pids = family(proxy.pids())
+    command = ["strace", "-f", "-c", "-U", "calls,name", "-o", str(output)]
+    for pid in pids:
+        command += ["-p", str(pid)]
+    tracer = bench.processes.start(command, LOAD_CPU, stdin=subprocess.DEVNULL,
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        try:
+            wait_until(lambda: tracer.poll() is not None or all(map(_is_traced, pids)), 10,
+                       "strace attached")
+            if tracer.poll() is not None:
+                raise BenchError("strace: " + tracer.stderr.read().strip())
+            action()
+            settle(proxy.pids())
+        finally:
+            if tracer.poll() is None:
+                tracer.send_signal(signal.SIGINT)
+                tracer.wait(10)
+    finally:
+        bench.processes.stop(tracer)
+    rows = re.findall(r"^\s*(\d+)\s+(\w+)$", output.read_text(), re.MULTILINE)
+    return {name: int(calls) for calls, name in rows if name != "total"}
+
+
+def measure_calls(bench, proxy):
+    """System calls by name, for each ping and for each short connection, one at a time."""
+    proxy.start(bench)
+    try:
+        pings = bench.size.traced_pings
+        process = _start_load(bench, "ping", proxy.ports["echo"], gate=True, count=pings,
+                              seconds=60)
+
+        def ping():
+            process.stdin.write("\n")
+            process.stdin.flush()
+            _wait_word(process, "done")
+
+        _wait_word(process, "ready")
+        ping_calls = _traced(bench, proxy, ping)
+        _finish_load(bench, process, "\n")
+
+        count = bench.size.traced_connections
+
+        def connect():
+            got = json.loads(_finish_load(bench, _start_load(
+                bench, "short", proxy.ports["answer"], count=count, seconds=60)))
+            if got["failed"] or got["count"] != count:
+                raise BenchError(f"{got['failed']} of {got['count']} short connections failed")
+
+        short_calls = _traced(bench, proxy, connect)
+    finally:
+        proxy.stop()
+    return {"ping": {name: calls / pings for name, calls in ping_calls.items()},
+            "short": {name: calls / count for name, calls in short_calls.items()}}
+
+
+def measure_workers(bench, proxy):
+    short = measure_short(bench, proxy)
+    up = measure_bulk(bench, proxy, "up", 16)
+    down = measure_bulk(bench, proxy, "down", 16)
+    return {"per_s": short["per_s"], "cpu_us": short["cpu_us"],
+            "up_mib_s": up["mib_s"], "up_cpu_s_gib": up["cpu_s_gib"],
+            "down_mib_s": down["mib_s"], "down_cpu_s_gib": down["cpu_s_gib"],
+            "others_busy": max(part["others_busy"] for part in (short, up, down))}
+
+
+@dataclasses.dataclass
+class Cell:
+    """One table. Timed cells are measured in rounds, each proxy in turn, on proxies that stay up;
+    the others once, starting and stopping what they need."""
+
+    name: str
+    title: str
+    measure: object
+    columns: tuple  # (key, heading, format)
+    without: tuple = ()  # proxies for which it makes no sense
+    timed: bool = True
+    variants: bool = False  # measured on worker_variants() instead
+    note: str = ""
+
+
+_BUSY = (("proxy_busy", "proxy busy", "{:.0%}"), ("generator_busy", "generator busy", "{:.0%}"))
+_BULK = (("mib_s", "MiB/s", "{:.0f}"), ("cpu_s_gib", "CPU s for each GiB", "{:.3f}")) + _BUSY
+_PING = (("p50_us", "p50 µs", "{:.1f}"), ("p99_us", "p99 µs", "{:.1f}"),
+         ("per_s", "pings a second", "{:.0f}"), ("cpu_us", "CPU µs each", "{:.2f}")) + _BUSY
+_SHORT = (("per_s", "connections a second", "{:.0f}"), ("cpu_us", "CPU µs each", "{:.1f}"),
+          ("p50_us", "p50 µs", "{:.0f}"), ("p99_us", "p99 µs", "{:.0f}")) + _BUSY
+_WORKERS = (("per_s", "connections a second", "{:.0f}"), ("cpu_us", "CPU µs each", "{:.1f}"),
+            ("up_mib_s", "16 up MiB/s", "{:.0f}"), ("up_cpu_s_gib", "CPU s/GiB", "{:.3f}"),
+            ("down_mib_s", "16 down MiB/s", "{:.0f}"), ("down_cpu_s_gib", "CPU s/GiB", "{:.3f}"))
+_NO_SPLICE = ("haproxysplice",)  # its setting changes nothing there
+_FORKLESS = ("haproxysplice", "socat")
+
+CELLS = [
+    Cell("up1", "Bulk up, 1 connection", partial(measure_bulk, direction="up", connections=1),
+         _BULK),
+    Cell("up16", "Bulk up, 16 connections", partial(measure_bulk, direction="up", connections=16),
+         _BULK),
+    Cell("down1", "Bulk down, 1 connection", partial(measure_bulk, direction="down", connections=1),
+         _BULK),
+    Cell("down16", "Bulk down, 16 connections",
+         partial(measure_bulk, direction="down", connections=16), _BULK),
+    Cell("small", "Bulk up, 1 connection whose client writes 64 KiB at a time",
+         partial(measure_bulk, direction="up", connections=1, block=64 << 10), _BULK, _NO_SPLICE,
+         note="In the four cells above, senders write 1 MiB at a time."),
+    Cell("short", "Short connections, 32 at a time", measure_short, _SHORT, _NO_SPLICE),
+    Cell("ping1", "64-byte ping, 1 connection", partial(measure_ping, connections=1), _PING,
+         _NO_SPLICE),
+    Cell("ping64", "64-byte ping, 64 connections", partial(measure_ping, connections=64), _PING,
+         _FORKLESS),
+    Cell("blocked", "One flow down beside {blocked_connections} blocked ones", measure_blocked,
+         _BULK[:2] + (("blocked_ms_s", "CPU ms a second, blocked ones alone", "{:.2f}"),),
+         _FORKLESS),
+    Cell("calls", "System calls", measure_calls, (), _FORKLESS, timed=False,
+         note="All threads of the proxy, counted by strace, one ping or connection at a time. "
+              "A ping is two messages."),
+    Cell("idle", "Resident KiB of one idle connection out of {idle_connections}", measure_idle,
+         (("silent_kib", "never spoke", "{:.2f}"), ("spoke_kib", "after one ping", "{:.2f}")),
+         _FORKLESS, timed=False),
+    Cell("workers", "Two workers beside one", measure_workers, _WORKERS, variants=True,
+         note="Here the proxy may run on every CPU, the generator's included. Short connections "
+              "32 at a time, bulk on 16 connections."),
+]

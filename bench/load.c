@@ -1,0 +1,221 @@
+#include "load.h"
+
+#include "sockets.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <getopt.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <time.h>
+#include <unistd.h>
+
+static const char help[] =
+	"usage: load COMMAND [PORT] [option]...\n"
+	"\n"
+	"Targets and clients for measuring a TCP proxy on 127.0.0.1. Results are one line of "
+	"JSON.\n"
+	"\n"
+	"  serve          the targets; prints their ports; ends when standard input ends\n"
+	"                   sink    takes everything, answers the end with the count\n"
+	"                   source  sends without end; one byte stops it: it adds its count\n"
+	"                   echo    sends back what it gets\n"
+	"                   answer  64 bytes of request, 64 bytes of answer, and closes\n"
+	"  up PORT        bytes to a sink              --connections --seconds --bytes --block\n"
+	"  down PORT      bytes from a source          --connections --seconds --bytes\n"
+	"  ping PORT      64 bytes there and back      --connections --seconds --count --gate\n"
+	"  short PORT     connect, ask, be answered, close: --connections at a time\n"
+	"                                              --connections --seconds --count\n"
+	"  hold PORT      opens connections and keeps them until standard input ends\n"
+	"                                              --connections --speak --narrow\n"
+	"  selftest       all of these against each other, without a proxy\n"
+	"\n"
+	"  --connections N       how many at a time (1)\n"
+	"  --seconds S           stop after so long (2)\n"
+	"  --bytes B             stop after so many bytes in all (no end)\n"
+	"  --block B             write so many bytes at a time (1048576, the most)\n"
+	"  --count N             stop after so many pings or connections in all (no end)\n"
+	"  --speak               one ping on each connection before falling silent\n"
+	"  --narrow              held connections with small windows, to be blocked by not "
+	"reading\n"
+	"  --gate                say \"ready\" and \"done\" around the pings, each time waiting "
+	"for a\n"
+	"                        line on standard input\n"
+	"  --help\n"
+	"\n"
+	"A client that has not ended 60 s after its --seconds is stuck, and ends with status 3.\n";
+
+enum option_id {
+	OPTION_CONNECTIONS = 1,
+	OPTION_SECONDS,
+	OPTION_BYTES,
+	OPTION_BLOCK,
+	OPTION_COUNT,
+	OPTION_SPEAK,
+	OPTION_NARROW,
+	OPTION_GATE,
+	OPTION_HELP,
+};
+
+static const struct option long_options[] = {
+	{ "connections", required_argument, NULL, OPTION_CONNECTIONS },
+	{ "seconds", required_argument, NULL, OPTION_SECONDS },
+	{ "bytes", required_argument, NULL, OPTION_BYTES },
+	{ "block", required_argument, NULL, OPTION_BLOCK },
+	{ "count", required_argument, NULL, OPTION_COUNT },
+	{ "speak", no_argument, NULL, OPTION_SPEAK },
+	{ "narrow", no_argument, NULL, OPTION_NARROW },
+	{ "gate", no_argument, NULL, OPTION_GATE },
+	{ "help", no_argument, NULL, OPTION_HELP },
+	{ 0 },
+};
+
+static double
+to_number(const char *text)
+{
+	char *end;
+	double number = strtod(text, &end);
+	if (end == text || *end || !(number >= 0 && number < 1e18)) {
+		fprintf(stderr, "load: '%s' is no number\n", text);
+		exit(1);
+	}
+	return number;
+}
+
+static void
+parse(int argc, char **argv, struct options *options)
+{
+	int id;
+
+	*options = (struct options){ .to = { .sin_family = AF_INET,
+					     .sin_addr.s_addr = htonl(INADDR_LOOPBACK) },
+				     .connections = 1,
+				     .count = UINT64_MAX,
+				     .bytes = UINT64_MAX,
+				     .block_bytes = SOCKETS_BLOCK_BYTES,
+				     .duration_ns = 2 * NS_PER_S };
+	while ((id = getopt_long(argc, argv, "", long_options, NULL)) != -1) {
+		double number = optarg ? to_number(optarg) : 0;
+		if (id == OPTION_CONNECTIONS && number >= 1 && number <= 19000)
+			options->connections = (unsigned int)number;
+		else if (id == OPTION_SECONDS)
+			options->duration_ns = (uint64_t)(number * (double)NS_PER_S);
+		else if (id == OPTION_BYTES)
+			options->bytes = (uint64_t)number;
+		else if (id == OPTION_BLOCK && number >= 1 && number <= SOCKETS_BLOCK_BYTES)
+			options->block_bytes = (size_t)number;
+		else if (id == OPTION_COUNT)
+			options->count = (uint64_t)number;
+		else if (id == OPTION_SPEAK)
+			options->speak = true;
+		else if (id == OPTION_NARROW)
+			options->narrow = true;
+		else if (id == OPTION_GATE)
+			options->gate = true;
+		else {
+			fputs(help, id == OPTION_HELP ? stdout : stderr);
+			exit(id == OPTION_HELP ? 0 : 1);
+		}
+	}
+}
+
+static double
+own_cpu_s(void)
+{
+	struct timespec used;
+	clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &used);
+	return (double)used.tv_sec + (double)used.tv_nsec / 1e9;
+}
+
+static void
+print_bulk(const struct bulk_result *result)
+{
+	printf("{\"bytes\": %llu, \"elapsed_s\": %.6f, \"client_cpu_s\": %.6f}\n",
+	       (unsigned long long)result->bytes, (double)result->elapsed_ns / 1e9, own_cpu_s());
+}
+
+static void
+print_exchange(const struct exchange_result *result)
+{
+	printf("{\"count\": %llu, \"failed\": %llu, \"elapsed_s\": %.6f, \"p50_us\": %.3f, "
+	       "\"p99_us\": %.3f, \"client_cpu_s\": %.6f}\n",
+	       (unsigned long long)result->count, (unsigned long long)result->failed,
+	       (double)result->elapsed_ns / 1e9,
+	       (double)histogram_percentile(&result->latency_ns, 0.50) / 1e3,
+	       (double)histogram_percentile(&result->latency_ns, 0.99) / 1e3, own_cpu_s());
+}
+
+static void
+on_deadline(int signal)
+{
+	static const char text[] = "load: stuck\n";
+	(void)signal;
+	(void)!write(STDERR_FILENO, text, sizeof(text) - 1);
+	_exit(3);
+}
+
+static void
+run_client(const char *command, const struct options *options)
+{
+	static struct exchange_result exchanges;
+	struct bulk_result bulk;
+
+	if (!strcmp(command, "up")) {
+		bulk_up(options, &bulk);
+		print_bulk(&bulk);
+	} else if (!strcmp(command, "down")) {
+		bulk_down(options, &bulk);
+		print_bulk(&bulk);
+	} else if (!strcmp(command, "ping")) {
+		ping_run(options, &exchanges);
+		print_exchange(&exchanges);
+	} else if (!strcmp(command, "short")) {
+		short_run(options, &exchanges);
+		print_exchange(&exchanges);
+	} else if (!strcmp(command, "hold")) {
+		hold_run(options);
+	} else {
+		fprintf(stderr, "load: no command '%s'; see load --help\n", command);
+		exit(1);
+	}
+}
+
+static void
+raise_descriptor_limit(void)
+{
+	struct rlimit limit;
+	getrlimit(RLIMIT_NOFILE, &limit);
+	limit.rlim_cur = limit.rlim_max;
+	setrlimit(RLIMIT_NOFILE, &limit);
+}
+
+int
+main(int argc, char **argv)
+{
+	struct options options;
+
+	parse(argc, argv, &options);
+	raise_descriptor_limit();
+	if (argc - optind == 1 && !strcmp(argv[optind], "serve")) {
+		serve_run(STDIN_FILENO, STDOUT_FILENO);
+		return 0;
+	}
+	if (argc - optind == 1 && !strcmp(argv[optind], "selftest")) {
+		alarm(60);
+		selftest_run();
+		return 0;
+	}
+	if (argc - optind != 2) {
+		fputs(help, stderr);
+		return 1;
+	}
+	options.to.sin_port = htons((uint16_t)to_number(argv[optind + 1]));
+	signal(SIGALRM, on_deadline);
+	if (strcmp(argv[optind], "hold") != 0)
+		alarm((unsigned int)(options.duration_ns / NS_PER_S) + 60);
+	run_client(argv[optind], &options);
+	return 0;
+}

@@ -1,0 +1,159 @@
+"""Processes of the bench: started on a chosen CPU, ended with it, and asked what they used."""
+
+import os
+import pwd
+import random
+import signal
+import socket
+import subprocess
+import time
+
+STOP_SECONDS = 10
+
+
+class BenchError(Exception):
+    """A measurement that could not be made; the text says why."""
+
+
+class Processes:
+    """All that was started and must not outlive the bench."""
+
+    def __init__(self, realtime=False):
+        self.running = []
+        self.scheduling = ["chrt", "--rr", "1"] if realtime else []
+
+    def start(self, command, cpus, as_nobody=False, **popen):
+        """Popen in a session of its own (Ctrl-C reaches only the bench), ended by the kernel
+        should the bench be killed."""
+        prefix = self.scheduling + ["taskset", "-c", cpus, "setpriv", "--pdeathsig", "TERM"]
+        if as_nobody and os.getuid() == 0:
+            group = str(pwd.getpwnam("nobody").pw_gid)
+            prefix += ["--reuid", "nobody", "--regid", group, "--clear-groups"]
+        process = subprocess.Popen(prefix + command, start_new_session=True, **popen)
+        self.running.append(process)
+        return process
+
+    def stop(self, process):
+        """Ends the whole session of a process: TERM, and KILL when that is not obeyed."""
+        for what in (signal.SIGTERM, signal.SIGKILL):
+            try:
+                os.killpg(process.pid, what)
+            except ProcessLookupError:
+                pass
+            try:
+                process.wait(STOP_SECONDS if what == signal.SIGTERM else None)
+                break
+            except subprocess.TimeoutExpired:
+                continue
+        # Children that a TERM leaves alone, as socat's do.
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        for stream in (process.stdin, process.stdout, process.stderr):
+            if stream:
+                stream.close()
+        if process in self.running:
+            self.running.remove(process)
+
+    def stop_all(self):
+        for process in list(self.running):
+            self.stop(process)
+
+
+def wait_until(condition, seconds, what):
+    """Returns the condition's first true value; BenchError when there is none in time."""
+    end = time.monotonic() + seconds
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > end:
+            raise BenchError(f"{what}: not within {seconds} s")
+        time.sleep(0.01)
+
+
+def _stat(pid):
+    with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
+        return file.read().rpartition(")")[2].split()
+
+
+def family(roots):
+    """The given processes that live, and all that descend from them."""
+    parents = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                parents[int(name)] = int(_stat(name)[1])
+            except (FileNotFoundError, ProcessLookupError):
+                pass
+    found = [pid for pid in roots if pid in parents]
+    for pid in found:
+        found += [child for child, parent in parents.items() if parent == pid]
+    return found
+
+
+def cpu_seconds(roots):
+    """What the processes used, in user and system mode, with all threads and dead children.
+    Live ones to the nanosecond; reaped children in clock ticks (only socat has any)."""
+    used = 0.0
+    for pid in family(roots):
+        try:
+            fields = _stat(pid)
+            # The CPU clock of another process: clock_getcpuclockid(3).
+            used += time.clock_gettime((~pid << 3) | 2)
+            used += (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK")
+        except (OSError, FileNotFoundError):
+            pass
+    return used
+
+
+def settle(roots, seconds=20):
+    """Waits until the processes have done nothing worth mentioning for a quarter of a second."""
+
+    def is_quiet():
+        before = cpu_seconds(roots)
+        time.sleep(0.25)
+        return cpu_seconds(roots) - before < 0.001
+
+    wait_until(is_quiet, seconds, "coming to rest")
+
+
+def anonymous_kib(roots):
+    """Resident anonymous memory of all the processes."""
+    kib = 0
+    for pid in family(roots):
+        with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
+            kib += sum(int(line.split()[1]) for line in file if line.startswith("RssAnon:"))
+    return kib
+
+
+_given_ports = set()
+
+
+def free_port():
+    """A port nobody listens on, below the range from which the kernel numbers connections."""
+    while True:
+        port = random.randrange(20000, 32000)
+        if port in _given_ports:
+            continue
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        _given_ports.add(port)
+        return port
+
+
+def wait_listening(port, is_alive):
+    def answers():
+        if not is_alive():
+            raise BenchError("it ended at once")
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+            return True
+        except OSError:
+            return False
+
+    wait_until(answers, 10, f"listening on port {port}")

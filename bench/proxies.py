@@ -1,0 +1,164 @@
+"""The proxies that are compared: how each is configured and started, all in the same way."""
+
+import os
+import pathlib
+import re
+import shutil
+import string
+import subprocess
+
+from processes import BenchError, anonymous_kib, cpu_seconds, free_port, settle, wait_listening
+
+HERE = pathlib.Path(__file__).parent
+PROXY_CPU = "1"
+TARGETS = ("sink", "source", "echo", "answer")
+
+
+class Proxy:
+    """One proxy program with one configuration; start() and stop() any number of times."""
+
+    program = None
+    template = None
+
+    def __init__(self, name, label, workers=1, cpus=PROXY_CPU, **values):
+        self.name = name
+        self.label = label
+        self.cpus = cpus
+        self.values = dict(values, workers=workers)
+        self.bench = None
+        self.roots = []
+        self.ports = {}
+        self.directory = None
+
+    def find(self):
+        path = shutil.which(self.program, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
+        if not path:
+            raise BenchError(f"{self.program} is not installed")
+        return path
+
+    def version(self):
+        return ""
+
+    def command(self, configuration):
+        raise NotImplementedError
+
+    def start(self, bench):
+        self.bench = bench
+        self.ports = {target: free_port() for target in TARGETS}
+        self.directory = bench.make_directory(self.name)
+        self.start_programs()
+        try:
+            for port in self.ports.values():
+                wait_listening(port, lambda: all(root.poll() is None for root in self.roots))
+            settle(self.pids())
+        except BenchError as error:
+            text = (self.directory / "output").read_text(errors="replace")[-2000:]
+            self.stop()
+            raise BenchError(f"{self.label}: {error}\n{text}") from None
+
+    def start_programs(self):
+        values = dict(self.values, directory=self.directory, **self.ports)
+        values.update({f"{name}_target": port for name, port in self.bench.targets.items()})
+        text = string.Template((HERE / "conf" / self.template).read_text()).substitute(values)
+        configuration = self.directory / self.template
+        configuration.write_text(text)
+        self.launch(self.command(configuration))
+
+    def launch(self, command):
+        with open(self.directory / "output", "ab") as output:
+            self.roots.append(self.bench.processes.start(
+                command, self.cpus, as_nobody=True, cwd=self.directory,
+                stdin=subprocess.DEVNULL, stdout=output, stderr=output))
+
+    def stop(self):
+        for root in self.roots:
+            self.bench.processes.stop(root)
+        self.roots = []
+
+    def pids(self):
+        return [root.pid for root in self.roots]
+
+    def cpu_seconds(self):
+        return cpu_seconds(self.pids())
+
+    def anonymous_kib(self):
+        return anonymous_kib(self.pids())
+
+
+def _first_line(command, pattern):
+    done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    found = re.search(pattern, done.stdout + done.stderr)
+    return found.group(1) if found else "unknown version"
+
+
+class Penstock(Proxy):
+    program = str(HERE.parent / "build" / "penstockd")
+    template = "penstock.conf"
+
+    def version(self):
+        return _first_line([self.find(), "--version"], r"(\S*\d+\.\d+\S*)")
+
+    def command(self, configuration):
+        # A copy, since nobody may not be let into the tree.
+        program = self.directory / "penstockd"
+        shutil.copy(self.find(), program)
+        program.chmod(0o755)
+        return [str(program), "-c", str(configuration)]
+
+
+class Nginx(Proxy):
+    program = "nginx"
+    template = "nginx.conf"
+
+    def version(self):
+        return _first_line([self.find(), "-v"], r"nginx/(\S+)")
+
+    def command(self, configuration):
+        return [self.find(), "-p", str(self.directory), "-c", str(configuration),
+                "-e", str(self.directory / "error.log")]
+
+
+class Haproxy(Proxy):
+    program = "haproxy"
+    template = "haproxy.cfg"
+
+    def version(self):
+        return _first_line([self.find(), "-v"], r"version (\S+)")
+
+    def command(self, configuration):
+        return [self.find(), "-db", "-f", str(configuration)]
+
+
+class Socat(Proxy):
+    program = "socat"
+
+    def version(self):
+        return _first_line([self.find(), "-V"], r"socat version (\S+)")
+
+    def start_programs(self):
+        for target, port in self.ports.items():
+            self.launch([self.find(), "-b", "262144", "-t", "10",
+                         f"TCP4-LISTEN:{port},bind=127.0.0.1,reuseaddr,fork,backlog=511,nodelay",
+                         f"TCP4:127.0.0.1:{self.bench.targets[target]},nodelay"])
+
+
+def all_proxies():
+    return [
+        Penstock("penstock", "penstockd"),
+        Nginx("nginx16", "nginx, 16 KiB", buffer="16k"),
+        Nginx("nginx256", "nginx, 256 KiB", buffer="256k"),
+        Haproxy("haproxy", "HAProxy", splice=""),
+        Haproxy("haproxysplice", "HAProxy, splice-auto", splice="option splice-auto"),
+        Socat("socat", "socat"),
+    ]
+
+
+def worker_variants():
+    """One worker and two, both free to run on every CPU, of us and of the nearest peer."""
+    every_cpu = ",".join(str(cpu) for cpu in sorted(os.sched_getaffinity(0)))
+    return [
+        Penstock("penstock1", "penstockd, 1 worker", workers=1, cpus=every_cpu),
+        Penstock("penstock2", "penstockd, 2 workers", workers=2, cpus=every_cpu),
+        Nginx("nginx1", "nginx, 1 worker", workers=1, cpus=every_cpu, buffer="256k"),
+        Nginx("nginx2", "nginx, 2 workers", workers=2, cpus=every_cpu, buffer="256k"),
+    ]

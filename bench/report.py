@@ -1,0 +1,229 @@
+"""Numbers into tables, and the goals beside them."""
+
+import datetime
+import os
+import pathlib
+import platform
+import re
+import statistics
+
+# (cell, key, what, relation to the best peer): a share of the least, or at least the greatest.
+_PEER_GOALS = (
+    [(cell, "cpu_s_gib", "CPU for each GiB", "least", 0.75)
+     for cell in ("up1", "up16", "down1", "down16")] +
+    [(cell, "mib_s", "MiB/s", "greatest", 1.0) for cell in ("up1", "up16", "down1", "down16")] +
+    [("short", "per_s", "connections a second", "greatest", 1.0),
+     ("ping1", "p50_us", "ping p50", "least", 1.0), ("ping1", "p99_us", "ping p99", "least", 1.0),
+     ("ping64", "p50_us", "ping p50", "least", 1.0),
+     ("ping64", "p99_us", "ping p99", "least", 1.0)])
+_IDLE_KIB = 1.5
+_TWO_WORKERS = 1.15
+
+
+class Results:
+    """All samples: by cell, proxy and key, one number a round."""
+
+    def __init__(self):
+        self.samples = {}
+        self.failures = {}
+
+    def add(self, cell, proxy, numbers):
+        for key, number in numbers.items():
+            self.samples.setdefault((cell, proxy), {}).setdefault(key, []).append(number)
+
+    def fail(self, cell, proxy, why):
+        self.failures.setdefault((cell, proxy), why)
+
+    def has(self, cell, proxy):
+        return (cell, proxy) in self.samples and (cell, proxy) not in self.failures
+
+    def median(self, cell, proxy, key):
+        return statistics.median(self.samples[cell, proxy][key])
+
+    def raw(self, cell, proxy, key):
+        return self.samples[cell, proxy][key][-1]
+
+
+def table(headings, rows):
+    lines = ["| " + " | ".join(headings) + " |", "| --- " + "| ---: " * (len(headings) - 1) + "|"]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows]) + "\n"
+
+
+def _cell_value(results, cell, proxy, key, form):
+    numbers = results.samples[cell.name, proxy.name][key]
+    text = form.format(statistics.median(numbers))
+    if len(numbers) > 1 and "%" not in form:
+        text += f" ({form.format(min(numbers))} … {form.format(max(numbers))})"
+    return text
+
+
+def cell_table(results, cell, proxies):
+    rows = []
+    for proxy in proxies:
+        if results.has(cell.name, proxy.name):
+            rows.append([proxy.label] + [_cell_value(results, cell, proxy, key, form)
+                                         for key, _, form in cell.columns])
+        elif (cell.name, proxy.name) in results.failures:
+            why = results.failures[cell.name, proxy.name].splitlines()[0]
+            rows.append([proxy.label, f"failed: {why}"] + [""] * (len(cell.columns) - 1))
+    return table([""] + [heading for _, heading, _ in cell.columns], rows)
+
+
+def calls_tables(results, proxies):
+    measured = [proxy for proxy in proxies if results.has("calls", proxy.name)]
+    text = ""
+    for kind, title in (("ping", "for each ping"), ("short", "for each short connection")):
+        counts = {proxy.name: results.raw("calls", proxy.name, kind) for proxy in measured}
+        names = sorted({name for calls in counts.values() for name, each in calls.items()
+                        if each >= 0.005},
+                       key=lambda name: -max(calls.get(name, 0) for calls in counts.values()))
+        rows = [[name] + [f"{counts[proxy.name].get(name, 0):.2f}" for proxy in measured]
+                for name in names]
+        rows.append(["all"] + [f"{sum(counts[proxy.name].values()):.2f}" for proxy in measured])
+        text += table([title] + [proxy.label for proxy in measured], rows) + "\n"
+    for proxy in proxies:
+        if ("calls", proxy.name) in results.failures:
+            text += f"{proxy.label}: failed: {results.failures['calls', proxy.name]}\n\n"
+    return text.rstrip("\n") + "\n"
+
+
+def _verdict(reached):
+    return "reached" if reached else "**missed**"
+
+
+def _peer_goals(results, peers):
+    for cell, key, what, best, factor in _PEER_GOALS:
+        if not results.has(cell, "penstock"):
+            continue
+        others = {peer.label: results.median(cell, peer.name, key) for peer in peers
+                  if results.has(cell, peer.name)}
+        if not others:
+            continue
+        choose, sign = (min, "≤") if best == "least" else (max, "≥")
+        label = choose(others, key=others.get)
+        ratio = round(results.median(cell, "penstock", key) / others[label], 2)
+        reached = ratio <= factor if best == "least" else ratio >= factor
+        yield [f"{cell}: {what} {sign} {factor:g} × best peer ({label})", f"{ratio:.2f} ×",
+               _verdict(reached)]
+
+
+def _calls_goal(results):
+    peers = [name for name in ("nginx16", "nginx256") if results.has("calls", name)]
+    if results.has("calls", "penstock"):
+        ping = results.raw("calls", "penstock", "ping")
+        # A ping is two messages, each epoll_wait, read and write.
+        yield ["calls: a ping costs 6", f"{sum(ping.values()):.2f}",
+               _verdict(sum(ping.values()) < 6.05)]
+    if results.has("calls", "penstock") and peers:
+        own = sum(results.raw("calls", "penstock", "short").values())
+        best = min(sum(results.raw("calls", name, "short").values()) for name in peers)
+        yield [f"calls: a short connection ≤ nginx's {best:.2f}", f"{own:.2f}",
+               _verdict(own <= best + 0.005)]
+
+
+def _idle_goals(results):
+    if not results.has("idle", "penstock"):
+        return
+    for key, what in (("silent_kib", "never spoke"), ("spoke_kib", "after one ping")):
+        kib = results.median("idle", "penstock", key)
+        yield [f"idle: {what} ≤ {_IDLE_KIB} KiB", f"{kib:.2f} KiB", _verdict(kib <= _IDLE_KIB)]
+
+
+def _worker_goals(results):
+    if not (results.has("workers", "penstock1") and results.has("workers", "penstock2")):
+        return
+    for key, what in (("cpu_us", "connection"), ("up_cpu_s_gib", "GiB up"),
+                      ("down_cpu_s_gib", "GiB down")):
+        ratio = round(results.median("workers", "penstock2", key) /
+                      results.median("workers", "penstock1", key), 2)
+        yield [f"workers: CPU for each {what}, two ≤ {_TWO_WORKERS} × one", f"{ratio:.2f} ×",
+               _verdict(ratio <= _TWO_WORKERS)]
+
+
+def goals_table(results, peers):
+    rows = [row for part in (_peer_goals(results, peers), _calls_goal(results),
+                             _idle_goals(results), _worker_goals(results)) for row in part]
+    if not rows:
+        return "Nothing was measured that a goal is set for.\n"
+    missed = sum("missed" in row[2] for row in rows)
+    return (f"{len(rows) - missed} of {len(rows)} reached.\n\n" +
+            table(["goal", "measured", ""], rows))
+
+
+def _read(path, pattern):
+    found = re.search(pattern, pathlib.Path(path).read_text(encoding="ascii", errors="replace"))
+    return found.group(1).strip() if found else "unknown"
+
+
+def _machine():
+    system = _read("/etc/os-release", r'PRETTY_NAME="(.*)"')
+    gib = int(_read("/proc/meminfo", r"MemTotal:\s+(\d+)")) / (1 << 20)
+    host = "virtual machine" if " hypervisor " in _read("/proc/cpuinfo", r"flags\s*:(.*)") + " " \
+        else "bare metal"
+    return (f"{_read('/proc/cpuinfo', 'model name.*: (.*)')}, {os.cpu_count()} CPUs ({host}), "
+            f"{gib:.0f} GiB; {system}, kernel {platform.release()}")
+
+
+def _others(results):
+    """How much the machine did besides: the reader's measure of what the numbers are worth."""
+    shares = [share for numbers in results.samples.values()
+              for share in numbers.get("others_busy", [])]
+    if not shares:
+        return "not measured"
+    return f"median {statistics.median(shares):.1%}, most {max(shares):.1%} of one CPU"
+
+
+def memory_pressures():
+    """How often the kernel ran short of TCP memory so far: then it is measured, not the proxy."""
+    for line in pathlib.Path("/proc/net/netstat").read_text(encoding="ascii").splitlines():
+        fields = line.split()
+        if fields[0] == "TcpExt:" and not fields[1].isdigit():
+            names = fields
+        elif fields[0] == "TcpExt:":
+            return int(dict(zip(names, fields))["TCPMemoryPressures"])
+    return 0
+
+
+def _heading(arguments, order, results, pressures):
+    versions = {proxy.label.split(",")[0]: proxy.version() for proxy in order}
+    now = datetime.datetime.now(datetime.timezone.utc)
+    rows = [["date", now.strftime("%Y-%m-%d %H:%M UTC")],
+            ["machine", _machine()],
+            ["versions", ", ".join(f"{name} {version}" for name, version in versions.items())],
+            ["command", " ".join(["bench/run"] + arguments)],
+            ["used by other programs meanwhile", _others(results)],
+            ["kernel short of TCP memory", f"{pressures} times"]]
+    priority = "Proxies and generator ran before all other programs (SCHED_RR).\n" \
+        if "--realtime" in arguments else ""
+    user = "nobody" if os.getuid() == 0 else "the user who ran the bench"
+    return f"""# Benchmark results
+
+Written by `make bench`; not to be edited.
+
+{table(["", ""], rows).replace("---:", "---")}
+Every proxy has one worker, runs as {user} and is alone on CPU {order[0].cpus}; the load generator and the
+targets (`bench/load.h`) share the other CPU; everything is on loopback, and nobody logs connections.
+Cells are measured in rounds, each proxy in turn; numbers are medians (least … greatest). CPU is what the
+proxy's processes used, user and system, dead children included. "Busy" is the share of the time in which the
+proxy, or client and target together, used their CPU: where the generator is busy all the time and the
+proxy is not, MiB/s and connections a second are the generator's, and only CPU tells the proxies apart.
+Targets and clients drop bulk bytes without copying them. Both ends of each bulk connection compare
+their counts, and a short connection without its whole answer fails the cell.
+{priority}"""
+
+
+def write(size, arguments, chosen, order, variants, results, pressures):
+    """The whole page; pressures as memory_pressures() counted them during the run."""
+    peers = [proxy for proxy in order if proxy.name != "penstock"]
+    text = _heading(arguments, order, results, pressures)
+    text += "\n## Goals\n\nA ratio is penstockd's median divided by the best peer's.\n\n"
+    text += goals_table(results, peers)
+    for cell in chosen:
+        text += f"\n## {cell.title.format_map(vars(size))} (`{cell.name}`)\n\n"
+        if cell.note:
+            text += cell.note + "\n\n"
+        if cell.name == "calls":
+            text += calls_tables(results, order)
+        else:
+            text += cell_table(results, cell, variants if cell.variants else order)
+    return text
