@@ -23,11 +23,12 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define LIMITS_SEGMENT_BYTES 1448                  /* no grant is cut below it to no purpose */
-#define LIMITS_RATE_MOST     UINT64_C(18000000000) /* bytes a second: above it the arithmetic overflows */
-#define LIMITS_BURST_MOST    (UINT64_C(1) << 50)   /* bytes */
-#define LIMITS_WEIGHT_MOST   UINT16_MAX
-#define LIMITS_NEVER         UINT64_MAX /* a due time that does not come */
+#define LIMITS_SEGMENT_BYTES 1448 /* no grant is cut below it to no purpose */
+#define LIMITS_RATE_MOST \
+	UINT64_C(18000000000) /* bytes a second: above it the arithmetic overflows */
+#define LIMITS_BURST_MOST  (UINT64_C(1) << 50) /* bytes */
+#define LIMITS_WEIGHT_MOST UINT16_MAX
+#define LIMITS_NEVER       UINT64_MAX /* a due time that does not come */
 
 enum limit_direction { LIMIT_UP, LIMIT_DOWN };
 
@@ -40,9 +41,9 @@ enum limit_per {
 	LIMIT_PER_UID,
 };
 
-struct limits;      /* the tree */
-struct limit;       /* as declared */
-struct limit_node;  /* one instance of it */
+struct limits;       /* the tree */
+struct limit;        /* as declared */
+struct limit_node;   /* one instance of it */
 struct limit_bucket; /* one direction of a node */
 
 /* What is declared of a limit. */
@@ -52,12 +53,13 @@ struct limit_spec {
 	enum limit_per per;
 	uint8_t prefix_v4, prefix_v6; /* LIMIT_PER_SOURCE: bits that count */
 	uint16_t weight;              /* among its parent's children, from 1 */
-	uint64_t rate[2];             /* bytes a second by direction; 0 = unlimited, it only groups */
-	uint64_t burst[2];            /* bytes; 0 = limits_burst_default */
-	uint32_t quantum;             /* bytes a flow gets at a time; 0 = by its share of the rate */
-	uint32_t nodes_most; /* with a `per`, 0 = as many as come: at the cap the oldest without users
+	uint64_t rate[2];  /* bytes a second by direction; 0 = unlimited, it only groups */
+	uint64_t burst[2]; /* bytes; 0 = limits_burst_default */
+	uint32_t quantum;  /* bytes a flow gets at a time; 0 = by its share of the rate */
+	uint32_t
+		nodes_most; /* with a `per`, 0 = as many as come: at the cap the oldest without users
 				goes, and if there is none a new key is refused */
-	bool starts_empty;   /* nodes are born as if emptied when the limit was added: for one that takes
+	bool starts_empty; /* nodes are born as if emptied when the limit was added: for one that takes
 				the place of another */
 };
 
@@ -78,7 +80,7 @@ struct limit_link {
 struct limit_child {
 	struct limit_bucket *parent; /* NULL = a root, or a flow without limit */
 	uint64_t v;                  /* virtual time: bytes served * 2^20 / weight */
-	uint64_t since_ns;           /* in `waiting` of the parent, or on the way through the mail */
+	uint64_t since_ns; /* in `waiting` of the parent, or on the way through the mail */
 	struct limit_link link;
 	uint32_t slot; /* in `ready` of the parent; 0 = not there */
 	uint16_t weight;
@@ -161,7 +163,7 @@ int limits_flow_move(struct limit_flow *flow, struct limit_node *node,
 
 /* The flow's bytes have been charged to `earlier` and all above it already, at another endpoint: from
  * now on they are not charged there again. May be said of several. As limits_flow_move, ends its wait. */
-void limits_flow_cut(struct limit_flow *flow, const struct limit_node *earlier, uint64_t now_ns);
+void limits_flow_cut(struct limit_flow *flow, const struct limit_node *earlier);
 
 /* How many of `want` bytes (more than 0) may move now: up to `want`, paid for and in hand. 0: the flow
  * waits, and limits_next will give it. Calling again changes nothing: neither while it waits nor while
@@ -235,7 +237,7 @@ void limits_reset_total(struct limit_node *node, enum limit_direction direction)
 struct limit_report {
 	uintptr_t id, parent; /* tell nodes apart within one listing; parent 0 = a root */
 	char name[65];        /* the limit's, cut off if longer */
-	char key[260];        /* "10.0.0.0/24", "uid:1000", "www.example.org", "none"; "" = no key */
+	char key[260]; /* "10.0.0.0/24", "uid:1000", "www.example.org", "none"; "" = no key */
 	uint16_t weight;
 	uint32_t users; /* flows, nodes below, and those who hold it */
 	struct limit_report_direction {
@@ -254,7 +256,7 @@ void limits_report(struct limit_node *node, uint64_t now_ns, struct limit_report
 
 /* Lists all nodes, page by page: *cursor is 0 at first; 0 is returned at the end. `most` is at least 256.
  * A node that is there all the time is listed, twice at worst. One short lock a page. Any thread. */
-size_t limits_list(struct limits *limits, size_t *cursor, uint64_t now_ns,
-		   struct limit_report *out, size_t most);
+size_t limits_list(struct limits *limits, size_t *cursor, uint64_t now_ns, struct limit_report *out,
+		   size_t most);
 
 #endif

@@ -26,9 +26,9 @@ struct limit_bucket {
 	uint64_t rate;            /* bytes a second; 0 = never short */
 	uint64_t burst;
 	int64_t tokens;
-	uint64_t stamp_ns; /* up to when tokens are counted */
-	uint64_t v;        /* the latest v at which a child was served; only rises */
-	uint64_t pace;     /* bytes a second it was last estimated to get from above */
+	uint64_t stamp_ns;         /* up to when tokens are counted */
+	uint64_t v;                /* the latest v at which a child was served; only rises */
+	uint64_t pace;             /* bytes a second it was last estimated to get from above */
 	struct limits_heap ready;  /* children that can be served, by v */
 	struct limit_link waiting; /* the same children, by since */
 	uint64_t ready_weight;     /* of the same, the sum */
@@ -41,8 +41,9 @@ struct limit_bucket {
 	uint32_t children;   /* flows and buckets that hang here */
 	uint32_t members;    /* flows that hang here and below */
 	uint32_t flows_waiting;
-	uint32_t second, active, active_before; /* flows granted to in `second` and in the one before */
-	uint8_t direction;                      /* which one of its node's */
+	uint32_t second, active,
+		active_before; /* flows granted to in `second` and in the one before */
+	uint8_t direction;     /* which one of its node's */
 	bool blocked;
 	bool on_todo;
 };
@@ -70,8 +71,9 @@ struct limit {
 	struct limit_node *only; /* held: the one node of a limit that depends on no key */
 	uint64_t emptied_ns;     /* spec.starts_empty: when it was added */
 	uint32_t users;          /* limits below, nodes, holders, and the list */
-	bool is_keyed;           /* it or a limit above it has a `per` */
-	bool is_passing;         /* its nodes are one connection's and never come again */
+	bool is_removed;
+	bool is_keyed;   /* it or a limit above it has a `per` */
+	bool is_passing; /* its nodes are one connection's and never come again */
 };
 
 /* Who is served when: limits_queue.h. */
@@ -94,6 +96,7 @@ struct limits {
 	struct limit *first; /* the newest */
 	struct limits_worker *workers;
 	struct limits_worker *armed_by;
+	unsigned int work; /* grants in one lock hold of limits_run, 256 at most */
 	/* Written under the lock, read without. */
 	_Atomic(uint64_t) due_ns;   /* 0 = at once */
 	_Atomic(uint64_t) armed_ns; /* the earliest that some worker's timer is set to */

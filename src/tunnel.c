@@ -280,13 +280,32 @@ set_timer(struct connection *connection, uint64_t now_ns)
 		arm(connection, due_ns, now_ns);
 }
 
-/* A byte that the peer's kernel took out of ours is progress, though we see no event for it. */
+/* The connection that an internal endpoint leads to, or NULL: a socket, a service, or gone. */
+static struct connection *
+joined_at(const struct endpoint *endpoint)
+{
+	if (!endpoint->kind || endpoint_is_socket(endpoint))
+		return NULL;
+	const struct endpoint *partner = endpoint->pair.partner;
+	return partner && partner->pair.across ? partner->owner : NULL;
+}
+
+/* A byte that the peer's kernel took out of ours is progress, though we see no event for it; and what
+ * moves in the connection behind a pair is progress of this one. `from` is where the asker is, if one is:
+ * a chain of internal hops is asked link by link, away from him. */
 static void
-look_for_progress(struct connection *connection, uint64_t now_ns)
+look_for_progress(struct connection *connection, const struct connection *from, uint64_t now_ns)
 {
 	size_t unsent_bytes = 0;
+
 	for (enum pump_side side = SIDE_NEAR; side <= SIDE_FAR; side++) {
 		struct endpoint *endpoint = endpoint_of(connection, side);
+		struct connection *joined = joined_at(endpoint);
+		if (joined && joined != from) {
+			look_for_progress(joined, connection, now_ns);
+			if (joined->moved_ns > connection->moved_ns)
+				connection->moved_ns = joined->moved_ns;
+		}
 		if (endpoint->kind)
 			unsent_bytes += endpoint->kind->unsent(endpoint);
 	}
@@ -340,7 +359,7 @@ on_timer(evutil_socket_t fd, short what, void *context)
 	if (is_slow(connection)) {
 		if (!look_at_peers(connection))
 			return;
-		look_for_progress(connection, now_ns);
+		look_for_progress(connection, NULL, now_ns);
 	}
 	if (now_ns >= deadline(connection, &said)) {
 		struct failure why;

@@ -119,6 +119,7 @@ class Daemon:
 
     def write(self, text):
         """Replaces the file at once, as an editor does."""
+        self.text = text
         fresh = self.config.with_suffix(".new")
         fresh.write_text(text)
         fresh.rename(self.config)
@@ -130,9 +131,9 @@ class Daemon:
         """Sends HUP and waits for its outcome: a line that begins with `expect`."""
         if text is not None:
             self.write(text)
-        before = len(self.lines())
+        before = self.count_log(expect)
         self.signal(signal.SIGHUP)
-        return self.wait_log(expect, since=before)
+        wait_until(lambda: self.count_log(expect) > before, f"a log line {expect!r}")
 
     # --- log
 
@@ -147,6 +148,11 @@ class Daemon:
 
     def find_log(self, text, since=0, **fields):
         return [line for line in self.lines()[since:] if line.matches(text, fields)]
+
+    def count_log(self, text):
+        """How often that was said: a line said again within a second is only counted by the daemon."""
+        told = [re.match(rf"(?:repeated (\d+) times?: )?{re.escape(text)}", line.text) for line in self.lines()]
+        return sum(int(match[1] or 1) for match in told if match)
 
     def wait_log(self, text, count=1, since=0, alive=False, deadline=DEADLINE, **fields):
         """The first line (or, with count, the list of lines) with that text and those fields."""

@@ -363,6 +363,15 @@ def wait_readable(peer, least):
     wait_until(lambda: peer.unread() >= least, f"{least} unread bytes")
 
 
+def is_closed(address):
+    """Whether nobody listens there; who listens sees a connection that ends at once."""
+    try:
+        connect(address).close()
+        return False
+    except (ConnectionRefusedError, FileNotFoundError):
+        return True
+
+
 def is_refused(address):
     """Whether connecting there fails, or is reset before any byte comes."""
     try:

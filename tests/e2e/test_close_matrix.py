@@ -160,7 +160,7 @@ class Cell:
 
     def own_daemon(self):
         """A daemon for this cell alone, since it will be stopped for a while."""
-        workers = self.daemon.config.read_text().partition("\n")[0]
+        workers = self.daemon.text.partition("\n")[0]
         return Daemon(self.directory / self.name, f"{workers}\n{self.text}")
 
 

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from daemon import configuration, tunnel, wait_until
-from peers import CLIENT_STREAM, KIB, EchoTarget, Target, connect, echoes, is_refused, transfer
+from peers import CLIENT_STREAM, KIB, EchoTarget, Target, connect, echoes, is_closed, transfer
 
 pytestmark = pytest.mark.sanitize
 
@@ -19,31 +19,37 @@ def test_fifty_bad_reloads_then_a_good_one(start):
     daemon.reload(good)  # what is opened once for all is open now
     pid, descriptors = daemon.pid, daemon.descriptors()
     included = daemon.config.parent / "broken.conf"
-    included.write_text('tunnel "b" { listen = ')
 
-    def directory():
-        daemon.config.unlink()
+    def directory(_):
+        daemon.config.unlink(missing_ok=True)
         daemon.config.mkdir()
+        return f"{daemon.config}: is a directory"
 
-    def broken_include():
+    def missing(_):
+        daemon.config.unlink(missing_ok=True)
+        return f"{daemon.config}: cannot be opened"
+
+    def broken_include(number):
+        included.write_text(f"bad{number} = 1\n" 'tunnel "b" { listen = ')
         daemon.write(good + 'include("broken.conf")\n')
+        return f"{included}:1: unknown keyword 'bad{number}'"
 
-    def garbage():
-        daemon.write("\x01\x02 garbage { = }}} \"")
+    def garbage(number):
+        daemon.write(f"bad{number} = 1\n\x01\x02 garbage {{ = }}}}}} \"")
+        return f"{daemon.config}:1: unknown keyword 'bad{number}'"
 
-    def missing():
-        daemon.config.unlink()
-
-    def open_comment():
-        daemon.write(good + "/* open\n")
+    def open_comment(number):
+        daemon.write(good + "\n" * number + "/* open\n")
+        return f"{daemon.config}:{good.count(chr(10)) + number + 1}: the comment"
 
     with connect(daemon.address("a"), expects=CLIENT_STREAM) as client:
         transfer(client, client, 100)
+        ways = [directory, missing] + [broken_include, garbage, open_comment] * 2 + [broken_include, garbage]
         for number in range(50):
-            (directory, broken_include, garbage, missing, open_comment)[number % 5]()
-            daemon.reload(expect=REFUSED)
+            daemon.reload(expect=ways[number % 10](number))
             if daemon.config.is_dir():
                 daemon.config.rmdir()
+        assert not daemon.find_log("reloaded")[1:]
         transfer(client, client, 100)
         daemon.reload(good + tunnel("b", "internal:echo"))
         transfer(client, client, 100)
@@ -102,7 +108,7 @@ def test_listeners_removed_and_added(start):
     with connect(address_b, expects=CLIENT_STREAM) as client:
         transfer(client, client, 10)
         daemon.reload(configuration(a, c))
-        wait_until(lambda: is_refused(address_b), "the removed listener to be closed")
+        wait_until(lambda: is_closed(address_b), "the removed listener to be closed")
         assert echoes(daemon.address("c"))
         assert echoes(address_a)
         transfer(client, client, 10)  # a removed tunnel's connection lives on

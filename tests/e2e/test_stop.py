@@ -6,7 +6,7 @@ import time
 import pytest
 
 from daemon import configuration, tunnel, wait_until
-from peers import CLIENT_STREAM, KIB, EchoTarget, Target, connect, echoes, is_refused, transfer
+from peers import CLIENT_STREAM, KIB, EchoTarget, Target, connect, echoes, is_closed, transfer
 
 pytestmark = pytest.mark.sanitize
 
@@ -29,7 +29,7 @@ def test_drains(start, chained):
         for client in clients:
             transfer(client, client, 10)
         daemon.signal(signal.SIGTERM)
-        wait_until(lambda: is_refused(address), "the listeners to be closed")
+        wait_until(lambda: is_closed(address), "the listeners to be closed")
         for client in clients:
             transfer(client, client, 100 * KIB)
             client.finish()

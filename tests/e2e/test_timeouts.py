@@ -31,12 +31,12 @@ def test_connect(start):
 def test_first_byte(start):
     with Target() as target:
         daemon = start(configuration(tunnel("a", target.text), timeouts={"first_byte": "500ms"}))
-        with connect(daemon.address("a")) as silent, connect(daemon.address("a")) as speaking:
+        with connect(daemon.address("a")) as speaking, target.accept() as peer:
             speaking.send(1)
-            peers = [target.accept(), target.accept()]
-            expect_timeout(daemon, silent, 450, 2000)
-            [peer.read(1) for peer in peers if peer.sock.getpeername()]
-            speaking.expect_quiet()
+            with connect(daemon.address("a")) as silent:
+                expect_timeout(daemon, silent, 450, 2000)
+            transfer(speaking, peer, 1)
+            transfer(peer, speaking, 1)
 
 
 @pytest.mark.parametrize("target_is", ["socket", "pair"])

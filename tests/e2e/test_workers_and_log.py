@@ -109,19 +109,19 @@ def test_every_line_has_the_shape(start):
 
 def test_json(start, directory):
     path = directory / "log"
-    daemon = start(configuration(tunnel("a", "internal:echo"), tunnel('quo\\"ted', "255.255.255.255:9"),
+    daemon = start(configuration(tunnel("a", "internal:echo"), tunnel("b", "unix:/no \\\"way\\\""),
                                  log={"format": "json", "target": f"file:{path}"}), wait=False)
     def listening():
         return path.exists() and [line for line in json_lines(path.read_text()) if line.get("address")]
     wait_until(lambda: path.exists() and '"ready"' in path.read_text(), "ready")
     addresses = {line["tunnel"]: line["address"].rpartition(":") for line in listening()}
-    assert set(addresses) == {"a", 'quo"ted'}
+    assert set(addresses) == {"a", "b"}
     assert echoes(("127.0.0.1", int(addresses["a"][2])))
-    assert is_refused(("127.0.0.1", int(addresses['quo"ted'][2])))
+    assert is_refused(("127.0.0.1", int(addresses["b"][2])))
     wait_until(lambda: path.read_text().count("connection ended") == 2, "the closing lines")
     ended = {line["tunnel"]: line for line in json_lines(path.read_text()) if line.get("tunnel") and "up" in line}
     assert ended["a"]["up"] == 1000 and ended["a"]["reason"] == "ok"
-    assert ended['quo"ted']["reason"] == "unreachable"
+    assert ended["b"]["reason"] == "refused" and ended["b"]["target"] == 'unix:/no "way"'
 
 
 def test_quiet_and_level(start):

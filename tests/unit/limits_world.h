@@ -16,8 +16,8 @@
 #define MS UINT64_C(1000000)
 #define S  UINT64_C(1000000000)
 
-#define WORLD_BEGIN_NS  (S * 1000)
-#define WORLD_CHUNK     1448 /* how much a mover with a rate of its own gathers before it asks */
+#define WORLD_BEGIN_NS (S * 1000)
+#define WORLD_CHUNK    1448 /* how much a mover with a rate of its own gathers before it asks */
 
 struct mover {
 	struct limit_flow flow; /* first */
@@ -36,8 +36,9 @@ struct world {
 	struct limits *limits;
 	struct limits_worker worker;
 	uint64_t now_ns, armed_ns;
-	uint64_t late_ns;              /* timers are late by up to this */
-	uint64_t turn_ns, turn_more_ns; /* a turn comes so much, and up to so much more, after a grant */
+	uint64_t late_ns; /* timers are late by up to this */
+	uint64_t turn_ns,
+		turn_more_ns; /* a turn comes so much, and up to so much more, after a grant */
 	struct limits_heap events;
 	uint64_t random;
 	uint64_t grants, takes, runs;
