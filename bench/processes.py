@@ -1,7 +1,6 @@
 """Processes of the bench: started on a chosen CPU, ended with it, and asked what they used."""
 
 import os
-import pwd
 import random
 import signal
 import socket
@@ -22,13 +21,12 @@ class Processes:
         self.running = []
         self.scheduling = ["chrt", "--rr", "1"] if realtime else []
 
-    def start(self, command, cpus, as_nobody=False, **popen):
+    def start(self, command, cpus, uid=None, **popen):
         """Popen in a session of its own (Ctrl-C reaches only the bench), ended by the kernel
-        should the bench be killed."""
+        should the bench be killed. uid is obeyed when root."""
         prefix = self.scheduling + ["taskset", "-c", cpus, "setpriv", "--pdeathsig", "TERM"]
-        if as_nobody and os.getuid() == 0:
-            group = str(pwd.getpwnam("nobody").pw_gid)
-            prefix += ["--reuid", "nobody", "--regid", group, "--clear-groups"]
+        if uid and os.getuid() == 0:
+            prefix += ["--reuid", str(uid), "--regid", str(uid), "--clear-groups"]
         process = subprocess.Popen(prefix + command, start_new_session=True, **popen)
         self.running.append(process)
         return process

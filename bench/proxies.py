@@ -1,5 +1,6 @@
 """The proxies that are compared: how each is configured and started, all in the same way."""
 
+import itertools
 import os
 import pathlib
 import re
@@ -19,11 +20,13 @@ class Proxy:
 
     program = None
     template = None
+    uids = itertools.count(64100)  # one each: the kernel gives pipes by the user
 
     def __init__(self, name, label, workers=1, cpus=PROXY_CPU, **values):
         self.name = name
         self.label = label
         self.cpus = cpus
+        self.uid = next(self.uids)
         self.values = dict(values, workers=workers)
         self.bench = None
         self.roots = []
@@ -67,7 +70,7 @@ class Proxy:
     def launch(self, command):
         with open(self.directory / "output", "ab") as output:
             self.roots.append(self.bench.processes.start(
-                command, self.cpus, as_nobody=True, cwd=self.directory,
+                command, self.cpus, uid=self.uid, cwd=self.directory,
                 stdin=subprocess.DEVNULL, stdout=output, stderr=output))
 
     def stop(self):

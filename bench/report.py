@@ -40,6 +40,12 @@ class Results:
     def median(self, cell, proxy, key):
         return statistics.median(self.samples[cell, proxy][key])
 
+    def ratio(self, cell, proxy, other, key):
+        """Of one proxy to another: the median of the rounds' ratios, as neighbours in a round saw
+        the same machine; rounded as it is shown and judged."""
+        pairs = zip(self.samples[cell, proxy][key], self.samples[cell, other][key])
+        return round(statistics.median(own / others for own, others in pairs), 2)
+
     def raw(self, cell, proxy, key):
         return self.samples[cell, proxy][key][-1]
 
@@ -95,15 +101,14 @@ def _peer_goals(results, peers):
     for cell, key, what, best, factor in _PEER_GOALS:
         if not results.has(cell, "penstock"):
             continue
-        others = {peer.label: results.median(cell, peer.name, key) for peer in peers
+        ratios = {peer.label: results.ratio(cell, "penstock", peer.name, key) for peer in peers
                   if results.has(cell, peer.name)}
-        if not others:
+        if not ratios:
             continue
-        choose, sign = (min, "≤") if best == "least" else (max, "≥")
-        label = choose(others, key=others.get)
-        ratio = round(results.median(cell, "penstock", key) / others[label], 2)
-        reached = ratio <= factor if best == "least" else ratio >= factor
-        yield [f"{cell}: {what} {sign} {factor:g} × best peer ({label})", f"{ratio:.2f} ×",
+        choose, sign = (max, "≤") if best == "least" else (min, "≥")
+        label = choose(ratios, key=ratios.get)
+        reached = ratios[label] <= factor if best == "least" else ratios[label] >= factor
+        yield [f"{cell}: {what} {sign} {factor:g} × best peer ({label})", f"{ratios[label]:.2f} ×",
                _verdict(reached)]
 
 
@@ -134,8 +139,7 @@ def _worker_goals(results):
         return
     for key, what in (("cpu_us", "connection"), ("up_cpu_s_gib", "GiB up"),
                       ("down_cpu_s_gib", "GiB down")):
-        ratio = round(results.median("workers", "penstock2", key) /
-                      results.median("workers", "penstock1", key), 2)
+        ratio = results.ratio("workers", "penstock2", "penstock1", key)
         yield [f"workers: CPU for each {what}, two ≤ {_TWO_WORKERS} × one", f"{ratio:.2f} ×",
                _verdict(ratio <= _TWO_WORKERS)]
 
@@ -173,6 +177,13 @@ def _others(results):
     return f"median {statistics.median(shares):.1%}, most {max(shares):.1%} of one CPU"
 
 
+def _tcp_buffers():
+    """What the kernel's autotuning may do: how fast bulk goes depends on it."""
+    read, write = (pathlib.Path(f"/proc/sys/net/ipv4/tcp_{name}mem").read_text(encoding="ascii")
+                   for name in "rw")
+    return f"read {' '.join(read.split())}, write {' '.join(write.split())}"
+
+
 def memory_pressures():
     """How often the kernel ran short of TCP memory so far: then it is measured, not the proxy."""
     for line in pathlib.Path("/proc/net/netstat").read_text(encoding="ascii").splitlines():
@@ -192,10 +203,11 @@ def _heading(arguments, order, results, pressures):
             ["versions", ", ".join(f"{name} {version}" for name, version in versions.items())],
             ["command", " ".join(["bench/run"] + arguments)],
             ["used by other programs meanwhile", _others(results)],
+            ["TCP buffers (least, default, most)", _tcp_buffers()],
             ["kernel short of TCP memory", f"{pressures} times"]]
     priority = "Proxies and generator ran before all other programs (SCHED_RR).\n" \
         if "--realtime" in arguments else ""
-    user = "nobody" if os.getuid() == 0 else "the user who ran the bench"
+    user = "an unprivileged user of its own" if os.getuid() == 0 else "the user who ran the bench"
     return f"""# Benchmark results
 
 Written by `make bench`; not to be edited.
@@ -216,7 +228,7 @@ def write(size, arguments, chosen, order, variants, results, pressures):
     """The whole page; pressures as memory_pressures() counted them during the run."""
     peers = [proxy for proxy in order if proxy.name != "penstock"]
     text = _heading(arguments, order, results, pressures)
-    text += "\n## Goals\n\nA ratio is penstockd's median divided by the best peer's.\n\n"
+    text += "\n## Goals\n\nA ratio is the median of the rounds' ratios of penstockd to the best peer.\n\n"
     text += goals_table(results, peers)
     for cell in chosen:
         text += f"\n## {cell.title.format_map(vars(size))} (`{cell.name}`)\n\n"

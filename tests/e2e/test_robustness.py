@@ -296,16 +296,20 @@ def test_stopped_reader_of_stderr(start, directory):
     with open(directory / "stderr", "wb") as log:
         reader = subprocess.Popen([program("cat")], stdin=subprocess.PIPE, stdout=log)
     try:
-        daemon = start(configuration(tunnel("echo", "internal:echo"), workers=2), name="stopped", stderr=reader.stdin)
+        daemon = start(configuration(tunnel("echo", "internal:echo"), tunnel("deny", "internal:echo", deny=["127.0.0.0/8"]),
+                                     workers=2), name="stopped", stderr=reader.stdin)
         reader.stdin.close()
         reader.send_signal(signal.SIGSTOP)
-        for _ in range(3000):  # each a log line, far more than a pipe holds
-            assert echoes(daemon.address("echo"), 10)
+        for number in range(12_000):  # each a log line, far more than pipe and queues hold
+            assert is_refused(daemon.address("deny"))
+            assert number % 10 or echoes(daemon.address("echo"), 10)
         reader.send_signal(signal.SIGCONT)
-        dropped = wait_until(lambda: [line for line in daemon.lines() if re.search(r"(dropped|lost)", line.line)],
-                             "the number of dropped lines")
-        assert re.search(r"\d+", dropped[0].line)
-        assert echoes(daemon.address("echo"))
+
+        def told():
+            dropped = sum(int(line.text.split()[0]) for line in daemon.lines() if re.match(r"\d+ lines? dropped", line.text))
+            return dropped, dropped + daemon.count_log("connection ended") + daemon.count_log("connection refused")
+        wait_until(lambda: told()[1] == 13_200, f"all lines to be written or counted as dropped: {told()}")
+        assert told()[0] > 0
         daemon.stop()
     finally:
         reader.kill()
