@@ -155,3 +155,30 @@ def wait_listening(port, is_alive):
             return False
 
     wait_until(answers, 10, f"listening on port {port}")
+
+
+def _lines(path):
+    with open(path, encoding="ascii") as file:
+        return file.read().splitlines()
+
+
+def tcp_memory_pressures():
+    """How often the kernel ran short of TCP memory so far: then it is measured, not the proxy."""
+    for line in _lines("/proc/net/netstat"):
+        fields = line.split()
+        if fields[0] == "TcpExt:" and not fields[1].isdigit():
+            names = fields
+        elif fields[0] == "TcpExt:":
+            return int(dict(zip(names, fields))["TCPMemoryPressures"])
+    return 0
+
+
+def wait_tcp_memory(seconds=120):
+    """Waits until other programs' sockets leave the kernel room to let buffers grow."""
+    least = int(_lines("/proc/sys/net/ipv4/tcp_mem")[0].split()[0])
+
+    def is_free():
+        tcp = next(line for line in _lines("/proc/net/sockstat") if line.startswith("TCP:"))
+        return int(tcp.split()[-1]) < least / 4
+
+    wait_until(is_free, seconds, "other programs' sockets giving TCP memory back")

@@ -184,17 +184,6 @@ def _tcp_buffers():
     return f"read {' '.join(read.split())}, write {' '.join(write.split())}"
 
 
-def memory_pressures():
-    """How often the kernel ran short of TCP memory so far: then it is measured, not the proxy."""
-    for line in pathlib.Path("/proc/net/netstat").read_text(encoding="ascii").splitlines():
-        fields = line.split()
-        if fields[0] == "TcpExt:" and not fields[1].isdigit():
-            names = fields
-        elif fields[0] == "TcpExt:":
-            return int(dict(zip(names, fields))["TCPMemoryPressures"])
-    return 0
-
-
 def _heading(arguments, order, results, pressures):
     versions = {proxy.label.split(",")[0]: proxy.version() for proxy in order}
     now = datetime.datetime.now(datetime.timezone.utc)
@@ -225,7 +214,7 @@ their counts, and a short connection without its whole answer fails the cell.
 
 
 def write(size, arguments, chosen, order, variants, results, pressures):
-    """The whole page; pressures as memory_pressures() counted them during the run."""
+    """The whole page; pressures as tcp_memory_pressures() counted them during the run."""
     peers = [proxy for proxy in order if proxy.name != "penstock"]
     text = _heading(arguments, order, results, pressures)
     text += "\n## Goals\n\nA ratio is the median of the rounds' ratios of penstockd to the best peer.\n\n"

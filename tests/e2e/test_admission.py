@@ -1,13 +1,12 @@
 """Who may connect, and how many: refused at once, counted, logged."""
 
 import contextlib
+import socket
 
 import pytest
 
 from daemon import configuration, tunnel, wait_until
-from peers import CLIENT_STREAM, Peer, connect, echoes, is_refused, transfer
-
-import socket
+from peers import CLIENT_STREAM, Peer, echoes, is_refused, transfer
 
 pytestmark = pytest.mark.sanitize
 
@@ -32,21 +31,16 @@ def hold(stack, address, count=1, source="127.0.0.1"):
         transfer(client, client, 1)
 
 
-def expect_refused_log(daemon, count, **fields):
-    for line in daemon.wait_log("connection refused", count + 1, **fields) if count > 1 else [
-            daemon.wait_log("connection refused", **fields)]:
-        assert line["reason"] == "admission" and line["why"]
-
-
 def test_allow_and_deny(start):
     daemon = start(configuration(tunnel("a", "internal:echo", allow=["127.0.0.0/24"], deny=["127.0.0.64/26", "127.0.0.5"])))
     address = daemon.address("a")
     for source, fits in (("127.0.0.1", True), ("127.0.0.4", True), ("127.0.0.5", False), ("127.0.0.64", False),
                          ("127.0.0.127", False), ("127.0.0.128", True), ("127.0.1.1", False)):
-        assert is_refused_from(source, address) is not fits if not fits else True, source
         if fits:
             with connect_from(source, address) as client:
                 transfer(client, client, 10)
+        else:
+            assert is_refused_from(source, address), source
     refused = daemon.wait_log("connection refused", 4, tunnel="a")
     assert {line["client"].rpartition(":")[0] for line in refused} == {"127.0.0.5", "127.0.0.64", "127.0.0.127", "127.0.1.1"}
     assert all(line["reason"] == "admission" for line in refused)
@@ -131,12 +125,3 @@ def test_caps_change_by_reload(start):
         daemon.reload(configuration(tunnel("a", "internal:echo", max_connections=2)))
         hold(stack, daemon.address("a"))
         assert is_refused(daemon.address("a"))  # who was there before is counted on
-
-
-def test_refused_connects_cost_nothing(start):
-    daemon = start(configuration(tunnel("a", "internal:echo", deny=["127.0.0.0/8"]), workers=2))
-    before, sockets = daemon.resident_bytes(), daemon.descriptors("socket:")
-    for _ in range(2000):
-        assert is_refused(daemon.address("a"))
-    daemon.wait_sockets(sockets)
-    assert daemon.resident_bytes() - before < 4 << 20

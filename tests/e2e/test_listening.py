@@ -7,7 +7,7 @@ import stat
 import pytest
 
 from daemon import configuration, run_penstockd, tunnel
-from peers import CLIENT_STREAM, EchoTarget, Target, connect, echoes, transfer
+from peers import EchoTarget, Target, connect, echoes, transfer
 
 pytestmark = pytest.mark.sanitize
 

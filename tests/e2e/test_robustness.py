@@ -15,7 +15,7 @@ import pytest
 
 from daemon import DEADLINE, configuration, tunnel, wait_until
 from peers import (CLIENT_STREAM, KIB, MIB, ClosedPort, EchoTarget, Target, connect, echoes, is_refused, size_text,
-                   transfer)
+                   transfer, wait_readable)
 from programs import program
 
 PLAIN = tunnel("plain", "{target}")
@@ -175,6 +175,15 @@ def test_connects_to_a_dead_port(start, report):
         daemon.wait_sockets(sockets)
 
 
+def test_refused_connects_cost_nothing(start):
+    daemon = start(configuration(tunnel("a", "internal:echo", deny=["127.0.0.0/8"]), workers=2))
+    before, sockets = daemon.resident_bytes(), daemon.descriptors("socket:")
+    for _ in range(2000):
+        assert is_refused(daemon.address("a"))
+    daemon.wait_sockets(sockets)
+    assert daemon.resident_bytes() - before < 4 << 20
+
+
 # --- sudden ends
 
 class Zeros:
@@ -224,6 +233,33 @@ def test_target_killed_in_mid_stream(start, directory):
             target.kill()
 
 
+@pytest.mark.slow
+@pytest.mark.sanitize
+@pytest.mark.parametrize("who", ["client", "target"])
+def test_early_answers_while_the_other_floods(start, who):
+    """The reset may come at any moment of any system call: it never turns into an orderly end."""
+    targets = [Target() for _ in range(4)]
+    daemon = start(configuration(*(tunnel(f"t{number}", target.text) for number, target in enumerate(targets)), workers=2))
+
+    def answer_early(number):
+        for _ in range(300):
+            with connect(daemon.address(f"t{number}")) as client, targets[number].accept() as peer:
+                early, other = (client, peer) if who == "client" else (peer, client)
+                other.send_in_background(64 * MIB)
+                wait_readable(early, 1)
+                early.send(8 * KIB)
+                early.wait_acknowledged()
+                early.close()
+                other.expect_reset()
+                assert other.got_bytes == early.sent_bytes, f"{other.got_bytes} bytes of the answer"
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        for result in [pool.submit(answer_early, number) for number in range(4)]:
+            result.result()
+    for target in targets:
+        target.close()
+
+
 @pytest.mark.sanitize
 @pytest.mark.parametrize("workers", [1, 2])
 def test_churn(start, workers):
@@ -262,7 +298,7 @@ def test_churn(start, workers):
 # --- strangers
 
 @pytest.mark.sanitize
-def test_strange_clients_and_targets(start):
+def test_strange_clients(start):
     """Who says nothing, sends a byte now and then, or goes in the middle costs a descriptor and nothing else."""
     with EchoTarget() as target:
         daemon = start(configuration(tunnel("plain", target.text), tunnel("pair", "internal:echo"), workers=2))

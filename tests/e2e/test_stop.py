@@ -69,6 +69,17 @@ def test_second_term_stops_at_once(start):
             peer.expect_reset()
 
 
+def test_many_terms(start):
+    """However often and whenever it comes, TERM never does more than ask for the end."""
+    with Target() as target:
+        daemon = start(configuration(tunnel("a", target.text), tunnel("b", "internal:echo"), workers=2))
+        with connect(daemon.address("a")) as client, target.accept() as peer, connect(daemon.address("b")):
+            transfer(client, peer, 10)
+            while daemon.is_running():
+                daemon.signal(signal.SIGTERM)
+        assert daemon.wait_exit() == 0
+
+
 def test_waiting_clients_are_served_before_the_drain(start):
     """Who is in the kernel's queue when TERM comes is accepted, not reset."""
     daemon = start(configuration(tunnel("a", "internal:echo"), workers=2))

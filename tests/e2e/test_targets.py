@@ -3,7 +3,7 @@
 import pytest
 
 from daemon import configuration, tunnel, wait_until
-from peers import CLIENT_STREAM, ClosedPort, EchoTarget, FullTarget, Target, connect, echoes, is_refused, transfer
+from peers import CLIENT_STREAM, ClosedPort, EchoTarget, FullTarget, connect, echoes, is_refused, transfer
 
 pytestmark = pytest.mark.sanitize
 

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from daemon import configuration, tunnel
-from peers import CLIENT_STREAM, KIB, MIB, FullTarget, Target, connect, transfer
+from peers import CLIENT_STREAM, KIB, FullTarget, Target, connect, transfer
 
 pytestmark = pytest.mark.sanitize
 
@@ -104,16 +104,16 @@ def test_blocked_but_moving_is_not_idle(start, path):
     with Target(receive_bytes=16 * KIB) as target:
         tunnels = (tunnel("a", target.text) if path == "plain" else
                    tunnel("a", "internal:b") + tunnel("b", target.text, "internal:b"))
-        daemon = start(configuration(tunnels, timeouts={"idle": "1s", "half_open": "1s"}))
+        daemon = start(configuration(tunnels, timeouts={"idle": "2s", "half_open": "2s"}))
         with connect(daemon.address("a")) as client, target.accept() as peer:
             client.fill(0.2)
             began = time.monotonic()
-            while time.monotonic() - began < 4:
+            while time.monotonic() - began < 5:
                 peer.read(16 * KIB)
                 time.sleep(0.1)
             client.finish()
             began = time.monotonic()
-            while time.monotonic() - began < 3:  # half-open now, and still moving
+            while time.monotonic() - began < 4:  # half-open now, and still moving
                 peer.read(16 * KIB)
                 time.sleep(0.1)
             peer.expect_fin(client)
