@@ -1,8 +1,10 @@
 #include "config.h"
 
+#include "config_chains.h"
 #include "config_check.h"
 #include "config_text.h"
 #include "config_value.h"
+#include "filters/registry.h"
 #include "nearest.h"
 
 #include <assert.h>
@@ -22,16 +24,47 @@ struct section_kind {
 	const struct keyword *keywords;
 	bool has_title;
 	const struct section_kind *const *inside; /* ends with NULL */
+	const struct filter_type *filter;         /* whose section it is, or NULL */
 };
 
+#define OWN_KINDS    3  /* of in_file: what stands there beside the filters' */
+#define FILTERS_MOST 16 /* registered */
+
 static const struct section_kind *const nothing[] = { NULL };
-static const struct section_kind timeouts_kind = { "timeouts", timeouts_keywords, false, nothing };
-static const struct section_kind log_kind = { "log", log_keywords, false, nothing };
+static const struct section_kind timeouts_kind = { .name = "timeouts",
+						   .keywords = timeouts_keywords,
+						   .inside = nothing };
+static const struct section_kind log_kind = { .name = "log",
+					      .keywords = log_keywords,
+					      .inside = nothing };
 static const struct section_kind *const in_tunnel[] = { &timeouts_kind, NULL };
-static const struct section_kind tunnel_kind = { "tunnel", tunnel_keywords, true, in_tunnel };
-static const struct section_kind *const in_file[] = { &log_kind, &timeouts_kind, &tunnel_kind,
-						      NULL };
-static const struct section_kind file_kind = { NULL, generation_keywords, false, in_file };
+static const struct section_kind tunnel_kind = {
+	.name = "tunnel", .keywords = tunnel_keywords, .has_title = true, .inside = in_tunnel
+};
+static struct section_kind filter_kinds[FILTERS_MOST];
+static const struct section_kind *in_file[OWN_KINDS + FILTERS_MOST + 1] = { &log_kind,
+									    &timeouts_kind,
+									    &tunnel_kind };
+static const struct section_kind file_kind = { .keywords = generation_keywords, .inside = in_file };
+
+/* Each registered filter is a kind of section. */
+static void
+prepare_kinds(void)
+{
+	static const struct keyword no_keywords[] = { { .name = NULL } };
+	for (size_t i = 0; registry_filters[i]; i++) {
+		const struct filter_type *type = registry_filters[i];
+		assert(i < FILTERS_MOST);
+		filter_kinds[i] = (struct section_kind){
+			.name = type->name,
+			.keywords = type->keywords ? type->keywords : no_keywords,
+			.has_title = true,
+			.inside = nothing,
+			.filter = type,
+		};
+		in_file[OWN_KINDS + i] = &filter_kinds[i];
+	}
+}
 
 static size_t
 count_keywords(const struct section_kind *kind)
@@ -40,6 +73,15 @@ count_keywords(const struct section_kind *kind)
 	while (kind->keywords[count].name)
 		count++;
 	assert(count <= ROWS_MOST);
+	return count;
+}
+
+static size_t
+count_inside(const struct section_kind *kind)
+{
+	size_t count = 0;
+	while (kind->inside[count])
+		count++;
 	return count;
 }
 
@@ -114,6 +156,7 @@ struct load {
 	/* Of what is made: */
 	struct generation *generation;
 	struct config_places listens, connects, binds;
+	struct config_places accept_filters, connect_filters;
 };
 
 /* libconfuse's callbacks have no argument of ours. */
@@ -321,7 +364,9 @@ free_options(cfg_opt_t *options)
 static cfg_opt_t *
 make_options(const struct section_kind *kind)
 {
-	cfg_opt_t *options = calloc(count_keywords(kind) + 6, sizeof(*options));
+	/* One more for {begin} or include, and the end. */
+	size_t count = count_keywords(kind) + count_inside(kind) + 2;
+	cfg_opt_t *options = calloc(count, sizeof(*options));
 	cfg_opt_t *option = options;
 	if (!options)
 		return NULL;
@@ -560,7 +605,7 @@ add_place(struct load *load, struct config_places *places, size_t index, struct 
 	return 0;
 }
 
-/* Remembers where a tunnel's addresses were written. */
+/* Remembers where a tunnel's addresses and filters were written. */
 static void
 note_place(struct load *load, const struct keyword *row, const void *object, struct origin origin)
 {
@@ -572,6 +617,10 @@ note_place(struct load *load, const struct keyword *row, const void *object, str
 		add_place(load, &load->listens, tunnel->listen.count - 1, origin);
 	else if (row->type == KEYWORD_ADDRESSES)
 		add_place(load, &load->connects, tunnel->connect.count - 1, origin);
+	else if (row->offset == offsetof(struct tunnel_conf, accept_filters))
+		add_place(load, &load->accept_filters, tunnel->accept_filters.count - 1, origin);
+	else if (row->offset == offsetof(struct tunnel_conf, connect_filters))
+		add_place(load, &load->connect_filters, tunnel->connect_filters.count - 1, origin);
 }
 
 /* Converts one section into `object`. `seen` says where a row was written before. */
@@ -625,9 +674,12 @@ apply_defaults(struct load *load, const struct section_kind *kind, const struct 
 				config_report_error(load->report, origin, "%s: %s", row->name,
 						    why.text);
 		} else if (section && section->is_whole) {
+			const char *example = row->type == KEYWORD_ADDRESSES ? "ADDRESS" : "...";
+			bool is_list = config_value_is_list(row);
 			config_report_error(load->report, origin,
-					    "%s \"%s\" has no %s; write %s = { \"ADDRESS\" } in it",
-					    kind->name, section->title, row->name, row->name);
+					    "%s \"%s\" has no %s; write %s = %s\"%s\"%s in it",
+					    kind->name, section->title, row->name, row->name,
+					    is_list ? "{ " : "", example, is_list ? " }" : "");
 		}
 	}
 }
@@ -690,19 +742,20 @@ add_tunnel(struct load *load, const char *name, struct origin origin)
 	return tunnel;
 }
 
+/* `other` is where a section of that kind and title was declared before, or NULL. */
 static void
-check_tunnel_name(struct load *load, const char *name, struct origin origin)
+check_title(struct load *load, const struct section *section, struct origin origin,
+	    const struct origin *other)
 {
-	const struct tunnel_conf *other = generation_find(load->generation, name);
 	if (other)
+		config_report_error(load->report, origin,
+				    "%s \"%s\" is declared already (%s:%u); choose another name",
+				    section->kind->name, section->title, other->file, other->line);
+	if (!address_name_is_valid(section->title))
 		config_report_error(
 			load->report, origin,
-			"tunnel \"%s\" is declared already (%s:%u); choose another name", name,
-			other->origin.file, other->origin.line);
-	if (!address_name_is_valid(name))
-		config_report_error(
-			load->report, origin,
-			"'%s' is not a name; write 1 to 64 letters, digits or any of _ . -", name);
+			"'%s' is not a name; write 1 to 64 letters, digits or any of _ . -",
+			section->title);
 }
 
 static void
@@ -711,7 +764,8 @@ apply_tunnel(struct load *load, const struct document *document, const struct se
 	struct origin origin = origin_of(document, section->line);
 	struct origin seen[ROWS_MOST] = { { 0 } }, seen_timeouts[ROWS_MOST] = { { 0 } };
 	struct origin first = { 0 };
-	check_tunnel_name(load, section->title, origin);
+	const struct tunnel_conf *other = generation_find(load->generation, section->title);
+	check_title(load, section, origin, other ? &other->origin : NULL);
 	struct tunnel_conf *tunnel = add_tunnel(load, section->title, origin);
 	if (!tunnel)
 		return;
@@ -724,15 +778,49 @@ apply_tunnel(struct load *load, const struct document *document, const struct se
 }
 
 static void
-apply_tunnels(struct load *load)
+apply_filter(struct load *load, const struct document *document, const struct section *section)
+{
+	const struct filter_type *type = section->kind->filter;
+	struct origin origin = origin_of(document, section->line);
+	struct origin seen[ROWS_MOST] = { { 0 } };
+	size_t errors = load->report->errors;
+	const struct filter_section *other =
+		generation_find_section(load->generation, type, section->title);
+	check_title(load, section, origin, other ? &other->origin : NULL);
+	struct filter_section *made =
+		generation_add_section(load->generation, type, section->title, origin);
+	if (!made) {
+		refuse_memory(load);
+		return;
+	}
+	apply_written(load, document, section, made->conf, seen);
+	apply_defaults(load, section->kind, section, origin, made->conf, seen);
+	if (errors == load->report->errors)
+		config_chains_configure(made, load->report);
+}
+
+/* Calls `apply` for each titled section: those of filters, or those of tunnels. */
+static void
+apply_titled(struct load *load, bool filters,
+	     void (*apply)(struct load *, const struct document *, const struct section *))
 {
 	for (size_t i = 0; i < load->document_count; i++) {
 		const struct document *document = &load->documents[i];
 		const struct section *section = document->first;
 		for (; section; section = section->next)
-			if (section->kind == &tunnel_kind)
-				apply_tunnel(load, document, section);
+			if (section->kind->has_title && (section->kind->filter != NULL) == filters)
+				apply(load, document, section);
 	}
+}
+
+static void
+apply_all(struct load *load)
+{
+	apply_global(load, &file_kind, load->generation);
+	apply_global(load, &log_kind, &load->generation->log);
+	apply_global(load, &timeouts_kind, &load->generation->timeouts);
+	apply_titled(load, true, apply_filter);
+	apply_titled(load, false, apply_tunnel);
 	if (load->generation->tunnel_count == 0 && load->report->errors == 0)
 		config_report_error(load->report, (struct origin){ load->report->files[0], 0 },
 				    "no tunnel is declared; write tunnel \"NAME\" { listen = { "
@@ -740,6 +828,16 @@ apply_tunnels(struct load *load)
 }
 
 /* ------------------------------------------------------------------ the whole */
+
+static void
+keep_file_name(const struct generation *generation, const struct config_report *report,
+	       struct origin *origin)
+{
+	size_t file = 0;
+	while (report->files[file] != origin->file)
+		file++;
+	origin->file = generation->files[file];
+}
 
 /* The generation outlives the report: its origins get names of their own. */
 static int
@@ -754,13 +852,10 @@ keep_file_names(struct generation *generation, const struct config_report *repor
 			return -1;
 		generation->files[generation->file_count++] = file;
 	}
-	for (size_t i = 0; i < generation->tunnel_count; i++) {
-		struct origin *origin = &generation->tunnels[i]->origin;
-		size_t file = 0;
-		while (report->files[file] != origin->file)
-			file++;
-		origin->file = generation->files[file];
-	}
+	for (size_t i = 0; i < generation->tunnel_count; i++)
+		keep_file_name(generation, report, &generation->tunnels[i]->origin);
+	for (size_t i = 0; i < generation->section_count; i++)
+		keep_file_name(generation, report, &generation->sections[i]->origin);
 	return 0;
 }
 
@@ -777,6 +872,8 @@ load_release(struct load *load)
 	free(load->listens.at);
 	free(load->connects.at);
 	free(load->binds.at);
+	free(load->accept_filters.at);
+	free(load->connect_filters.at);
 	free(load);
 }
 
@@ -792,10 +889,9 @@ run(struct load *load, const char *path, const struct service *const *services)
 	}
 	for (size_t i = 0; i < load->include_count; i++)
 		read_file(load, load->includes[i]);
-	apply_global(load, &file_kind, load->generation);
-	apply_global(load, &log_kind, &load->generation->log);
-	apply_global(load, &timeouts_kind, &load->generation->timeouts);
-	apply_tunnels(load);
+	apply_all(load);
+	config_chains_check(load->generation, &load->accept_filters, &load->connect_filters,
+			    load->report);
 	config_check_generation(load->generation, &load->listens, &load->connects, &load->binds,
 				services, load->report);
 	if (load->report->errors == 0 && keep_file_names(load->generation, load->report))
@@ -812,6 +908,7 @@ config_load(const char *path, const struct service *const *services, struct conf
 		report->errors++;
 		return NULL;
 	}
+	prepare_kinds();
 	load->report = report;
 	load->budget = (struct config_budget){ CONFIG_WORDS_MOST, CONFIG_SECTIONS_MOST };
 	run(load, path, services);
@@ -861,6 +958,7 @@ print_section(FILE *out, int depth, const struct section_kind *kind)
 void
 config_print_keywords(FILE *out)
 {
+	prepare_kinds();
 	print_section(out, 0, &file_kind);
 	fprintf(out, "include(\"FILE\"): Reads another file; a relative name is taken from the "
 		     "directory of the file it stands in.\n");

@@ -247,6 +247,48 @@ store_prefix(const char *text, struct prefix_list *list, struct failure *why)
 	return 0;
 }
 
+/* ------------------------------------------------------------------ texts and files */
+
+static int
+store_text(const char *text, char **slot, struct failure *why)
+{
+	char *copy = strdup(text);
+	if (!copy)
+		return no_memory(why);
+	free(*slot);
+	*slot = copy;
+	return 0;
+}
+
+static int
+store_file(const char *text, const char *directory, char **slot, struct failure *why)
+{
+	char *path = resolve(text, "", directory);
+	if (!path)
+		return no_memory(why);
+	free(*slot);
+	*slot = path;
+	return 0;
+}
+
+/* Appends `text`, or the file of that name if there is a directory to take it from. */
+static int
+append_text(const char *text, const char *directory, struct text_list *list, struct failure *why)
+{
+	char **at = reallocarray(list->at, list->count + 1, sizeof(*at));
+	if (!at)
+		return no_memory(why);
+	list->at = at;
+	at[list->count] = NULL;
+	if (*text == '\0')
+		return failure_set(why, FAILURE_CONFIG, "'' names nothing; leave it out");
+	if (directory ? store_file(text, directory, &at[list->count], why)
+		      : store_text(text, &at[list->count], why))
+		return -1;
+	list->count++;
+	return 0;
+}
+
 /* ------------------------------------------------------------------ rows */
 
 int
@@ -280,6 +322,14 @@ config_value_store(const struct keyword *row, const char *text, const char *dire
 		return store_address(text, directory, slot, why);
 	case KEYWORD_PREFIXES:
 		return store_prefix(text, slot, why);
+	case KEYWORD_TEXT:
+		return store_text(text, slot, why);
+	case KEYWORD_TEXTS:
+		return append_text(text, NULL, slot, why);
+	case KEYWORD_FILE:
+		return store_file(text, directory, slot, why);
+	case KEYWORD_FILES:
+		return append_text(text, directory, slot, why);
 	}
 	return failure_set(why, FAILURE_CONFIG, "type %d is unknown", row->type);
 }
@@ -292,13 +342,16 @@ config_value_default(const struct keyword *row, void *object, struct failure *wh
 	if (row->type == KEYWORD_OWNER)
 		*(struct owner *)((char *)object + row->offset) =
 			(struct owner){ (uid_t)-1, (gid_t)-1 };
+	if (row->type == KEYWORD_TEXT || row->type == KEYWORD_FILE)
+		return store_text("", (char **)((char *)object + row->offset), why);
 	return 0; /* the others are empty when zeroed */
 }
 
 bool
 config_value_is_list(const struct keyword *row)
 {
-	return row->type == KEYWORD_ADDRESSES || row->type == KEYWORD_PREFIXES;
+	return row->type == KEYWORD_ADDRESSES || row->type == KEYWORD_PREFIXES ||
+	       row->type == KEYWORD_TEXTS || row->type == KEYWORD_FILES;
 }
 
 const char *
@@ -318,6 +371,10 @@ config_value_type_name(const struct keyword *row)
 		[KEYWORD_HOST] = "IP address",
 		[KEYWORD_ADDRESSES] = "list of addresses",
 		[KEYWORD_PREFIXES] = "list of networks",
+		[KEYWORD_TEXT] = "text",
+		[KEYWORD_TEXTS] = "list of texts",
+		[KEYWORD_FILE] = "file",
+		[KEYWORD_FILES] = "list of files",
 	};
 	return names[row->type];
 }

@@ -1,7 +1,7 @@
 /*
- * facts: what is known about a connection's two peers. Each fact is marked *seen* by us (the
- * socket's own address, SO_PEERCRED, a verified certificate) or *told* to us (a PROXY header, SNI).
- * What is told never grants a right. A second tunnel inherits the near facts of the first.
+ * facts: what is known about a connection's client. Each fact is *seen* by us (the socket's own address,
+ * SO_PEERCRED, a verified certificate, what TLS agreed on) or *told* to us (a PROXY header, a name the
+ * client asks for). What is told never grants a right. A second tunnel inherits the facts of the first.
  */
 #ifndef PENSTOCK_FACTS_H
 #define PENSTOCK_FACTS_H
@@ -10,10 +10,37 @@
 
 #include <stdbool.h>
 
+/* Texts are owned; NULL = not known. */
 struct facts {
 	struct socket_address client;   /* the original client */
 	struct socket_address accepted; /* the address it connected to */
-	bool client_is_told;            /* by a header, not by the socket */
+	bool client_is_told;            /* by a header, and not by the socket; `accepted` too */
+
+	/* Where the far side goes, as configured and without its port: what a far filter asks for and
+	 * verifies. Borrowed, valid while the far stack is opened; "" = not known. */
+	const char *target_host;
+
+	/* Seen. */
+	char *alpn;        /* that TLS agreed on */
+	char *tls_version; /* "TLSv1.3" */
+	char *tls_cipher;
+	char *certificate; /* "sha256/HEX" of the public key, verified */
+	char *common_name; /* of that certificate */
+	/* Told. */
+	char *sni;       /* the server's name that TLS asks for */
+	char *authority; /* the same, from a PROXY header */
+	char *unique_id; /* from a PROXY header; printable */
 };
+
+/* Puts a copy of the first `length` bytes of `text`, up to a zero byte, into one of the texts above, in
+ * place of what it held. -1 without memory: it then holds nothing. */
+int facts_set(char **slot, const char *text, size_t length);
+
+/* Makes `to`, whose texts are overwritten, equal to `from`, with texts of its own. -1 without memory: `to`
+ * is then to be released as well. */
+int facts_copy(struct facts *to, const struct facts *from);
+
+/* Frees the texts. Zeroed facts are allowed. */
+void facts_release(struct facts *facts);
 
 #endif

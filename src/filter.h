@@ -30,8 +30,8 @@
  * 10. FILTER_PASS: all that the flow took has been given and from here on it would only copy. The
  *     stack leaves it out of that flow; what still waits in `src` goes on, in order. A filter that
  *     has passed in both flows is ready, and is closed at once.
- * 11. What a filter learns of the peers goes to the connection's facts, marked as seen or as told;
- *     never from told to seen.
+ * 11. What a near filter learns of the client goes to the connection's facts, marked as seen or as
+ *     told; never from told to seen. A far filter reads them.
  *
  * A filter stands in its own file and in one line of filters/registry.c; the contract test
  * (tests/unit/test_contract.c) drives every registered filter through all this.
@@ -95,13 +95,15 @@ struct filter_type {
 
 	/* Configuration: a zeroed object of conf_bytes gets the values of a section by `keywords`
 	 * (ends with name NULL), then `configure` checks them together and prepares what
-	 * connections share (reads files, may take long), or fails. `discard` frees what the
-	 * object owns, its texts included, not the object; also after a failed configure.
+	 * connections share (reads files, may take long), or fails. `discard` frees what configure
+	 * made, also when it failed; not the object, nor the values that belong to rows.
+	 * `fits` says whether a configured section may stand in a chain of that side.
 	 * conf_bytes 0: conf is NULL. */
 	size_t conf_bytes;
 	const struct keyword *keywords;
-	int (*configure)(void *conf, struct failure *why); /* or NULL */
-	void (*discard)(void *conf);                       /* or NULL */
+	int (*configure)(void *conf, struct failure *why);                         /* or NULL */
+	void (*discard)(void *conf);                                               /* or NULL */
+	int (*fits)(const void *conf, enum filter_side side, struct failure *why); /* or NULL */
 
 	/* State of one connection; NULL only with *why filled. The facts are the connection's and
 	 * outlive the state. */

@@ -83,6 +83,56 @@ const struct keyword log_keywords[] = {
 #undef AT
 
 static void
+section_free(struct filter_section *section)
+{
+	if (section->is_configured && section->type->discard)
+		section->type->discard(section->conf);
+	if (section->conf)
+		keyword_release(section->type->keywords, section->conf);
+	free(section->conf);
+	free(section->title);
+	free(section);
+}
+
+struct filter_section *
+generation_add_section(struct generation *generation, const struct filter_type *type,
+		       const char *title, struct origin origin)
+{
+	struct filter_section **sections = reallocarray(
+		generation->sections, generation->section_count + 1, sizeof(*sections));
+	struct filter_section *section = calloc(1, sizeof(*section));
+	if (sections)
+		generation->sections = sections;
+	if (!sections || !section)
+		goto fail;
+	section->type = type;
+	section->origin = origin;
+	section->title = strdup(title);
+	section->conf = type->conf_bytes ? calloc(1, type->conf_bytes) : NULL;
+	if (!section->title || (type->conf_bytes && !section->conf))
+		goto fail;
+	sections[generation->section_count++] = section;
+	return section;
+
+fail:
+	if (section)
+		section_free(section);
+	return NULL;
+}
+
+struct filter_section *
+generation_find_section(const struct generation *generation, const struct filter_type *type,
+			const char *title)
+{
+	for (size_t i = 0; i < generation->section_count; i++) {
+		struct filter_section *section = generation->sections[i];
+		if (section->type == type && strcmp(section->title, title) == 0)
+			return section;
+	}
+	return NULL;
+}
+
+static void
 discard(struct counted *counted)
 {
 	struct generation *generation = (struct generation *)counted;
@@ -93,10 +143,13 @@ discard(struct counted *counted)
 		free(generation->tunnels[i]);
 	}
 	free(generation->tunnels);
+	for (size_t i = 0; i < generation->section_count; i++)
+		section_free(generation->sections[i]);
+	free(generation->sections);
 	for (size_t i = 0; i < generation->file_count; i++)
 		free(generation->files[i]);
 	free(generation->files);
-	free(generation->log.target);
+	keyword_release(log_keywords, &generation->log);
 	free(generation->file);
 	free(generation);
 }

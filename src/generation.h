@@ -9,6 +9,16 @@
 #include "keyword.h"
 #include "tunnel_conf.h"
 
+/* One section of a filter, as chains name it. */
+struct filter_section {
+	const struct filter_type *type;
+	char *title; /* owned; "" = the defaults, of no section */
+	void *conf;  /* owned; NULL if type->conf_bytes is 0 */
+	struct origin origin;
+	bool is_configured; /* type->configure was called: discard follows */
+	bool is_used;
+};
+
 struct generation {
 	struct counted counted; /* first: a connection knows it as tunnel_conf.generation */
 	uint64_t number;        /* 1 for the first, set when it comes into force */
@@ -28,6 +38,9 @@ struct generation {
 	struct tunnel_conf **tunnels; /* owned, in the order of the files */
 	size_t tunnel_count;
 
+	struct filter_section **sections; /* owned, in the order of the files */
+	size_t section_count;
+
 	char **files; /* all that was read, the main file first: what origins point to; owned */
 	size_t file_count;
 };
@@ -38,6 +51,15 @@ extern const struct keyword log_keywords[]; /* offsets into struct log_conf */
 
 /* An empty generation with one user. */
 struct generation *generation_new(const char *file, struct failure *why);
+
+/* A section of that filter with its conf zeroed, or NULL without memory. */
+struct filter_section *generation_add_section(struct generation *generation,
+					      const struct filter_type *type, const char *title,
+					      struct origin origin);
+
+/* The section of that filter and title, or NULL. O(sections). */
+struct filter_section *generation_find_section(const struct generation *generation,
+					       const struct filter_type *type, const char *title);
 
 /* The tunnel of that name, or NULL. O(tunnels). */
 struct tunnel_conf *generation_find(const struct generation *generation, const char *name);

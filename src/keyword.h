@@ -1,7 +1,7 @@
 /*
  * keyword: the shape of a row. Every word an operator may write in the file is one row, standing in
  * the module that obeys it; config.c converts the text and stores the value at the row's offset.
- * Manual, samples and `--keywords` are made from or checked against these rows. No code here.
+ * Manual, samples and `--keywords` are made from or checked against these rows.
  */
 #ifndef PENSTOCK_KEYWORD_H
 #define PENSTOCK_KEYWORD_H
@@ -26,6 +26,15 @@ enum keyword_type {
 	KEYWORD_HOST,      /* struct address: an IP address without a port; "" = family AF_UNSPEC */
 	KEYWORD_ADDRESSES, /* struct address_list */
 	KEYWORD_PREFIXES,  /* struct prefix_list */
+	KEYWORD_TEXT,      /* char *, owned by the section's object: any text; never NULL */
+	KEYWORD_TEXTS,     /* struct text_list */
+	KEYWORD_FILE,      /* char *, owned: an absolute path, "" = none; never NULL */
+	KEYWORD_FILES,     /* struct text_list of absolute paths */
+};
+
+struct text_list {
+	char **at; /* owned, and so are the texts */
+	size_t count;
 };
 
 /* From when on a changed value counts after a reload. */
@@ -58,6 +67,10 @@ struct keyword {
 	const char *unit;           /* for the manual: "bytes", "connections"; NULL = none */
 	const char *help;           /* one sentence */
 };
+
+/* Frees what the rows' values own in the section's object, and empties those values. For the owner of
+ * the object; an object that was only zeroed is allowed. `rows` ends with name NULL. */
+void keyword_release(const struct keyword *rows, void *object);
 
 /* Where the operator wrote something: for messages. line 0 = not written, a default. */
 struct origin {

@@ -557,6 +557,7 @@ run_stacks(struct stream streams[2], struct failure *why)
 			step_stack(&pump->side[side], &streams[side], &streams[!side], why);
 		if (next == STEP_BROKEN) {
 			pump->broken_side = side;
+			pump->filter_failed = true;
 			return STEP_BROKEN;
 		}
 		if (next == STEP_ON)
@@ -697,6 +698,13 @@ pump_wait(struct pump *pump, enum wait cause, uint64_t now_ns)
 	pump_account(pump, now_ns);
 	pump->flow[FLOW_UP].waiting.cause = cause;
 	pump->flow[FLOW_DOWN].waiting.cause = cause;
+}
+
+bool
+pump_is_handshaking(const struct pump *pump)
+{
+	return !stack_is_ready(pump->side[SIDE_NEAR].stack) ||
+	       !stack_is_ready(pump->side[SIDE_FAR].stack);
 }
 
 bool

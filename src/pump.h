@@ -50,6 +50,7 @@ struct pump {
 	bool may_splice;
 	bool moved;          /* whether the last run moved a byte */
 	uint8_t broken_side; /* valid after PUMP_BROKEN */
+	bool filter_failed;  /* the same: not the endpoint but a filter of that side broke */
 };
 
 enum pump_result {
@@ -77,6 +78,9 @@ void pump_wait(struct pump *pump, enum wait cause, uint64_t now_ns);
 
 /* Accounts the time up to now, for a report in between. */
 void pump_account(struct pump *pump, uint64_t now_ns);
+
+/* Whether the filters' handshakes are not done yet: of the sides whose stacks are open. */
+bool pump_is_handshaking(const struct pump *pump);
 
 /* Whether one flow is over and the other is not. */
 bool pump_is_half_open(const struct pump *pump);

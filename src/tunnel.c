@@ -7,6 +7,7 @@
 #include "pump.h"
 #include "target.h"
 
+#include <arpa/inet.h>
 #include <event2/event.h>
 #include <stddef.h>
 #include <stdlib.h>
@@ -22,11 +23,15 @@
 #define FLUSH_LOOK_NS (10 * NS_PER_MS)
 
 enum connection_state {
+	CONNECTION_OPENING, /* the near filters' handshakes come first */
 	CONNECTION_DIALLING,
 	CONNECTION_OPEN,
-	CONNECTION_FLUSHING, /* over, and logged; one side waits to be reset behind its last bytes */
+	CONNECTION_FLUSHING, /* over, and logged; a side waits to be reset behind its last bytes */
 	CONNECTION_CLOSED,   /* waits for a later turn to be freed */
 };
+
+/* What connection_end is to reset at once; else a side, which is gone already. */
+enum { RESET_BOTH = -1, RESET_NEITHER = -2 };
 
 enum ended_by { ENDED_BY_CLIENT, ENDED_BY_TARGET, ENDED_BY_US };
 
@@ -50,6 +55,7 @@ struct connection {
 	uint64_t opened_ns, moved_ns; /* moved_ns: when the last byte moved */
 	uint64_t armed_ns;            /* when the timer fires; 0 = not armed */
 	uint64_t over_ns;             /* lifetime or flushing ends; 0 = never */
+	uint64_t handshake_ns;        /* when the handshakes that go on began */
 	size_t unsent_bytes;          /* at the last look */
 	size_t target;                /* index in the connect list */
 	struct facts facts;
@@ -122,6 +128,7 @@ on_end(struct task *task)
 {
 	struct connection *connection =
 		(struct connection *)((char *)task - offsetof(struct connection, end));
+	facts_release(&connection->facts);
 	counted_release(connection->conf->generation);
 	free(connection);
 }
@@ -177,11 +184,11 @@ flush_or_abort(struct connection *connection, uint64_t now_ns)
 }
 
 /*
- * The one way out. Without `why` both sides have ended in order; with it, whatever is open is reset, and
- * so is `broken` (SIDE_NEAR or SIDE_FAR, or -1 for neither) at once.
+ * The one way out. Without `why` both sides have ended in order; with it, whatever is open is reset:
+ * the side `at_once` (or RESET_BOTH, RESET_NEITHER) now, another behind the bytes that its kernel holds.
  */
 static void
-connection_end(struct connection *connection, enum ended_by ended_by, int broken,
+connection_end(struct connection *connection, enum ended_by ended_by, int at_once,
 	       const struct failure *why)
 {
 	struct pump *pump = &connection->pump;
@@ -200,7 +207,7 @@ connection_end(struct connection *connection, enum ended_by ended_by, int broken
 	for (enum pump_side side = SIDE_NEAR; side <= SIDE_FAR; side++) {
 		struct endpoint *endpoint = endpoint_of(connection, side);
 		endpoint->want_readable = endpoint->want_writable = false;
-		if (endpoint->kind && ((int)side == broken || broken < 0))
+		if (endpoint->kind && ((int)side == at_once || at_once == RESET_BOTH))
 			endpoint->kind->abort(endpoint);
 	}
 	connection->over_ns = now_ns + FLUSH_NS;
@@ -238,6 +245,12 @@ deadline(const struct connection *connection, const char **said)
 	}
 	if (connection->state == CONNECTION_DIALLING)
 		return due_ns; /* the dial has its own */
+	if (pump_is_handshaking(pump) && connection->handshake_ns + timeouts->handshake < due_ns) {
+		due_ns = connection->handshake_ns + timeouts->handshake;
+		*said = "handshake";
+	}
+	if (connection->state == CONNECTION_OPENING)
+		return due_ns;
 
 	bool half_open = pump_is_half_open(pump);
 	uint64_t idle_ns = half_open ? timeouts->half_open : timeouts->idle;
@@ -317,8 +330,11 @@ look_for_progress(struct connection *connection, const struct connection *from, 
 static void
 end_broken(struct connection *connection, enum pump_side side, const struct failure *why)
 {
+	/* A filter that failed may owe its peer an alert: that side is reset behind it. */
+	int at_once = connection->pump.filter_failed ? RESET_NEITHER : (int)side;
+
 	pump_push(&connection->pump);
-	connection_end(connection, side == SIDE_NEAR ? ENDED_BY_CLIENT : ENDED_BY_TARGET, (int)side,
+	connection_end(connection, side == SIDE_NEAR ? ENDED_BY_CLIENT : ENDED_BY_TARGET, at_once,
 		       why);
 }
 
@@ -331,7 +347,7 @@ look_at_peers(struct connection *connection)
 	for (enum pump_side side = SIDE_NEAR; side <= SIDE_FAR; side++) {
 		struct endpoint *endpoint = endpoint_of(connection, side);
 		if (!endpoint->kind ||
-		    (endpoint->want_readable && connection->state == CONNECTION_OPEN))
+		    (endpoint->want_readable && connection->state != CONNECTION_DIALLING))
 			continue;
 		if (endpoint->kind->probe(endpoint, &why) != ENDPOINT_BROKEN)
 			continue;
@@ -364,7 +380,7 @@ on_timer(evutil_socket_t fd, short what, void *context)
 	if (now_ns >= deadline(connection, &said)) {
 		struct failure why;
 		failure_set(&why, FAILURE_TIMEOUT, "timeouts: %s has passed", said);
-		connection_end(connection, ENDED_BY_US, -1, &why);
+		connection_end(connection, ENDED_BY_US, RESET_BOTH, &why);
 		return;
 	}
 	set_timer(connection, now_ns);
@@ -384,13 +400,15 @@ note_first_end(struct connection *connection)
 		connection->first_end = ENDED_BY_TARGET;
 }
 
+static void dial(struct connection *connection);
+
 static void
 run(struct connection *connection)
 {
 	struct pump *pump = &connection->pump;
 	struct failure why;
 
-	if (connection->state != CONNECTION_OPEN)
+	if (connection->state != CONNECTION_OPEN && connection->state != CONNECTION_OPENING)
 		return;
 	enum pump_result result = pump_run(pump, &why);
 	note_first_end(connection);
@@ -400,10 +418,15 @@ run(struct connection *connection)
 	case PUMP_GOING:
 		break;
 	case PUMP_ENDED:
-		connection_end(connection, connection->first_end, -1, NULL);
+		connection_end(connection, connection->first_end, RESET_NEITHER, NULL);
 		return;
 	case PUMP_BROKEN:
 		end_broken(connection, pump->broken_side, &why);
+		return;
+	}
+	if (connection->state == CONNECTION_OPENING) {
+		if (!pump_is_handshaking(pump))
+			dial(connection);
 		return;
 	}
 	/* Only a change of what the deadlines hang on is worth a look at the timer. */
@@ -423,12 +446,44 @@ on_turn(struct task *task)
 	run((struct connection *)((char *)task - offsetof(struct connection, pump.turn)));
 }
 
+/* The handshakes of a side's filters begin. On failure the connection is over. */
+static int
+open_stack(struct connection *connection, enum pump_side side)
+{
+	bool near = side == SIDE_NEAR;
+	const struct chain *chain =
+		near ? &connection->conf->near_chain : &connection->conf->far_chain;
+	struct failure why;
+
+	if (!chain->count)
+		return 0;
+	connection->handshake_ns = clock_now_ns();
+	if (stack_open(&connection->pump.side[side].stack, chain, near ? FILTER_NEAR : FILTER_FAR,
+		       &connection->facts, &why) == 0)
+		return 0;
+	connection_end(connection, ENDED_BY_US, RESET_BOTH, &why);
+	return -1;
+}
+
 static void
 open_side(struct connection *connection, enum pump_side side)
 {
 	struct endpoint *endpoint = endpoint_of(connection, side);
 	endpoint->owner = connection;
 	endpoint->on_ready = on_ready;
+}
+
+/* The target's host as configured, "" for what has none. */
+static const char *
+target_host(const struct connection *connection, char text[INET6_ADDRSTRLEN])
+{
+	const struct address *address = &connection->conf->connect.at[connection->target];
+	if (address->kind == ADDRESS_HOST)
+		return address->name;
+	if (address->kind != ADDRESS_IP ||
+	    !inet_ntop(address->numeric.family, address->numeric.ip, text, INET6_ADDRSTRLEN))
+		return "";
+	return text;
 }
 
 /* The far side is there: from here on bytes move. */
@@ -438,6 +493,12 @@ open_far(struct connection *connection)
 	open_side(connection, SIDE_FAR);
 	connection->has_target = true;
 	connection->state = CONNECTION_OPEN;
+	char host[INET6_ADDRSTRLEN];
+	connection->facts.target_host = target_host(connection, host);
+	int opened = open_stack(connection, SIDE_FAR);
+	connection->facts.target_host = "";
+	if (opened < 0)
+		return;
 	pump_wait(&connection->pump, WAIT_TURN, clock_now_ns());
 	/* A client that speaks first has most often done so by now: a read is tried before it is told. */
 	endpoint_of(connection, SIDE_NEAR)->readable = true;
@@ -451,7 +512,7 @@ open_far(struct connection *connection)
 
 static struct connection *connection_new(struct connections *home, const struct tunnel_conf *conf,
 					 const struct facts *facts);
-static void dial(struct connection *connection);
+static void begin(struct connection *connection);
 
 /* Joins the connection's far end to another tunnel of the same generation. */
 static int
@@ -480,7 +541,7 @@ join_tunnel(struct connection *connection, const struct tunnel_conf *conf, struc
 	far->pair.waiting[FLOW_DOWN] = &connection->pump.flow[FLOW_DOWN].waiting;
 	near->pair.across = endpoint_of(joined, SIDE_FAR);
 	far->pair.across = endpoint_of(connection, SIDE_NEAR);
-	dial(joined);
+	begin(joined);
 	return 0;
 }
 
@@ -511,7 +572,7 @@ on_dialled(struct dial *dialled, int fd, const struct failure *why)
 	connection->dialling = NULL;
 	free(dialling);
 	if (why) {
-		connection_end(connection, ENDED_BY_TARGET, -1, why);
+		connection_end(connection, ENDED_BY_TARGET, RESET_BOTH, why);
 		return;
 	}
 	if (fd >= 0 && admission_is_reserved(fd, connection->conf)) {
@@ -519,7 +580,7 @@ on_dialled(struct dial *dialled, int fd, const struct failure *why)
 		failure_set(&short_of, FAILURE_DESCRIPTORS, "out of descriptors");
 		endpoint_reset_socket(fd);
 		targets_disconnected(connection->conf->targets, connection->target);
-		connection_end(connection, ENDED_BY_US, -1, &short_of);
+		connection_end(connection, ENDED_BY_US, RESET_BOTH, &short_of);
 		return;
 	}
 	if (fd >= 0) {
@@ -548,7 +609,7 @@ dial(struct connection *connection)
 	if (!dialling) {
 		struct failure why;
 		failure_set(&why, FAILURE_MEMORY, "no memory to connect to a target");
-		connection_end(connection, ENDED_BY_US, -1, &why);
+		connection_end(connection, ENDED_BY_US, RESET_BOTH, &why);
 		return;
 	}
 	dialling->connection = connection;
@@ -563,10 +624,30 @@ dial(struct connection *connection)
 		.on_end = on_dialled,
 	};
 	connection->dialling = dialling;
+	connection->state = CONNECTION_DIALLING;
+	endpoint_of(connection, SIDE_NEAR)->want_readable = false;
 	dial_start(&dialling->dial, connection->home->loop, &dialling->options);
 	/* It may be connected, over or even closed by now; the memory is there until a later turn. */
 	if (connection->state == CONNECTION_DIALLING)
 		set_timer(connection, connection->opened_ns);
+}
+
+/* The near side is there. Its filters' handshakes come first: an unproved stranger costs no target. */
+static void
+begin(struct connection *connection)
+{
+	if (open_stack(connection, SIDE_NEAR) < 0)
+		return;
+	if (!pump_is_handshaking(&connection->pump)) {
+		dial(connection);
+		return;
+	}
+	connection->state = CONNECTION_OPENING;
+	/* A client that speaks first has most often done so by now: a read is tried before it is told. */
+	endpoint_of(connection, SIDE_NEAR)->readable = true;
+	run(connection);
+	if (connection->state == CONNECTION_OPENING)
+		set_timer(connection, connection->pump.clock_ns);
 }
 
 /* --- birth -------------------------------------------------------------------------------------- */
@@ -579,10 +660,15 @@ connection_new(struct connections *home, const struct tunnel_conf *conf, const s
 	struct connection *connection = calloc(1, sizeof(*connection));
 	if (!connection)
 		return NULL;
+	if (facts_copy(&connection->facts, facts) < 0) {
+		facts_release(&connection->facts);
+		free(connection);
+		return NULL;
+	}
+	connection->facts.target_host = "";
 	connection->home = home;
 	connection->conf = conf;
 	counted_hold(conf->generation);
-	connection->facts = *facts;
 	connection->id = atomic_fetch_add_explicit(&last_id, 1, memory_order_relaxed) + 1;
 	connection->opened_ns = clock_now_ns();
 	connection->first_end = ENDED_BY_US;
@@ -619,7 +705,7 @@ tunnel_accept(struct connections *connections, const struct tunnel_conf *conf, i
 	/* TCP_NODELAY came with the listener. */
 	endpoint_open_socket(endpoint_of(connection, SIDE_NEAR), connections->loop, fd, true);
 	open_side(connection, SIDE_NEAR);
-	dial(connection);
+	begin(connection);
 }
 
 void
@@ -628,9 +714,8 @@ tunnel_reset_all(struct connections *connections, const struct failure *why)
 	struct connection *connection, *next;
 	for (connection = connections->first; connection; connection = next) {
 		next = connection->next;
-		if (connection->state == CONNECTION_DIALLING ||
-		    connection->state == CONNECTION_OPEN) {
-			connection_end(connection, ENDED_BY_US, -1, why);
+		if (connection->state < CONNECTION_FLUSHING) {
+			connection_end(connection, ENDED_BY_US, RESET_BOTH, why);
 		} else if (connection->state == CONNECTION_FLUSHING) {
 			connection->over_ns = 0;
 			flush_or_abort(connection, 1);

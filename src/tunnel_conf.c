@@ -24,6 +24,20 @@ const struct keyword tunnel_keywords[] = {
 	  .offset = AT(connect),
 	  .effect = EFFECT_NEW_CONNECTIONS,
 	  .help = "Targets to connect to: HOST:PORT, unix:/PATH, unix:@NAME or internal:NAME." },
+	{ .name = "accept_filters",
+	  .type = KEYWORD_TEXTS,
+	  .fallback = "",
+	  .offset = AT(accept_filters),
+	  .effect = EFFECT_NEW_CONNECTIONS,
+	  .help = "What transforms the near side's bytes, wire first: FILTER:NAME of a filter's "
+		  "section, "
+		  "or FILTER with its defaults." },
+	{ .name = "connect_filters",
+	  .type = KEYWORD_TEXTS,
+	  .fallback = "",
+	  .offset = AT(connect_filters),
+	  .effect = EFFECT_NEW_CONNECTIONS,
+	  .help = "The same for the far side, wire first too." },
 	{ .name = "balance",
 	  .type = KEYWORD_CHOICE,
 	  .fallback = "order",
@@ -137,11 +151,9 @@ void
 tunnel_conf_release(struct tunnel_conf *conf)
 {
 	free(conf->name);
-	address_list_release(&conf->listen);
-	address_list_release(&conf->connect);
-	address_release(&conf->bind);
-	prefix_list_release(&conf->allow);
-	prefix_list_release(&conf->deny);
+	keyword_release(tunnel_keywords, conf);
+	free(conf->near_chain.at);
+	free(conf->far_chain.at);
 	free(conf->internal);
 	*conf = (struct tunnel_conf){ 0 };
 }

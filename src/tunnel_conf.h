@@ -8,6 +8,7 @@
 #include "address.h"
 #include "counted.h"
 #include "keyword.h"
+#include "stack.h"
 
 struct service;
 struct targets;
@@ -32,6 +33,7 @@ struct tunnel_conf {
 	struct origin origin;
 	struct address_list listen;
 	struct address_list connect;
+	struct text_list accept_filters, connect_filters;
 	int balance; /* enum balance */
 	struct address
 		bind; /* source address for connecting; family AF_UNSPEC = the kernel's choice */
@@ -47,8 +49,9 @@ struct tunnel_conf {
 	struct timeouts timeouts; /* with the global section's values filled in */
 
 	/* What follows from it. */
-	struct counted *generation; /* hold it for as long as the conf is used */
-	struct targets *targets;    /* the connect list, ready to be dialled */
+	struct counted *generation;         /* hold it for as long as the conf is used */
+	struct chain near_chain, far_chain; /* of accept_filters and connect_filters */
+	struct targets *targets;            /* the connect list, ready to be dialled */
 	struct tunnel_live
 		*live; /* counters and caps that outlive generations; owned by the roster */
 

@@ -726,6 +726,46 @@ on_entry(const char *path, const struct stat *status, int type, struct FTW *walk
 	return remove(path);
 }
 
+#ifdef PENSTOCK_TEST_DOUBLES
+static void
+test_chains(void **state)
+{
+	(void)state;
+	struct generation *generation = load(
+		"stutter \"a\" { seed = 7 }\n"
+		"tunnel \"t\" { listen = \"127.0.0.1:1\" connect = \"127.0.0.1:2\"\n"
+		"accept_filters = { \"stutter:a\", \"hoard\" } connect_filters = \"stutter\" }\n");
+	const struct tunnel_conf *tunnel = generation->tunnels[0];
+	assert_int_equal(tunnel->near_chain.count, 2);
+	assert_string_equal(tunnel->near_chain.at[0].type->name, "stutter");
+	assert_string_equal(tunnel->near_chain.at[1].type->name, "hoard");
+	assert_int_equal(tunnel->far_chain.count, 1);
+	assert_ptr_not_equal(tunnel->far_chain.at[0].conf, tunnel->near_chain.at[0].conf);
+	unload(generation);
+
+	write_file("t.conf", "stutter \"a\" { seed = x }\n"
+			     "stutter \"a\" { }\n"
+			     "stutter \"unused\" { }\n"
+			     "tunnel \"t\" { listen = \"127.0.0.1:1\" connect = \"127.0.0.1:2\"\n"
+			     "accept_filters = { \"stutter:b\", \"stuter\",\n"
+			     "\"hoard:x\", \"what\" }\n"
+			     "connect_filters = \"stutter:a\" }\n");
+	refuse_file(
+		"t.conf:1: seed: 'x' does not begin with a digit; write a count such as '1000'\n"
+		"t.conf:2: stutter \"a\" is declared already (t.conf:1); choose another name\n"
+		"t.conf:2: warning: no tunnel uses stutter \"a\"; leave it out, or name "
+		"\"stutter:a\" in "
+		"accept_filters or connect_filters\n"
+		"t.conf:3: warning: no tunnel uses stutter \"unused\"; leave it out, or name "
+		"\"stutter:unused\" in accept_filters or connect_filters\n"
+		"t.conf:5: there is no section stutter \"b\"; did you mean \"a\"?\n"
+		"t.conf:5: there is no filter 'stuter'; did you mean 'stutter'?\n"
+		"t.conf:6: there is no section hoard \"x\"; write one, or \"hoard\" alone for its "
+		"defaults\n"
+		"t.conf:6: there is no filter 'what'; penstockd --keywords lists all\n");
+}
+#endif
+
 static int
 enter_directory(void **state)
 {
@@ -767,6 +807,9 @@ main(void)
 		TEST(test_large),
 		TEST(test_thousand_broken),
 		TEST(test_keywords),
+#ifdef PENSTOCK_TEST_DOUBLES
+		TEST(test_chains),
+#endif
 	};
 	return cmocka_run_group_tests_name("config", tests, NULL, NULL);
 }

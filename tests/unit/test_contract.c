@@ -4,9 +4,9 @@
  * `rows` and nothing else to be tested. A filter of the test's own, `framer`, breaks each rule in
  * turn to show that the watching works. SEED=n repeats the random cuts.
  */
+#include "config_value.h"
 #include "filters/registry.h"
 #include "stack.h"
-#include "units.h"
 
 #include <event2/buffer.h>
 #include <setjmp.h>
@@ -611,41 +611,6 @@ check_contract(const struct watched_conf confs[SIDES], size_t mark_bytes)
 
 /* --- Configuration from a row --------------------------------------------------------------- */
 
-static void
-convert(const struct keyword *keyword, const char *text, void *conf)
-{
-	void *value = (char *)conf + keyword->offset;
-	struct failure why = { .kind = FAILURE_NONE };
-	int failed = -1;
-	switch (keyword->type) {
-	case KEYWORD_COUNT:
-		failed = units_parse_count(text, value, &why);
-		break;
-	case KEYWORD_SIZE:
-		failed = units_parse_size(text, value, &why);
-		break;
-	case KEYWORD_DURATION:
-		failed = units_parse_duration(text, value, &why);
-		break;
-	case KEYWORD_FLAG:
-		*(bool *)value = strcmp(text, "true") == 0;
-		failed = 0;
-		break;
-	case KEYWORD_CHOICE:
-		for (int i = 0; keyword->choices[i]; i++) {
-			if (strcmp(keyword->choices[i], text) == 0) {
-				*(int *)value = i;
-				failed = 0;
-			}
-		}
-		break;
-	default:
-		break;
-	}
-	if (failed)
-		fail_msg("%s = \"%s\": %s", keyword->name, text, why.text);
-}
-
 static void *
 configure(const struct filter_type *type, const struct setting *settings)
 {
@@ -653,16 +618,20 @@ configure(const struct filter_type *type, const struct setting *settings)
 		return NULL;
 	void *conf = calloc(1, type->conf_bytes);
 	assert_non_null(conf);
+	struct failure why = { .kind = FAILURE_NONE };
 	for (const struct keyword *keyword = type->keywords; keyword && keyword->name; keyword++) {
-		const char *text = keyword->fallback;
+		bool is_set = false;
 		for (int i = 0; i < SETTINGS && settings[i].keyword; i++) {
-			if (strcmp(settings[i].keyword, keyword->name) == 0)
-				text = settings[i].text;
+			if (strcmp(settings[i].keyword, keyword->name) != 0)
+				continue;
+			is_set = true;
+			if (config_value_store(keyword, settings[i].text, "/", conf, &why))
+				fail_msg("%s = \"%s\": %s", keyword->name, settings[i].text,
+					 why.text);
 		}
-		if (text)
-			convert(keyword, text, conf);
+		if (!is_set && keyword->fallback && config_value_default(keyword, conf, &why))
+			fail_msg("%s: %s", keyword->name, why.text);
 	}
-	struct failure why;
 	if (type->configure && type->configure(conf, &why))
 		fail_msg("%s: %s", type->name, why.text);
 	return conf;
@@ -673,6 +642,8 @@ discard(const struct filter_type *type, void *conf)
 {
 	if (type->discard)
 		type->discard(conf);
+	if (conf)
+		keyword_release(type->keywords, conf);
 	free(conf);
 }
 

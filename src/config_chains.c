@@ -1,0 +1,174 @@
+#include "config_chains.h"
+
+#include "config_value.h"
+#include "filters/registry.h"
+#include "nearest.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+struct check {
+	struct generation *generation;
+	struct config_report *report;
+	struct origin origin; /* of the name that is looked at */
+};
+
+void
+config_chains_configure(struct filter_section *section, struct config_report *report)
+{
+	struct failure why;
+	section->is_configured = true;
+	if (section->type->configure && section->type->configure(section->conf, &why) < 0)
+		config_report_error(report, section->origin, "%s \"%s\": %s", section->type->name,
+				    section->title, why.text);
+}
+
+static void
+refuse_memory(const struct check *check)
+{
+	config_report_error(check->report, check->origin, "no memory for a chain; free some");
+}
+
+static void
+refuse_type(const struct check *check, const char *name)
+{
+	struct nearest nearest;
+	nearest_start(&nearest, name);
+	for (size_t i = 0; registry_filters[i]; i++)
+		nearest_offer(&nearest, registry_filters[i]->name);
+	config_report_error(check->report, check->origin, "there is no filter '%.60s'; %s%s%s",
+			    name,
+			    nearest.best ? "did you mean '" : "penstockd --keywords lists all",
+			    nearest.best ? nearest.best : "", nearest.best ? "'?" : "");
+}
+
+static void
+refuse_title(const struct check *check, const struct filter_type *type, const char *title)
+{
+	struct nearest nearest;
+	nearest_start(&nearest, title);
+	for (size_t i = 0; i < check->generation->section_count; i++)
+		if (check->generation->sections[i]->type == type)
+			nearest_offer(&nearest, check->generation->sections[i]->title);
+	if (nearest.best)
+		config_report_error(check->report, check->origin,
+				    "there is no section %s \"%.60s\"; did you mean \"%s\"?",
+				    type->name, title, nearest.best);
+	else
+		config_report_error(check->report, check->origin,
+				    "there is no section %s \"%.60s\"; write one, or \"%s\" alone "
+				    "for its defaults",
+				    type->name, title, type->name);
+}
+
+/* The section of a filter that is named alone. */
+static struct filter_section *
+default_section(const struct check *check, const struct filter_type *type)
+{
+	struct failure why;
+	struct filter_section *section = generation_find_section(check->generation, type, "");
+	if (section)
+		return section;
+	section = generation_add_section(check->generation, type, "", check->origin);
+	if (!section) {
+		refuse_memory(check);
+		return NULL;
+	}
+	for (const struct keyword *row = type->keywords; row && row->name; row++) {
+		if (!row->fallback) {
+			config_report_error(check->report, check->origin,
+					    "%s needs a section, as its %s has no default; write "
+					    "%s \"NAME\" { %s = ... } and name \"%s:NAME\"",
+					    type->name, row->name, type->name, row->name,
+					    type->name);
+			return NULL;
+		}
+		if (config_value_default(row, section->conf, &why))
+			refuse_memory(check);
+	}
+	config_chains_configure(section, check->report);
+	return section;
+}
+
+/* What "FILTER" or "FILTER:TITLE" means, or NULL. */
+static struct filter_section *
+find(const struct check *check, const char *text)
+{
+	const char *colon = strchr(text, ':');
+	char *name = strndup(text, colon ? (size_t)(colon - text) : strlen(text));
+	if (!name) {
+		refuse_memory(check);
+		return NULL;
+	}
+	const struct filter_type *type = registry_find(name);
+	struct filter_section *section = NULL;
+	if (!type)
+		refuse_type(check, name);
+	else if (!colon)
+		section = default_section(check, type);
+	else
+		section = generation_find_section(check->generation, type, colon + 1);
+	if (type && colon && !section)
+		refuse_title(check, type, colon + 1);
+	free(name);
+	return section;
+}
+
+static void
+add_link(const struct check *check, struct chain *chain, struct filter_section *section,
+	 enum filter_side side)
+{
+	struct failure why;
+	section->is_used = true;
+	if (section->type->fits && section->type->fits(section->conf, side, &why) < 0)
+		config_report_error(check->report, check->origin, "%s%s%s: %s", section->type->name,
+				    *section->title ? ":" : "", section->title, why.text);
+	if (chain->count == CHAIN_FILTERS) {
+		config_report_error(check->report, check->origin,
+				    "a chain has more than %d filters; leave some out",
+				    CHAIN_FILTERS);
+		return;
+	}
+	struct chain_link *at = reallocarray(chain->at, chain->count + 1, sizeof(*at));
+	if (!at) {
+		refuse_memory(check);
+		return;
+	}
+	chain->at = at;
+	chain->at[chain->count++] = (struct chain_link){ section->type, section->conf };
+}
+
+static void
+check_chains(struct check *check, const struct config_places *places, enum filter_side side)
+{
+	for (size_t i = 0; i < places->count; i++) {
+		const struct config_place *place = &places->at[i];
+		struct tunnel_conf *tunnel = check->generation->tunnels[place->tunnel];
+		bool near = side == FILTER_NEAR;
+		const struct text_list *names =
+			near ? &tunnel->accept_filters : &tunnel->connect_filters;
+		check->origin = place->origin;
+		struct filter_section *section = find(check, names->at[place->index]);
+		if (section)
+			add_link(check, near ? &tunnel->near_chain : &tunnel->far_chain, section,
+				 side);
+	}
+}
+
+void
+config_chains_check(struct generation *generation, const struct config_places *accept_filters,
+		    const struct config_places *connect_filters, struct config_report *report)
+{
+	struct check check = { .generation = generation, .report = report };
+	check_chains(&check, accept_filters, FILTER_NEAR);
+	check_chains(&check, connect_filters, FILTER_FAR);
+	for (size_t i = 0; i < generation->section_count; i++) {
+		const struct filter_section *section = generation->sections[i];
+		if (!section->is_used)
+			config_report_warning(report, section->origin,
+					      "no tunnel uses %s \"%s\"; leave it out, or name "
+					      "\"%s:%s\" in accept_filters or connect_filters",
+					      section->type->name, section->title,
+					      section->type->name, section->title);
+	}
+}
