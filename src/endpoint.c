@@ -6,8 +6,8 @@
 #include <event2/event.h>
 #include <fcntl.h>
 #include <linux/sockios.h>
+#include <linux/tcp.h> /* netinet/tcp.h ends its tcp_info too early */
 #include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,7 +24,30 @@ broken(struct failure *why, int error, const char *doing)
 	return ENDPOINT_BROKEN;
 }
 
-/* What a read-like call that returned `n` for `most` bytes means. */
+/* Whether the peer's FIN has arrived, all that came before it being read: the kernel counts it as a byte
+ * received. Where the kernel does not say (a UNIX socket), the end is believed. */
+static bool
+has_fin(const struct socket_endpoint *socket)
+{
+	struct tcp_info told = { 0 };
+	socklen_t length = sizeof(told);
+
+	if (getsockopt(socket->fd, IPPROTO_TCP, TCP_INFO, &told, &length) < 0 ||
+	    length < offsetof(struct tcp_info, tcpi_bytes_received) +
+			     sizeof(told.tcpi_bytes_received))
+		return true;
+	return (uint32_t)told.tcpi_bytes_received != socket->read_bytes;
+}
+
+/*
+ * What a read-like call that returned `n` for `most` bytes means.
+ *
+ * A reset is told once: as the error of the first call that has nothing better to return. After that
+ * reads end and writes give EPIPE, as if the peer had ended in order. So whoever is told keeps it in
+ * mind; and a splice to the socket is told in the middle of its work, between two of its pieces, and then
+ * returns the bytes of the first ones only (seen: splice 393216 of 524288, splice EPIPE, read 0). Only the
+ * count of what the peer sent tells then whether a FIN was with it.
+ */
 static enum endpoint_result
 after_read(struct endpoint *endpoint, ssize_t n, size_t most, size_t *moved, struct failure *why)
 {
@@ -38,8 +61,8 @@ after_read(struct endpoint *endpoint, ssize_t n, size_t most, size_t *moved, str
 	}
 	endpoint->readable = false;
 	if (n == 0) {
-		/* The kernel tells of a reset once. If a write was told, this is no end of stream. */
-		if (endpoint->socket.reset_seen)
+		if (endpoint->socket.reset_seen ||
+		    (endpoint->socket.muffled && !has_fin(&endpoint->socket)))
 			return broken(why, ECONNRESET, "read");
 		return ENDPOINT_END;
 	}
@@ -77,7 +100,9 @@ endpoint_receive(struct endpoint *endpoint, void *to, size_t most, size_t *moved
 	do
 		n = read(endpoint->socket.fd, to, most);
 	while (n < 0 && errno == EINTR);
-	return after_read(endpoint, n, most, moved, why);
+	enum endpoint_result result = after_read(endpoint, n, most, moved, why);
+	endpoint->socket.read_bytes += (uint32_t)*moved;
+	return result;
 }
 
 /* Nagle's delay can only hurt from the second write on, while the first is unacknowledged: a
@@ -128,6 +153,7 @@ endpoint_skip(struct endpoint *endpoint, void *scratch, size_t bytes)
 		if (n < 0 && errno == EINTR)
 			continue;
 		assert(n > 0); /* peeked at before */
+		endpoint->socket.read_bytes += (uint32_t)n;
 		bytes -= (size_t)n;
 	}
 }
@@ -147,6 +173,7 @@ endpoint_splice_in(struct endpoint *endpoint, struct pipe *pipe, size_t *moved, 
 	}
 	enum endpoint_result result = after_read(endpoint, n, most, moved, why);
 	pipe->held_bytes += *moved;
+	endpoint->socket.read_bytes += (uint32_t)*moved;
 	return result;
 }
 
@@ -163,6 +190,8 @@ endpoint_splice_out(struct endpoint *endpoint, struct pipe *pipe, size_t *moved,
 	while (n < 0 && errno == EINTR);
 	enum endpoint_result result = after_write(endpoint, n, bytes, moved, why);
 	pipe->held_bytes -= *moved;
+	if (*moved && pipe->held_bytes)
+		endpoint->socket.muffled = true;
 	return result;
 }
 

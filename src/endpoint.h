@@ -97,8 +97,10 @@ struct endpoint {
 			int fd;
 			bool armed_readable, armed_writable;
 			bool reset_seen; /* a write met the reset: a later end of stream is none */
-			bool nodelay;    /* TCP_NODELAY is on */
-			bool written;    /* at least once: NODELAY is set before the second write */
+			bool muffled; /* a splice may have met it without a word: see after_read */
+			bool nodelay; /* TCP_NODELAY is on */
+			bool written; /* at least once: NODELAY is set before the second write */
+			uint32_t read_bytes;       /* so far, modulo 2^32 */
 			struct event *write_event; /* made when the first write blocks */
 			struct event read_event;
 		} socket;
