@@ -5,7 +5,6 @@
 #include "clock.h"
 #include "config.h"
 #include "log.h"
-#include "mailbox.h"
 #include "resolver.h"
 #include "services/services.h"
 #include "switchover.h"
@@ -33,7 +32,6 @@
 struct control {
 	const char *file;
 	struct event_base *base;
-	struct mailbox *mailbox;
 	struct event *signals[5];
 	struct event *drain_over;
 	struct resolver *resolver;
@@ -341,9 +339,6 @@ open_control(struct control *control, struct failure *why)
 	control->base = event_base_new();
 	if (!control->base)
 		return failure_set(why, FAILURE_SYSTEM, "cannot make an event loop");
-	control->mailbox = mailbox_open(control->base, why);
-	if (!control->mailbox)
-		return -1;
 	control->signals[0] = evsignal_new(control->base, SIGHUP, on_hangup, control);
 	control->signals[1] = evsignal_new(control->base, SIGTERM, on_stop, control);
 	control->signals[2] = evsignal_new(control->base, SIGINT, on_stop, control);
@@ -372,7 +367,7 @@ start(struct control *control, struct generation *first, struct failure *why)
 	struct crew_options options = {
 		.workers = control->workers,
 		.resolver = control->resolver,
-		.mailbox = control->mailbox,
+		.base = control->base,
 		.on_switched = on_switched,
 		.on_empty = on_empty,
 		.context = control,
@@ -401,10 +396,24 @@ stop(struct control *control)
 			event_free(control->signals[i]);
 	if (control->drain_over)
 		event_free(control->drain_over);
-	mailbox_close(control->mailbox);
 	if (control->base)
 		event_base_free(control->base);
 	libevent_global_shutdown();
+}
+
+/* Signals wait while nobody would handle them: before the loop turns, and again when it has ended, since
+ * libevent then gives them back to the system, whose way with a TERM is to kill. */
+static void
+hold_signals(int how)
+{
+	sigset_t ours;
+
+	sigemptyset(&ours);
+	sigaddset(&ours, SIGHUP);
+	sigaddset(&ours, SIGTERM);
+	sigaddset(&ours, SIGINT);
+	sigaddset(&ours, SIGUSR1);
+	pthread_sigmask(how, &ours, NULL);
 }
 
 static int
@@ -417,7 +426,9 @@ run(struct control *control, struct generation *first)
 	keep_memory();
 	admission_set_descriptors((int)raise_descriptors());
 	if (start(control, first, &why) == 0) {
+		hold_signals(SIG_UNBLOCK);
 		event_base_loop(control->base, EVLOOP_NO_EXIT_ON_EMPTY);
+		hold_signals(SIG_BLOCK);
 		log_line(LOG_LEVEL_NOTICE, "stopped");
 	} else {
 		log_line(LOG_LEVEL_ERROR, "cannot start: %s", why.text);
@@ -471,6 +482,8 @@ main(int argc, char **argv)
 			argv[optind]);
 		return 2;
 	}
+	if (!check)
+		hold_signals(SIG_BLOCK);
 	struct generation *first = config_load(control.file, services_builtin, &report);
 	config_report_print(&report, stderr);
 	if (!first) {

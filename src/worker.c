@@ -1,5 +1,6 @@
 #include "worker.h"
 
+#include "admission.h"
 #include "clock.h"
 #include "endpoint.h"
 #include "log.h"
@@ -35,6 +36,7 @@ struct worker {
 	bool runs;
 	bool drains;
 	bool said_empty;
+	bool over; /* its loop has ended: nobody moves in any more */
 	struct order switch_over, switched, drain, empty, reset, stop;
 };
 
@@ -43,9 +45,11 @@ struct crew {
 	const struct generation *generation;
 	struct listener *const *listeners;
 	size_t listener_count;
-	unsigned int switching; /* workers that have not switched yet */
-	unsigned int filled;    /* workers that are not empty yet */
-	struct failure why;     /* of a reset */
+	struct mailbox *answers; /* of the workers, to the control thread */
+	bool stopping;           /* they interest nobody any more */
+	unsigned int switching;  /* workers that have not switched yet */
+	unsigned int filled;     /* workers that are not empty yet */
+	struct failure why;      /* of a reset */
 	struct worker workers[];
 };
 
@@ -71,8 +75,15 @@ on_handover(struct message *message)
 {
 	struct handover *handover = (struct handover *)message;
 	struct counted *generation = handover->conf->generation;
+	struct connections *connections = &handover->to->connections;
 
-	tunnel_accept(&handover->to->connections, handover->conf, handover->fd, &handover->facts);
+	if (handover->to->over) {
+		endpoint_reset_socket(handover->fd);
+		admission_leave(handover->conf, &handover->facts.client);
+		atomic_fetch_sub(&connections->count, 1);
+	} else {
+		tunnel_accept(connections, handover->conf, handover->fd, &handover->facts);
+	}
 	counted_release(generation);
 	free(handover);
 }
@@ -122,7 +133,7 @@ on_place(struct door *door, const struct tunnel_conf *conf, int fd, const struct
 static void
 answer(struct worker *worker, struct order *order)
 {
-	mailbox_post(worker->crew->options.mailbox, &order->message);
+	mailbox_post(worker->crew->answers, &order->message);
 }
 
 static void
@@ -202,6 +213,7 @@ run_worker(void *context)
 	snprintf(name, sizeof(name), "worker-%u", worker->connections.worker);
 	pthread_setname_np(pthread_self(), name);
 	event_base_loop(worker->loop.base, EVLOOP_NO_EXIT_ON_EMPTY);
+	worker->over = true;
 	door_close(&worker->door);
 	/* What is still open ends now; its memory goes in a later turn. */
 	struct failure why;
@@ -217,7 +229,7 @@ static void
 on_switched(struct message *message)
 {
 	struct crew *crew = worker_of(message)->crew;
-	if (!--crew->switching)
+	if (!--crew->switching && !crew->stopping)
 		crew->options.on_switched(crew->options.context);
 }
 
@@ -225,7 +237,7 @@ static void
 on_empty(struct message *message)
 {
 	struct crew *crew = worker_of(message)->crew;
-	if (!--crew->filled)
+	if (!--crew->filled && !crew->stopping)
 		crew->options.on_empty(crew->options.context);
 }
 
@@ -295,6 +307,9 @@ crew_start(const struct crew_options *options, struct failure *why)
 		return NULL;
 	}
 	crew->options = *options;
+	crew->answers = mailbox_open(options->base, why);
+	if (!crew->answers)
+		goto fail;
 	for (unsigned int i = 0; i < options->workers; i++)
 		if (open_worker(crew, i, why) < 0)
 			goto fail;
@@ -345,6 +360,9 @@ crew_stop(struct crew *crew)
 	for (unsigned int i = 0; i < crew->options.workers; i++)
 		if (crew->workers[i].runs)
 			pthread_join(crew->workers[i].thread, NULL);
+	/* The answers still under way are parts of the workers. */
+	crew->stopping = true;
+	mailbox_close(crew->answers);
 	for (unsigned int i = 0; i < crew->options.workers; i++) {
 		struct worker *worker = &crew->workers[i];
 		if (worker->trim)

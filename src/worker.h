@@ -9,13 +9,14 @@
 #include "listener.h"
 
 struct crew;
+struct event_base;
 struct resolver;
 
-/* Every call is the control thread's, and the callbacks run on it, through `mailbox`. */
+/* Every call is the control thread's, and the callbacks run on it, from `base`'s loop. */
 struct crew_options {
 	unsigned int workers; /* at least 1 */
 	struct resolver *resolver;
-	struct mailbox *mailbox;
+	struct event_base *base;
 	void (*on_switched)(void *context); /* every worker has obeyed crew_switch */
 	void (*on_empty)(void *context);    /* after crew_drain: no connection is left */
 	void *context;
@@ -34,7 +35,8 @@ void crew_drain(struct crew *crew);
 /* Resets every connection, with `why` as the reason in the log. */
 void crew_reset(struct crew *crew, const struct failure *why);
 
-/* Resets what is still open, ends the threads and waits for them. NULL is allowed. */
+/* Resets what is still open, ends the threads and waits for them. No callback comes any more, not even
+ * for what the workers had answered by then. NULL is allowed. */
 void crew_stop(struct crew *crew);
 
 #endif
