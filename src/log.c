@@ -86,6 +86,7 @@ static atomic_int attention;
 /* Orders to the log thread: set, then wake_fd is written. */
 static _Atomic(struct log_sink *) next_sink;
 static atomic_bool reopen_wanted;
+static atomic_uint_fast64_t ordered_ns; /* when one of them came, as lines tell it; 0 = none */
 static atomic_uint_fast64_t stop_by_ns; /* 0 = go on */
 
 /* The descriptors stay open for good: a late line may still want to wake a thread that has ended. */
@@ -283,12 +284,6 @@ log_dropped(void)
 
 /* The log thread: writing */
 
-static bool
-orders_wait(void)
-{
-	return atomic_load(&next_sink) || atomic_load(&reopen_wanted);
-}
-
 /* How long the log thread may wait for its reader: not past the end of its time, nor at all if another
  * sink is there; -1 = for ever. */
 static int
@@ -459,18 +454,27 @@ is_given_up(const struct log_sink *sink)
 	       poll(&room, 1, 0) == 0;
 }
 
-/* Writes everything queued, or leaves the rest if the sink is given up. Returns whether there was something. */
+/* Notes what is there: the next drain takes no more. */
+static void
+look(void)
+{
+	for (struct ring *ring = atomic_load(&rings); ring; ring = ring->next)
+		ring->end = atomic_load_explicit(&ring->head, memory_order_acquire);
+}
+
+/* Writes what was queued up to that time, or leaves the rest if the sink is given up. Returns whether there
+ * was something. */
 static bool
-drain(struct writer *self)
+drain(struct writer *self, uint64_t until_ns)
 {
 	struct ring *ring;
 	bool found = false;
 
-	for (ring = atomic_load(&rings); ring; ring = ring->next)
-		ring->end = atomic_load_explicit(&ring->head, memory_order_acquire);
 	while ((ring = oldest_ring()) && !is_given_up(self->sink)) {
 		size_t tail = atomic_load_explicit(&ring->tail, memory_order_relaxed);
 		const struct log_record *record = record_at(ring, tail);
+		if (record->time_ns > until_ns)
+			break;
 		if (!is_repeated(self, record))
 			write_record(self, record);
 		atomic_store_explicit(&ring->tail, count_behind(tail, record),
@@ -529,6 +533,7 @@ reopen(struct writer *self)
 static void
 obey(struct writer *self)
 {
+	atomic_store(&ordered_ns, 0); /* first: what is ordered from now on is obeyed next time */
 	struct log_sink *next = atomic_exchange(&next_sink, NULL);
 	if (next) {
 		log_sink_close(self->sink);
@@ -568,21 +573,25 @@ run(void *context)
 	struct writer *self = context;
 
 	for (;;) {
-		/* Asked first, so that what was queued before an order is written before it. */
+		/* What was queued before an order is written before it, and nothing else: what is there
+		 * without an order came before it; with one, lines tell the time. */
+		look();
 		bool stopping = atomic_load(&stop_by_ns) != 0;
-		bool ordered = orders_wait();
+		uint64_t ordered = atomic_load(&ordered_ns);
+		if (stopping || ordered)
+			look();
 		self->pass_ns = clock_now_ns();
 		bool pending = tell_repeats(self);
-		bool found = drain(self);
+		bool found = drain(self, ordered ? ordered : UINT64_MAX);
 		pending |= tell_dropped(self, stopping);
-		if (stopping)
+		if (stopping && !ordered)
 			break;
 		flush(self);
 		if (ordered)
 			obey(self);
 		else if (found)
 			rest(DOZING, DOZE_MS);
-		else if (!orders_wait()) /* the wake-up may have been taken while writing */
+		else if (!atomic_load(&ordered_ns)) /* its wake-up may have been taken */
 			rest(ASLEEP, pending ? PENDING_MS : -1);
 	}
 	for (int i = 0; i < REPEATS; i++)
@@ -636,6 +645,7 @@ log_start(const char *target, enum log_format format, enum log_level level, stru
 		return -1;
 	writer.told_dropped = ring_dropped();
 	atomic_store(&stop_by_ns, 0);
+	atomic_store(&ordered_ns, 0);
 	sigfillset(&all); /* SIGPIPE too: a reader that went away is an error of write */
 	pthread_sigmask(SIG_SETMASK, &all, &before);
 	int error = pthread_create(&thread, NULL, run, &writer);
@@ -649,6 +659,14 @@ log_start(const char *target, enum log_format format, enum log_level level, stru
 	return 0;
 }
 
+static void
+order(void)
+{
+	uint64_t none = 0;
+	atomic_compare_exchange_strong(&ordered_ns, &none, log_record_now_ns());
+	signal_fd(wake_fd);
+}
+
 int
 log_retarget(const char *target, enum log_format format, enum log_level level, struct failure *why)
 {
@@ -657,7 +675,7 @@ log_retarget(const char *target, enum log_format format, enum log_level level, s
 		return -1;
 	log_sink_close(atomic_exchange(&next_sink, sink));
 	set(format, level);
-	signal_fd(wake_fd);
+	order();
 	return 0;
 }
 
@@ -671,7 +689,7 @@ void
 log_reopen(void)
 {
 	atomic_store(&reopen_wanted, true);
-	signal_fd(wake_fd);
+	order();
 }
 
 void

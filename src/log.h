@@ -41,7 +41,7 @@ int log_start(const char *target, enum log_format format, enum log_level level,
 	      struct failure *why);
 
 /* Changes target, format and level of the running log (a reload). On failure nothing has changed.
- * Lines queued before go to the old target, unless its reader has stopped. */
+ * Lines queued before go to the old target, unless its reader has stopped, and later ones to the new. */
 int log_retarget(const char *target, enum log_format format, enum log_level level,
 		 struct failure *why);
 

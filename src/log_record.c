@@ -75,13 +75,19 @@ whole_characters(const char *text, size_t length)
 	return length;
 }
 
+uint64_t
+log_record_now_ns(void)
+{
+	struct timespec now;
+	clock_gettime(CLOCK_REALTIME, &now);
+	return (uint64_t)now.tv_sec * NS_PER_S + (uint64_t)now.tv_nsec;
+}
+
 void
 log_record_fill(struct log_record *record, enum log_level level, const struct log_field *fields,
 		unsigned int count, const char *format, va_list args)
 {
-	struct timespec now;
-	clock_gettime(CLOCK_REALTIME, &now);
-	record->time_ns = (uint64_t)now.tv_sec * NS_PER_S + (uint64_t)now.tv_nsec;
+	record->time_ns = log_record_now_ns();
 	record->level = (uint16_t)level;
 	record->field_count = 0;
 

@@ -30,6 +30,9 @@ struct log_record {
 	struct log_field fields[LOG_FIELDS + 60];
 };
 
+/* Now, as records tell it. */
+uint64_t log_record_now_ns(void);
+
 /* Makes a record of now; what is too long is cut or left out. The arguments are copied, except for
  * the fields' names. */
 void log_record_fill(struct log_record *record, enum log_level level,
