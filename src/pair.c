@@ -132,9 +132,12 @@ pair_write(struct endpoint *end, struct evbuffer *src, size_t most, size_t *move
 		bytes = most;
 	if (bytes > PAIR_BYTES)
 		bytes = PAIR_BYTES;
-	if (bytes > PAIR_BYTES - held) {
+	/* At the cap of the memory one piece at a time: a reader that is blocked holds no more than that,
+	 * and one that is not still gets everything. */
+	size_t need_bytes = loop_read_most(end->loop) ? bytes : PAIR_BYTES;
+	if (need_bytes > PAIR_BYTES - held) {
 		end->writable = false;
-		pair->need_bytes = bytes;
+		pair->need_bytes = need_bytes;
 		return ENDPOINT_WAIT;
 	}
 	evbuffer_remove_buffer(src, bufferevent_get_output(pair->bev), bytes);

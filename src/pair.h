@@ -12,9 +12,10 @@
  * (FAILURE_RESET): nobody reads. Either end may be closed first, at any time, also from on_ready.
  *
  * Where room is short a write waits until all of it fits or the pair is empty, so that bytes change
- * hands and need no copy; only a `most` that cuts an extent makes one. on_ready comes from a task, in
- * a later turn of the loop, once for any number of changes, and not again until something changes or
- * watch is called.
+ * hands and need no copy; only a `most` that cuts an extent makes one. Where memory is short (the loop
+ * reads nothing that it would have to keep) it waits until the pair is empty. on_ready comes from a
+ * task, in a later turn of the loop, once for any number of changes, and not again until something
+ * changes or watch is called.
  */
 #ifndef PENSTOCK_PAIR_H
 #define PENSTOCK_PAIR_H

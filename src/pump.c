@@ -15,8 +15,9 @@
 /* Splices below this, so many in a row, and it is copied again: small pieces are cheaper that way. */
 #define SHORT_SPLICE_BYTES ((size_t)16 * 1024)
 #define SHORT_SPLICES      4
-/* What a flow that has no kernel to leave bytes in may still read at the cap of the memory. */
-#define CAPPED_READ_BYTES ((size_t)1024)
+/* What a flow that has no kernel to leave bytes in may still read at the cap of the memory: with its head
+ * it fits libevent's smallest chain, of 1 KiB. */
+#define CAPPED_READ_BYTES ((size_t)960)
 /* The most that waits in one buffer of a connection, give or take a record (filter.h, rule 2). */
 #define STORE_BYTES BLOCK_BYTES
 

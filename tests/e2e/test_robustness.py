@@ -134,28 +134,38 @@ def test_idle_daemon_uses_no_cpu(start, report):
 
 
 @pytest.mark.slow
-def test_clients_that_never_read(start, report):
+@pytest.mark.parametrize("path, count", [
+    (tunnel("flood", "internal:chargen"), MANY),
+    (tunnel("flood", "internal:second") + tunnel("second", "internal:chargen", "internal:second"), 2000),
+], ids=["plain", "chained"])
+def test_clients_that_never_read(start, path, count, report):
     cap = 64 * MIB
-    daemon = start(configuration(tunnel("flood", "internal:chargen"), tunnel("echo", "internal:echo"), workers=2,
+    daemon = start(configuration(path, tunnel("echo", "internal:echo"), workers=2,
                                  max_memory="64MiB", log={"connections": "false"}))
     sockets = daemon.descriptors("socket:")
     address, most = daemon.address("flood"), 0
+
+    def look():
+        nonlocal most
+        most = max(most, daemon.resident_bytes())
+
     with contextlib.ExitStack() as stack:
-        for number in range(MANY):
+        for number in range(count):
             sock = stack.enter_context(socket.socket())
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 536)  # so the kernel holds little for each
             sock.settimeout(DEADLINE)
             sock.connect(address)
             if number % 50 == 0:
-                most = max(most, daemon.resident_bytes())
+                look()
+
         def is_quiet():
-            nonlocal most
-            most = max(most, daemon.resident_bytes())
+            look()
             return spent_while(daemon, 0.5) < 0.02
         wait_until(is_quiet, "an end of the work for clients that do not read", 4 * DEADLINE)
-        report(f"{MANY} clients that never read: at most {size_text(most)} resident, max_memory is {size_text(cap)}")
-        assert daemon.descriptors("socket:") >= MANY
+        look()
+        report(f"{count} clients that never read: at most {size_text(most)} resident, max_memory is {size_text(cap)}")
+        assert daemon.descriptors("socket:") >= count
         assert most < cap
         assert echoes(daemon.address("echo"))
     daemon.wait_sockets(sockets)

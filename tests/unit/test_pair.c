@@ -383,6 +383,40 @@ sip(struct end *end)
 	want(end, !end->rig->over, false);
 }
 
+/* At the cap of the memory a pair takes one piece at a time, so a blocked reader piles nothing up. */
+static void
+test_memory_is_short(void **state)
+{
+	(void)state;
+	struct rig *rig = rig_open();
+	struct evbuffer *src = evbuffer_new(), *dst = evbuffer_new();
+	size_t moved;
+
+	rig->loop.kept_most = 1000;
+	add_pattern(src, 0, 3000);
+	want(&rig->a, false, true);
+	settle(rig);
+	assert_int_equal(end_write(&rig->a, src, 1000, &moved, NULL), ENDPOINT_MOVED);
+	assert_int_equal(end_write(&rig->a, src, 1, &moved, NULL), ENDPOINT_WAIT);
+	assert_false(rig->a.endpoint.writable);
+	int calls = rig->a.calls;
+
+	/* Room alone is not enough; the writer is told when all was read, even of a cap still reached. */
+	rig->loop.kept_bytes += 5000;
+	assert_int_equal(end_read(&rig->b, dst, 999, &moved, NULL), ENDPOINT_MOVED);
+	settle(rig);
+	assert_int_equal(rig->a.calls, calls);
+	assert_int_equal(end_read(&rig->b, dst, 999, &moved, NULL), ENDPOINT_MOVED);
+	settle(rig);
+	assert_int_equal(rig->a.calls, calls + 1);
+	assert_int_equal(end_write(&rig->a, src, SIZE_MAX, &moved, NULL), ENDPOINT_MOVED);
+	assert_int_equal(moved, 2000);
+	rig->loop.kept_bytes -= 5000;
+	evbuffer_free(src);
+	evbuffer_free(dst);
+	rig_close(rig);
+}
+
 static void
 test_slow_reader(void **state)
 {
@@ -876,6 +910,7 @@ main(void)
 		cmocka_unit_test(test_bytes_are_not_copied),
 		cmocka_unit_test(test_cut_at_most),
 		cmocka_unit_test(test_room),
+		cmocka_unit_test(test_memory_is_short),
 		cmocka_unit_test(test_slow_reader),
 		cmocka_unit_test(test_told_once_and_only_if_wanted),
 		cmocka_unit_test(test_blocked_writer_does_not_spin),
