@@ -34,6 +34,14 @@ struct row {
 };
 
 static const struct row rows[] = {
+	{ .filter = "zlib" },
+	{ .filter = "zlib",
+	  .near = { { "window", "512B" }, { "level", "9" }, { "adaptive", "true" } },
+	  .far = { { "window", "512B" }, { "level", "1" } } },
+	{ .filter = "zstd" },
+	{ .filter = "zstd",
+	  .near = { { "window", "1KiB" }, { "level", "9" }, { "adaptive", "true" } },
+	  .far = { { "window", "1KiB" }, { "level", "1" } } },
 #ifdef PENSTOCK_TEST_DOUBLES
 	{ .filter = "stutter", .near = { { "seed", "5" } }, .far = { { "seed", "6" } } },
 	{ .filter = "hoard" },
