@@ -15,6 +15,8 @@
 #define LABEL_MOST 63
 #define PATH_MOST  (sizeof(((struct sockaddr_un *)NULL)->sun_path) - 1)
 
+#define UID_BITS 32
+
 #define MAPPED_BYTES 12 /* of an IPv4 address inside an IPv6 one */
 static const uint8_t mapped_prefix[MAPPED_BYTES] = { [10] = 0xff, [11] = 0xff };
 
@@ -451,17 +453,33 @@ mask(struct socket_address *base, unsigned int bits)
 	return was_clean;
 }
 
+/* "unix", "uid:N". False: neither. */
+static bool
+parse_unix_peer(const char *text, struct prefix *out)
+{
+	uint64_t uid = UINT32_MAX;
+	bool is_any = strcmp(text, "unix") == 0;
+	if (!is_any && (strncmp(text, "uid:", 4) != 0 || units_parse_count(text + 4, &uid, NULL) ||
+			uid >= UINT32_MAX))
+		return false;
+	*out = (struct prefix){ .base = { .family = AF_UNIX, .uid = (uint32_t)uid },
+				.bits = is_any ? 0 : UID_BITS };
+	return true;
+}
+
 int
 prefix_parse(const char *text, struct prefix *out, struct failure *why)
 {
 	size_t length = strcspn(text, "/");
 	struct prefix prefix;
 	uint64_t bits;
+	if (parse_unix_peer(text, out))
+		return 0;
 	if (!parse_ip(text, length, &prefix.base))
 		return failure_set(
 			why, FAILURE_CONFIG,
 			"'%.100s' is not an address or network; write IP or IP/BITS, such as "
-			"10.0.0.0/8",
+			"10.0.0.0/8, or unix or uid:NUMBER for UNIX sockets",
 			text);
 	uint64_t most = ip_bytes(prefix.base.family) * 8;
 	if (text[length] == '\0')
@@ -487,9 +505,17 @@ prefix_contains(const struct prefix *prefix, const struct socket_address *addres
 {
 	if (prefix->base.family != address->family)
 		return false;
+	if (address->family == AF_UNIX)
+		return !prefix->bits || prefix->base.uid == address->uid;
 	struct socket_address network = *address;
 	mask(&network, prefix->bits);
 	return memcmp(network.ip, prefix->base.ip, ip_bytes(network.family)) == 0;
+}
+
+bool
+prefix_covers(const struct prefix *wide, const struct prefix *narrow)
+{
+	return wide->bits <= narrow->bits && prefix_contains(wide, &narrow->base);
 }
 
 bool

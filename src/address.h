@@ -47,10 +47,11 @@ struct address_list {
 	size_t count;
 };
 
-/* "10.0.0.0/8", "2001:db8::/32", "127.0.0.1" (= /32): sources to allow or deny. */
+/* "10.0.0.0/8", "2001:db8::/32", "127.0.0.1" (= /32): sources to allow, to deny, to trust. "unix": who
+ * comes by a UNIX socket, "uid:1000": if it is that user. */
 struct prefix {
 	struct socket_address base; /* port 0, host bits zero */
-	uint8_t bits;
+	uint8_t bits;               /* AF_UNIX: 0, or 32 for the one uid */
 };
 
 struct prefix_list {
@@ -71,9 +72,11 @@ int address_parse_host(const char *text, struct address *out, struct failure *wh
 void address_release(struct address *address);
 void address_list_release(struct address_list *list);
 
-/* Parses "IP/BITS" or "IP"; host bits set are an error that names the network meant. */
+/* Parses "IP/BITS", "IP", "unix" or "uid:N"; host bits set are an error that names the network meant. */
 int prefix_parse(const char *text, struct prefix *out, struct failure *why);
 bool prefix_contains(const struct prefix *prefix, const struct socket_address *address);
+/* Whether all that `narrow` contains is in `wide`. */
+bool prefix_covers(const struct prefix *wide, const struct prefix *narrow);
 /* Whether any prefix of the list contains the address; false for an empty list. O(count). */
 bool prefix_list_contains(const struct prefix_list *list, const struct socket_address *address);
 void prefix_list_release(struct prefix_list *list);

@@ -4,10 +4,18 @@
 #include <string.h>
 
 static const size_t texts[] = {
-	offsetof(struct facts, alpn),        offsetof(struct facts, tls_version),
-	offsetof(struct facts, tls_cipher),  offsetof(struct facts, certificate),
-	offsetof(struct facts, common_name), offsetof(struct facts, sni),
-	offsetof(struct facts, authority),   offsetof(struct facts, unique_id),
+	offsetof(struct facts, alpn),
+	offsetof(struct facts, tls_version),
+	offsetof(struct facts, tls_cipher),
+	offsetof(struct facts, certificate),
+	offsetof(struct facts, common_name),
+	offsetof(struct facts, sni),
+	offsetof(struct facts, authority),
+	offsetof(struct facts, unique_id),
+	offsetof(struct facts, told_alpn),
+	offsetof(struct facts, told_tls_version),
+	offsetof(struct facts, told_tls_cipher),
+	offsetof(struct facts, told_common_name),
 };
 #define TEXTS (sizeof(texts) / sizeof(texts[0]))
 

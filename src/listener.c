@@ -402,7 +402,7 @@ admit(struct acceptor *acceptor, int fd, struct socket_address *client)
 		refuse(acceptor, fd, client, &why);
 		return;
 	}
-	struct facts facts = { .client = *client, .accepted = acceptor->bound };
+	struct facts facts = { .client = *client, .peer = *client, .accepted = acceptor->bound };
 	door->place(door, acceptor->conf, fd, &facts);
 }
 

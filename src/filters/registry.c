@@ -12,9 +12,10 @@
 #endif
 
 /* One line a filter: the file NAME.c defines `const struct filter_type NAME_filter`. */
-#define FILTERS(FILTER) \
-	FILTER(zlib)    \
-	FILTER(zstd)    \
+#define FILTERS(FILTER)        \
+	FILTER(proxy_protocol) \
+	FILTER(zlib)           \
+	FILTER(zstd)           \
 	TEST_DOUBLES(FILTER)
 
 #define DECLARE(file) extern const struct filter_type file##_filter;

@@ -220,6 +220,55 @@ test_prefixes(void **state)
 }
 
 static void
+test_unix_peers(void **state)
+{
+	(void)state;
+	const struct socket_address root = { .family = AF_UNIX, .uid = 0 };
+	const struct socket_address user = { .family = AF_UNIX, .uid = 1000 };
+	const struct socket_address unknown = { .family = AF_UNIX, .uid = UINT32_MAX };
+	const struct socket_address none = { .family = AF_UNSPEC };
+	struct socket_address ip = numeric("0.0.3.232");
+	struct prefix any, one;
+	assert_int_equal(prefix_parse("unix", &any, NULL), 0);
+	assert_int_equal(prefix_parse("uid:1000", &one, NULL), 0);
+	assert_true(prefix_contains(&any, &root) && prefix_contains(&any, &unknown));
+	assert_true(prefix_contains(&one, &user));
+	assert_false(prefix_contains(&one, &root) || prefix_contains(&one, &unknown));
+	assert_false(prefix_contains(&any, &none) || prefix_contains(&any, &ip));
+	assert_false(prefix_contains(&one, &none) || prefix_contains(&one, &ip));
+}
+
+static void
+test_covering(void **state)
+{
+	(void)state;
+	static const struct {
+		const char *wide, *narrow;
+		bool covers;
+	} table[] = {
+		{ "10.0.0.0/8", "10.0.0.0/8", true },
+		{ "10.0.0.0/8", "10.3.0.0/16", true },
+		{ "10.3.0.0/16", "10.0.0.0/8", false },
+		{ "10.0.0.0/8", "11.0.0.0/16", false },
+		{ "0.0.0.0/0", "::/0", false },
+		{ "::/0", "::1", true },
+		{ "unix", "uid:0", true },
+		{ "uid:0", "unix", false },
+		{ "uid:0", "uid:0", true },
+		{ "uid:0", "uid:1", false },
+		{ "unix", "unix", true },
+		{ "0.0.0.0/0", "unix", false },
+	};
+	for (size_t i = 0; i < sizeof(table) / sizeof(*table); i++) {
+		struct prefix wide, narrow;
+		assert_int_equal(prefix_parse(table[i].wide, &wide, NULL), 0);
+		assert_int_equal(prefix_parse(table[i].narrow, &narrow, NULL), 0);
+		if (prefix_covers(&wide, &narrow) != table[i].covers)
+			fail_msg("%s, %s", table[i].wide, table[i].narrow);
+	}
+}
+
+static void
 test_bad_prefixes(void **state)
 {
 	(void)state;
@@ -235,8 +284,16 @@ test_bad_prefixes(void **state)
 		{ "10.0.0.0/", "'10.0.0.0/' has the length ''; write a number from 0 to 32" },
 		{ "10.0.0/8",
 		  "'10.0.0/8' is not an address or network; write IP or IP/BITS, such as "
-		  "10.0.0.0/8" },
-		{ "", "'' is not an address or network; write IP or IP/BITS, such as 10.0.0.0/8" },
+		  "10.0.0.0/8, or unix or uid:NUMBER for UNIX sockets" },
+		{ "",
+		  "'' is not an address or network; write IP or IP/BITS, such as 10.0.0.0/8, or "
+		  "unix or uid:NUMBER for UNIX sockets" },
+		{ "uid:root",
+		  "'uid:root' is not an address or network; write IP or IP/BITS, such as "
+		  "10.0.0.0/8, or unix or uid:NUMBER for UNIX sockets" },
+		{ "uid:4294967295",
+		  "'uid:4294967295' is not an address or network; write IP or IP/BITS, such as "
+		  "10.0.0.0/8, or unix or uid:NUMBER for UNIX sockets" },
 	};
 	for (size_t i = 0; i < sizeof(table) / sizeof(*table); i++) {
 		struct prefix prefix;
@@ -317,6 +374,8 @@ main(void)
 		cmocka_unit_test(test_abstract),
 		cmocka_unit_test(test_host_without_port),
 		cmocka_unit_test(test_prefixes),
+		cmocka_unit_test(test_unix_peers),
+		cmocka_unit_test(test_covering),
 		cmocka_unit_test(test_bad_prefixes),
 		cmocka_unit_test(test_kernel_form),
 		cmocka_unit_test(test_other_families),

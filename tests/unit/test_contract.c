@@ -47,6 +47,11 @@ static const struct row rows[] = {
 	{ .filter = "hoard" },
 	{ .filter = "fail_after" },
 #endif
+	{ .filter = "proxy_protocol", .near = { { "trust", "192.0.2.0/24" } }, .mark_bytes = 35 },
+	{ .filter = "proxy_protocol",
+	  .near = { { "trust", "192.0.2.0/24" } },
+	  .far = { { "version", "1" } },
+	  .mark_bytes = sizeof("PROXY TCP4 192.0.2.7 198.51.100.1 4711 443\r\n") - 1 },
 	{ .filter = NULL }, /* for a build without any filter */
 };
 
@@ -278,6 +283,14 @@ struct talk {
 	struct plan plan;
 };
 
+/* 192.0.2.7:4711 has connected to 198.51.100.1:443. */
+static const struct facts client_facts = {
+	.client = { .family = AF_INET, .port = 4711, .ip = { 192, 0, 2, 7 } },
+	.peer = { .family = AF_INET, .port = 4711, .ip = { 192, 0, 2, 7 } },
+	.accepted = { .family = AF_INET, .port = 443, .ip = { 198, 51, 100, 1 } },
+	.target_host = "",
+};
+
 static unsigned char
 core_byte(int side, size_t at)
 {
@@ -293,6 +306,7 @@ talk_open(struct talk *talk, const struct watched_conf confs[SIDES], struct plan
 		end->conf = confs[side];
 		end->link = (struct chain_link){ .type = &watched_type, .conf = &end->conf };
 		end->chain = (struct chain){ .at = &end->link, .count = 1 };
+		end->facts = client_facts;
 		for (int flow = 0; flow < FILTER_FLOWS; flow++) {
 			end->flows[flow].src = evbuffer_new();
 			end->flows[flow].dst = evbuffer_new();
@@ -309,6 +323,7 @@ talk_close(struct talk *talk)
 {
 	for (int side = 0; side < SIDES; side++) {
 		stack_close(talk->ends[side].stack);
+		facts_release(&talk->ends[side].facts);
 		for (int flow = 0; flow < FILTER_FLOWS; flow++) {
 			evbuffer_free(talk->ends[side].flows[flow].src);
 			evbuffer_free(talk->ends[side].flows[flow].dst);

@@ -1,7 +1,12 @@
-/* proxy_header: every header as the specification has it, every prefix, every cut of a TLV, garbage. */
+/* proxy_header: every header as the specification has it, every prefix, every cut of a TLV, garbage.
+ * proxy_protocol: whom it trusts, what it learns and what it says. */
+#include "config_value.h"
 #include "filters/proxy_header.h"
+#include "filters/registry.h"
+#include "stack.h"
 
 #include <arpa/inet.h>
+#include <event2/buffer.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -649,6 +654,357 @@ test_garbage(void **unused)
 	}
 }
 
+/* --- The filter --------------------------------------------------------------------------------- */
+
+/* One end of a connection whose chain is that filter alone. */
+struct end {
+	const struct filter_type *type;
+	void *conf;
+	struct chain_link link;
+	struct facts facts;
+	struct stack *stack;
+	struct stack_flow flows[FILTER_FLOWS];
+	struct failure why;
+};
+
+static void
+set(void *conf, const struct keyword *rows, const char *name, const char *text)
+{
+	struct failure why;
+	for (const struct keyword *row = rows; row->name; row++) {
+		int failed = 0;
+		if (!name && row->fallback)
+			failed = config_value_default(row, conf, &why);
+		else if (name && strcmp(row->name, name) == 0)
+			failed = config_value_store(row, text, "/", conf, &why);
+		if (failed)
+			fail_msg("%s: %s", row->name, why.text);
+	}
+}
+
+/* `settings`: pairs of keyword and value, then NULL. False if it does not open. */
+static bool
+end_open(struct end *end, enum filter_side side, const char *const *settings,
+	 const struct facts *facts)
+{
+	*end = (struct end){ .type = registry_find("proxy_protocol") };
+	assert_non_null(end->type);
+	end->conf = calloc(1, end->type->conf_bytes);
+	assert_non_null(end->conf);
+	set(end->conf, end->type->keywords, NULL, NULL);
+	for (; *settings; settings += 2)
+		set(end->conf, end->type->keywords, settings[0], settings[1]);
+	end->link = (struct chain_link){ end->type, end->conf };
+	assert_int_equal(facts_copy(&end->facts, facts), 0);
+	for (int flow = 0; flow < FILTER_FLOWS; flow++) {
+		end->flows[flow].src = evbuffer_new();
+		end->flows[flow].dst = evbuffer_new();
+		end->flows[flow].room_bytes = 1 << 20;
+		end->flows[flow].flush = FILTER_FLUSH;
+	}
+	struct chain chain = { &end->link, 1 };
+	return stack_open(&end->stack, &chain, side, &end->facts, &end->why) == 0;
+}
+
+static void
+end_close(struct end *end)
+{
+	stack_close(end->stack);
+	facts_release(&end->facts);
+	for (int flow = 0; flow < FILTER_FLOWS; flow++) {
+		evbuffer_free(end->flows[flow].src);
+		evbuffer_free(end->flows[flow].dst);
+	}
+	keyword_release(end->type->keywords, end->conf);
+	free(end->conf);
+}
+
+static enum stack_result
+end_step(struct end *end)
+{
+	return stack_step(end->stack, end->flows, &end->why);
+}
+
+static void
+give(struct end *end, enum filter_flow flow, const void *bytes, size_t count)
+{
+	evbuffer_add(end->flows[flow].src, bytes, count);
+}
+
+static size_t
+left(struct evbuffer *buffer)
+{
+	return evbuffer_get_length(buffer);
+}
+
+static const char *const trusting[] = { "trust", "192.0.2.0/24", NULL };
+static const char *const plain[] = { "trust", "192.0.2.0/24", "untrusted", "plain", NULL };
+static const char *const defaults[] = { NULL };
+
+static struct facts
+facts_of(const char *peer)
+{
+	struct facts facts = { .target_host = "" };
+	facts.accepted = ip("198.51.100.1:443");
+	facts.client = facts.peer = ip(peer);
+	return facts;
+}
+
+/* Not one byte more than the header is taken, nobody speaks before it is there, then both flows are
+ * empty of filters. */
+static void
+test_filter_receives(void **unused)
+{
+	(void)unused;
+	static const char line[] = "PROXY TCP4 203.0.113.9 203.0.113.1 1234 443\r\n";
+	struct facts facts = facts_of("192.0.2.7:4711");
+	struct end end;
+	assert_true(end_open(&end, FILTER_NEAR, trusting, &facts));
+	give(&end, FILTER_OUT, "220 hello", 9);
+	for (size_t i = 0; i < sizeof(line) - 1; i++) {
+		assert_false(stack_is_ready(end.stack));
+		give(&end, FILTER_IN, line + i, 1);
+		if (i == sizeof(line) - 2)
+			give(&end, FILTER_IN, "payload", 7);
+		assert_int_not_equal(end_step(&end), STACK_FAILED);
+		assert_int_equal(left(end.flows[FILTER_OUT].dst), i == sizeof(line) - 2 ? 9 : 0);
+	}
+	assert_true(stack_is_ready(end.stack));
+	assert_true(stack_is_empty(end.stack, FILTER_IN) && stack_is_empty(end.stack, FILTER_OUT));
+	assert_int_equal(left(end.flows[FILTER_IN].dst), 7);
+	assert_memory_equal(evbuffer_pullup(end.flows[FILTER_IN].dst, -1), "payload", 7);
+	assert_address(&end.facts.client, "203.0.113.9:1234");
+	assert_address(&end.facts.accepted, "203.0.113.1:443");
+	assert_address(&end.facts.peer, "192.0.2.7:4711");
+	assert_true(end.facts.client_is_told);
+	end_close(&end);
+}
+
+static void
+test_filter_needs_a_header(void **unused)
+{
+	(void)unused;
+	struct facts facts = facts_of("192.0.2.7:4711");
+	struct end end;
+	assert_true(end_open(&end, FILTER_NEAR, trusting, &facts));
+	give(&end, FILTER_IN, "GET / HTTP/1.0\r\n", 16);
+	assert_int_equal(end_step(&end), STACK_FAILED);
+	assert_int_equal(end.why.kind, FAILURE_PROTOCOL);
+	end_close(&end);
+
+	static const char *const starts[] = { "", "P", "PROXY TCP4 1.2.3.4 ", "\r\n\r\n" };
+	for (size_t i = 0; i < sizeof(starts) / sizeof(starts[0]); i++) {
+		assert_true(end_open(&end, FILTER_NEAR, trusting, &facts));
+		give(&end, FILTER_IN, starts[i], strlen(starts[i]));
+		assert_int_not_equal(end_step(&end), STACK_FAILED);
+		end.flows[FILTER_IN].flush = FILTER_FINISHED;
+		assert_int_equal(end_step(&end), STACK_FAILED);
+		assert_int_equal(end.why.kind, FAILURE_TRUNCATED);
+		assert_false(end.facts.client_is_told);
+		end_close(&end);
+	}
+}
+
+/* The source of the socket decides, never what was told before, and never the bytes. */
+static void
+test_filter_trust(void **unused)
+{
+	(void)unused;
+	static const char line[] = "PROXY TCP4 192.0.2.9 203.0.113.1 1234 443\r\n";
+	struct facts facts = facts_of("203.0.113.66:4711");
+	struct end end;
+	facts.client = ip("192.0.2.9:1234"); /* told by a first tunnel's header */
+	facts.client_is_told = true;
+	assert_false(end_open(&end, FILTER_NEAR, trusting, &facts));
+	assert_int_equal(end.why.kind, FAILURE_ADMISSION);
+	end_close(&end);
+
+	assert_true(end_open(&end, FILTER_NEAR, plain, &facts));
+	assert_true(stack_is_ready(end.stack));
+	give(&end, FILTER_IN, line, sizeof(line) - 1);
+	assert_int_not_equal(end_step(&end), STACK_FAILED);
+	assert_int_equal(left(end.flows[FILTER_IN].dst), sizeof(line) - 1);
+	end_close(&end);
+
+	facts = facts_of("192.0.2.7:4711");
+	assert_true(end_open(&end, FILTER_NEAR, plain, &facts));
+	assert_false(stack_is_ready(end.stack));
+	end_close(&end);
+
+	static const char *const by_unix[] = { "trust", "uid:33", NULL };
+	facts.peer = (struct socket_address){ .family = AF_UNIX, .uid = 33 };
+	assert_true(end_open(&end, FILTER_NEAR, by_unix, &facts));
+	end_close(&end);
+	facts.peer.uid = 34;
+	assert_false(end_open(&end, FILTER_NEAR, by_unix, &facts));
+	end_close(&end);
+}
+
+static void
+test_filter_fits(void **unused)
+{
+	(void)unused;
+	struct failure why;
+	struct facts facts = facts_of("192.0.2.7:4711");
+	struct end end;
+	assert_true(end_open(&end, FILTER_FAR, defaults, &facts));
+	assert_int_equal(end.type->fits(end.conf, FILTER_FAR, &why), 0);
+	assert_int_equal(end.type->fits(end.conf, FILTER_NEAR, &why), -1);
+	assert_non_null(strstr(why.text, "trust"));
+	end_close(&end);
+}
+
+static void
+test_filter_local(void **unused)
+{
+	(void)unused;
+	struct facts facts = facts_of("192.0.2.7:4711");
+	struct end end;
+	assert_true(end_open(&end, FILTER_NEAR, trusting, &facts));
+	give(&end, FILTER_IN,
+	     SIGNATURE "\x20\x11\0\x0c"
+		       "twelve bytes",
+	     28);
+	assert_int_not_equal(end_step(&end), STACK_FAILED);
+	assert_true(stack_is_ready(end.stack));
+	assert_address(&end.facts.client, "192.0.2.7:4711");
+	assert_false(end.facts.client_is_told);
+	end_close(&end);
+}
+
+/* What far says of `said`, as near learns it from a peer in trust. */
+static void
+tell(struct facts *said, struct end *near)
+{
+	struct facts facts = facts_of("192.0.2.7:4711");
+	struct end far;
+	assert_true(end_open(&far, FILTER_FAR, defaults, said));
+	assert_true(end_open(near, FILTER_NEAR, trusting, &facts));
+	far.flows[FILTER_OUT].room_bytes = 0;
+	assert_int_not_equal(end_step(&far), STACK_FAILED);
+	assert_int_equal(left(far.flows[FILTER_OUT].dst), 0);
+	far.flows[FILTER_OUT].room_bytes = 1;
+	assert_int_not_equal(end_step(&far), STACK_FAILED);
+	evbuffer_add_buffer(near->flows[FILTER_IN].src, far.flows[FILTER_OUT].dst);
+	if (end_step(near) == STACK_FAILED)
+		fail_msg("%s", near->why.text);
+	assert_true(stack_is_ready(near->stack));
+	end_close(&far);
+}
+
+static void
+assert_text(const char *got, const char *want)
+{
+	if (!want)
+		assert_null(got);
+	else
+		assert_string_equal(got, want);
+}
+
+static void
+test_filter_tells_all(void **unused)
+{
+	(void)unused;
+	struct facts said = facts_of("203.0.113.9:1234");
+	struct end near, next;
+	said.sni = strdup("example.org");
+	said.alpn = strdup("h2");
+	said.tls_version = strdup("TLSv1.3");
+	said.tls_cipher = strdup("TLS_AES_256_GCM_SHA384");
+	said.certificate = strdup("sha256/00");
+	said.common_name = strdup("alice");
+	said.unique_id = strdup("hex:00ff20");
+	tell(&said, &near);
+	assert_address(&near.facts.client, "203.0.113.9:1234");
+	assert_address(&near.facts.accepted, "198.51.100.1:443");
+	assert_true(near.facts.tls_is_told && near.facts.certificate_is_told);
+	assert_text(near.facts.authority, "example.org");
+	assert_text(near.facts.told_alpn, "h2");
+	assert_text(near.facts.told_tls_version, "TLSv1.3");
+	assert_text(near.facts.told_tls_cipher, "TLS_AES_256_GCM_SHA384");
+	assert_text(near.facts.told_common_name, "alice");
+	assert_text(near.facts.unique_id, "hex:00ff20");
+	/* Told is not seen. */
+	assert_text(near.facts.certificate, NULL);
+	assert_text(near.facts.common_name, NULL);
+	assert_text(near.facts.tls_version, NULL);
+	assert_text(near.facts.sni, NULL);
+
+	/* And on to the next. */
+	tell(&near.facts, &next);
+	assert_address(&next.facts.client, "203.0.113.9:1234");
+	assert_text(next.facts.authority, "example.org");
+	assert_text(next.facts.told_common_name, "alice");
+	assert_text(next.facts.unique_id, "hex:00ff20");
+	assert_true(next.facts.certificate_is_told);
+	end_close(&next);
+	end_close(&near);
+	facts_release(&said);
+}
+
+/* TLS with the relay itself, inside of which the header came, is not the client's. */
+static void
+test_filter_keeps_relay_apart(void **unused)
+{
+	(void)unused;
+	static const char line[] = "PROXY TCP4 203.0.113.9 203.0.113.1 1234 443\r\n";
+	struct facts facts = facts_of("192.0.2.7:4711");
+	struct end near, next;
+	facts.tls_version = strdup("TLSv1.3");
+	facts.sni = strdup("inside.example");
+	facts.alpn = strdup("relay");
+	facts.certificate = strdup("sha256/00");
+	facts.common_name = strdup("relay");
+	assert_true(end_open(&near, FILTER_NEAR, trusting, &facts));
+	give(&near, FILTER_IN, line, sizeof(line) - 1);
+	assert_int_not_equal(end_step(&near), STACK_FAILED);
+	assert_text(near.facts.common_name, "relay"); /* seen stays seen */
+	tell(&near.facts, &next);
+	assert_address(&next.facts.client, "203.0.113.9:1234");
+	assert_false(next.facts.tls_is_told);
+	assert_text(next.facts.authority, NULL);
+	assert_text(next.facts.told_alpn, NULL);
+	assert_text(next.facts.told_common_name, NULL);
+	end_close(&next);
+	end_close(&near);
+	facts_release(&facts);
+}
+
+static void
+test_filter_unique_ids(void **unused)
+{
+	(void)unused;
+	static const struct {
+		const char *bytes;
+		size_t count;
+		const char *kept;
+	} cases[] = {
+		{ "plain-1", 7, "plain-1" },
+		{ "two words", 9, "hex:74776f20776f726473" },
+		{ "hex:61", 6, "hex:6865783a3631" },
+		{ "\0", 1, "hex:00" },
+		{ "hex", 3, "hex" },
+		{ "", 0, NULL },
+		{ "\xff\n", 2, "hex:ff0a" },
+	};
+	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		struct facts facts = facts_of("192.0.2.7:4711");
+		struct end near, next;
+		struct raw raw = begin_ipv4();
+		add_tlv(&raw, 0x05, cases[i].bytes, cases[i].count);
+		add_tlv(&raw, 0x02, "no\ntext", 7);
+		assert_true(end_open(&near, FILTER_NEAR, trusting, &facts));
+		give(&near, FILTER_IN, raw.bytes, raw.count);
+		assert_int_not_equal(end_step(&near), STACK_FAILED);
+		assert_text(near.facts.unique_id, cases[i].kept);
+		assert_text(near.facts.authority, NULL);
+		tell(&near.facts, &next);
+		assert_text(next.facts.unique_id, cases[i].kept);
+		end_close(&next);
+		end_close(&near);
+	}
+}
+
 int
 main(void)
 {
@@ -667,6 +1023,14 @@ main(void)
 		cmocka_unit_test(test_exact_bytes),
 		cmocka_unit_test(test_too_much_to_tell),
 		cmocka_unit_test(test_garbage),
+		cmocka_unit_test(test_filter_receives),
+		cmocka_unit_test(test_filter_needs_a_header),
+		cmocka_unit_test(test_filter_trust),
+		cmocka_unit_test(test_filter_fits),
+		cmocka_unit_test(test_filter_local),
+		cmocka_unit_test(test_filter_tells_all),
+		cmocka_unit_test(test_filter_keeps_relay_apart),
+		cmocka_unit_test(test_filter_unique_ids),
 	};
 	return cmocka_run_group_tests_name("proxy_protocol", tests, NULL, NULL);
 }
