@@ -17,7 +17,7 @@ say  = $(if $(V),,@printf '  %-6s %s\n' $(1) $@)
 
 # --- what is compiled, and how ------------------------------------------------------------------
 
-LIBRARIES := libevent_core libconfuse libsystemd jansson zlib libzstd
+LIBRARIES := libevent_core libconfuse libsystemd jansson libssl libcrypto zlib libzstd
 PKG_CONFIG := pkg-config
 lib_cflags := $(shell $(PKG_CONFIG) --cflags $(LIBRARIES) 2>&1 || echo MISSING)
 lib_libs   := $(shell $(PKG_CONFIG) --libs $(LIBRARIES) 2>&1 || echo MISSING)

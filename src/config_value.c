@@ -271,6 +271,16 @@ store_file(const char *text, const char *directory, char **slot, struct failure 
 	return 0;
 }
 
+/* Whether `text` is a word that stands for something in place of a file. */
+static bool
+is_choice(const struct keyword *row, const char *text)
+{
+	for (size_t i = 0; row->choices && row->choices[i]; i++)
+		if (strcmp(text, row->choices[i]) == 0)
+			return true;
+	return false;
+}
+
 /* Appends `text`, or the file of that name if there is a directory to take it from. */
 static int
 append_text(const char *text, const char *directory, struct text_list *list, struct failure *why)
@@ -327,7 +337,8 @@ config_value_store(const struct keyword *row, const char *text, const char *dire
 	case KEYWORD_TEXTS:
 		return append_text(text, NULL, slot, why);
 	case KEYWORD_FILE:
-		return store_file(text, directory, slot, why);
+		return is_choice(row, text) ? store_text(text, slot, why)
+					    : store_file(text, directory, slot, why);
 	case KEYWORD_FILES:
 		return append_text(text, directory, slot, why);
 	}

@@ -62,7 +62,8 @@ struct keyword {
 				 list; NULL = none, required */
 	uint64_t least, most; /* inclusive range of a count, duration, size or rate; the default is
 				 allowed even where it lies outside (0 = none) */
-	const char *const *choices; /* KEYWORD_CHOICE: NULL-terminated words */
+	const char *const *choices; /* KEYWORD_CHOICE: NULL-terminated words; KEYWORD_FILE: words
+				       that are no paths */
 	size_t offset;              /* of the value in the section's object */
 	const char *unit;           /* for the manual: "bytes", "connections"; NULL = none */
 	const char *help;           /* one sentence */

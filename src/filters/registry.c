@@ -14,6 +14,7 @@
 /* One line a filter: the file NAME.c defines `const struct filter_type NAME_filter`. */
 #define FILTERS(FILTER)        \
 	FILTER(proxy_protocol) \
+	FILTER(tls)            \
 	FILTER(zlib)           \
 	FILTER(zstd)           \
 	TEST_DOUBLES(FILTER)

@@ -1,0 +1,619 @@
+/*
+ * tls: TLS 1.2 and 1.3 by OpenSSL, in either role. Records are read from the wire's evbuffer and
+ * written to it without a buffer between: a byte is copied twice each way (into and out of OpenSSL's
+ * record). What the in flow makes for the out flow (handshake, alert, KeyUpdate) waits here.
+ */
+#include "tls.h"
+
+#include "tls_conf.h"
+#include "tls_counters.h"
+#include "tls_words.h"
+
+#include <arpa/inet.h>
+#include <event2/buffer.h>
+#include <openssl/err.h>
+#include <pthread.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define RECORD_BYTES 16384             /* of plaintext, RFC 8446 5.1 */
+#define STRETCH      (256 * 1024 - 64) /* read or written at once; a chain of a power of two */
+
+/* Handshake messages behind the handshake (KeyUpdate, tickets) cost a peer nothing and us a good deal.
+ * One is granted for each step that finds bytes, and so many at once: who rekeys now and then never
+ * meets the end of them, who sends nothing else does. */
+#define SPARE_UPDATES 100
+
+/* --- The BIO: one for reading and writing ------------------------------------------------------- */
+
+static int
+on_bio_read(BIO *bio, char *bytes, int most)
+{
+	struct tls *tls = BIO_get_data(bio);
+	BIO_clear_retry_flags(bio);
+	bool may_read = tls->src && most > 0 && tls->spare_updates;
+	int taken = may_read ? evbuffer_remove(tls->src, bytes, (size_t)most) : 0;
+	if (taken > 0)
+		return taken;
+	BIO_set_retry_read(bio);
+	return -1;
+}
+
+static struct evbuffer *
+wire_of(struct tls *tls)
+{
+	if (tls->dst)
+		return tls->dst;
+	if (!tls->waiting)
+		tls->waiting = evbuffer_new();
+	return tls->waiting;
+}
+
+static int
+on_bio_write(BIO *bio, const char *bytes, int count)
+{
+	struct tls *tls = BIO_get_data(bio);
+	struct evbuffer *wire = wire_of(tls);
+	BIO_clear_retry_flags(bio);
+	if (tls->out_has_ended || count <= 0)
+		return count; /* nobody hears it any more */
+	if (!wire)
+		return -1;
+	size_t most = tls->dst ? tls->dst_most : FILTER_KEPT_BYTES;
+	size_t length = evbuffer_get_length(wire), given = (size_t)count;
+	if (length >= most) {
+		BIO_set_retry_write(bio);
+		return -1;
+	}
+	if (given > most - length)
+		given = most - length;
+	return evbuffer_add(wire, bytes, given) < 0 ? -1 : (int)given;
+}
+
+static long
+on_bio_control(BIO *bio, int command, long number, void *pointer)
+{
+	(void)bio;
+	(void)number;
+	(void)pointer;
+	return command == BIO_CTRL_FLUSH;
+}
+
+static BIO_METHOD *bio_method;
+
+static void
+make_bio_method(void)
+{
+	BIO_METHOD *method = BIO_meth_new(BIO_TYPE_SOURCE_SINK, "evbuffers");
+	if (method && BIO_meth_set_read(method, on_bio_read) &&
+	    BIO_meth_set_write(method, on_bio_write) && BIO_meth_set_ctrl(method, on_bio_control))
+		bio_method = method;
+	else
+		BIO_meth_free(method);
+}
+
+static int
+tls_configure(void *conf, struct failure *why)
+{
+	static pthread_once_t once = PTHREAD_ONCE_INIT;
+	pthread_once(&once, make_bio_method);
+	if (!bio_method)
+		return failure_set(why, FAILURE_MEMORY, "no memory for TLS");
+	return tls_conf_configure(conf, why);
+}
+
+/* --- Opening and closing ------------------------------------------------------------------------ */
+
+void
+tls_refuse(struct tls *tls, enum failure_kind kind, const char *format, ...)
+{
+	va_list args;
+	char text[sizeof(tls->refusal->text)];
+	if (tls->refusal)
+		return;
+	tls->refusal = malloc(sizeof(*tls->refusal));
+	if (!tls->refusal)
+		return; /* OpenSSL's own words have to do */
+	va_start(args, format);
+	vsnprintf(text, sizeof(text), format, args);
+	va_end(args);
+	failure_set(tls->refusal, kind, "%s", text);
+}
+
+static void
+on_message(int is_written, int version, int content, const void *bytes, size_t length, SSL *ssl,
+	   void *opaque)
+{
+	struct tls *tls = opaque;
+	(void)version;
+	(void)bytes;
+	(void)length;
+	(void)ssl;
+	if (is_written || content != SSL3_RT_HANDSHAKE)
+		return;
+	tls->has_heard = true;
+	if (tls->is_ready && tls->spare_updates)
+		tls->spare_updates--;
+}
+
+static void
+tls_close(void *state)
+{
+	struct tls *tls = state;
+	SSL_free(tls->ssl);
+	if (tls->waiting)
+		evbuffer_free(tls->waiting);
+	free(tls->session_name);
+	free(tls->refusal);
+	free(tls->failure);
+	free(tls);
+}
+
+static bool
+is_address(const char *name)
+{
+	unsigned char bytes[sizeof(struct in6_addr)];
+	return inet_pton(AF_INET, name, bytes) == 1 || inet_pton(AF_INET6, name, bytes) == 1;
+}
+
+/* Whom we ask for, and who has to answer. */
+static int
+name_peer(struct tls *tls, const char *name, struct failure *why)
+{
+	bool is_checked =
+		tls_conf_verify(tls->conf, FILTER_FAR) != TLS_VERIFY_NONE && !tls->conf->psks.count;
+	if (!*name && is_checked)
+		return failure_set(why, FAILURE_CONFIG,
+				   "the target has no name that its certificate could be checked "
+				   "for; write server_name");
+	if (!*name)
+		return 0;
+	int is_set =
+		is_address(name)
+			? X509_VERIFY_PARAM_set1_ip_asc(SSL_get0_param(tls->ssl), name)
+			: SSL_set1_host(tls->ssl, name) && SSL_set_tlsext_host_name(tls->ssl, name);
+	if (!is_set)
+		return failure_set(why, FAILURE_MEMORY, "no memory for the name to ask for");
+	return 0;
+}
+
+static int
+open_far(struct tls *tls, struct failure *why)
+{
+	const char *target = tls->facts->target_host ? tls->facts->target_host : "";
+	const char *name = *tls->conf->server_name ? tls->conf->server_name : target;
+	if (name_peer(tls, name, why))
+		return -1;
+	if (asprintf(&tls->session_name, "%s %s", target, name) < 0) {
+		tls->session_name = NULL;
+		return failure_set(why, FAILURE_MEMORY, "no memory for a TLS session");
+	}
+	SSL_SESSION *session = tls_sessions_get(tls->conf->sessions, tls->session_name);
+	if (session) {
+		SSL_set_session(tls->ssl, session);
+		SSL_SESSION_free(session);
+	}
+	SSL_set_connect_state(tls->ssl);
+	return 0;
+}
+
+static void *
+tls_open(const void *opaque, enum filter_side side, struct facts *facts, struct failure *why)
+{
+	const struct tls_conf *conf = opaque;
+	struct tls *tls = calloc(1, sizeof(*tls));
+	BIO *bio = BIO_new(bio_method);
+	if (!tls || !bio)
+		goto no_memory;
+	*tls = (struct tls){ .conf = conf,
+			     .facts = facts,
+			     .side = (uint8_t)side,
+			     .spare_updates = SPARE_UPDATES,
+			     .ssl = SSL_new(conf->contexts[side]) };
+	if (!tls->ssl)
+		goto no_memory;
+	BIO_set_data(bio, tls);
+	BIO_set_init(bio, 1);
+	SSL_set_bio(tls->ssl, bio, bio);
+	SSL_set_msg_callback(tls->ssl, on_message);
+	SSL_set_msg_callback_arg(tls->ssl, tls);
+	if (side == FILTER_NEAR)
+		SSL_set_accept_state(tls->ssl);
+	else if (open_far(tls, why))
+		goto fail;
+	return tls;
+no_memory:
+	failure_set(why, FAILURE_MEMORY, "no memory for TLS");
+	if (!tls || !tls->ssl)
+		BIO_free(bio);
+fail:
+	ERR_clear_error();
+	if (tls)
+		tls_close(tls);
+	return NULL;
+}
+
+/* --- Failing ------------------------------------------------------------------------------------ */
+
+static bool
+has_waiting(const struct tls *tls)
+{
+	return tls->waiting && evbuffer_get_length(tls->waiting);
+}
+
+/* *io->why is what went wrong: it is told in the next step, or behind an alert. */
+static enum filter_result
+fail_with(struct tls *tls, struct filter_io *io)
+{
+	if (!tls->is_ready)
+		tls_counters_add((enum filter_side)tls->side,
+				 tls->refusal ? TLS_REFUSED : TLS_FAILED);
+	tls->failure = malloc(sizeof(*tls->failure));
+	if (!tls->failure)
+		return FILTER_FAIL;
+	*tls->failure = *io->why;
+	return FILTER_REST;
+}
+
+/* OpenSSL has failed. */
+static enum filter_result
+fail_by_library(struct tls *tls, struct filter_io *io)
+{
+	tls_words_failure(io->why, tls->ssl, !tls->has_heard);
+	if (tls->refusal)
+		*io->why = *tls->refusal;
+	return fail_with(tls, io);
+}
+
+static enum filter_result
+fail_truncated(struct tls *tls, struct filter_io *io)
+{
+	failure_set(io->why, FAILURE_TRUNCATED,
+		    tls->is_ready ? "the peer ended without TLS's close_notify"
+				  : "the peer ended during the TLS handshake");
+	return fail_with(tls, io);
+}
+
+/* --- The handshake ------------------------------------------------------------------------------ */
+
+static int
+learn(struct tls *tls)
+{
+	struct facts *facts = tls->facts;
+	const char *name = SSL_get_servername(tls->ssl, TLSEXT_NAMETYPE_host_name);
+	const char *version = SSL_get_version(tls->ssl), *cipher = SSL_get_cipher_name(tls->ssl);
+	const unsigned char *alpn = NULL;
+	unsigned int length = 0;
+	SSL_get0_alpn_selected(tls->ssl, &alpn, &length);
+	if ((name && facts_set(&facts->sni, name, strlen(name))) ||
+	    (length && facts_set(&facts->alpn, (const char *)alpn, length)) ||
+	    facts_set(&facts->tls_version, version, strlen(version)) ||
+	    facts_set(&facts->tls_cipher, cipher, strlen(cipher)))
+		return -1;
+	X509 *certificate = SSL_get0_peer_certificate(tls->ssl);
+	return certificate ? tls_peer_learn(tls, certificate) : 0;
+}
+
+static enum tls_counter
+kind_of_handshake(const struct tls *tls)
+{
+	bool has_come_back = SSL_session_reused(tls->ssl);
+	if (has_come_back && (tls->by_ticket || !tls->by_psk))
+		return TLS_RESUMED;
+	return tls->by_psk && !SSL_get0_peer_certificate(tls->ssl) ? TLS_PSK : TLS_FULL;
+}
+
+/* The handshake is over: is it the one that was wanted? FILTER_MORE if so. */
+static enum filter_result
+finish_handshake(struct tls *tls, struct filter_io *io)
+{
+	enum tls_counter kind = kind_of_handshake(tls);
+	if (kind == TLS_RESUMED && !tls_peer_may_return(tls, SSL_get0_peer_certificate(tls->ssl))) {
+		failure_set(io->why, FAILURE_PROTOCOL, "the peer's certificate is refused");
+		if (tls->refusal)
+			*io->why = *tls->refusal;
+		return fail_with(tls, io);
+	}
+	if (tls->side == FILTER_NEAR && learn(tls)) {
+		failure_set(io->why, FAILURE_MEMORY, "no memory for what TLS tells");
+		return fail_with(tls, io);
+	}
+	tls_counters_add((enum filter_side)tls->side, kind);
+	tls->ticket_is_due = tls->side == FILTER_NEAR &&
+			     (tls->conf->tickets || tls->conf->session_cache) &&
+			     SSL_version(tls->ssl) == TLS1_3_VERSION;
+	tls->is_ready = true;
+	return FILTER_MORE;
+}
+
+/* Goes on with a handshake, or with a message that found no room. FILTER_MORE = nothing is left of it. */
+static enum filter_result
+shake_hands(struct tls *tls, struct filter_io *io)
+{
+	if (tls->is_ready && !SSL_in_init(tls->ssl))
+		return FILTER_MORE;
+	int result = SSL_do_handshake(tls->ssl);
+	if (result == 1)
+		return tls->is_ready ? FILTER_MORE : finish_handshake(tls, io);
+	int error = SSL_get_error(tls->ssl, result);
+	if (error == SSL_ERROR_WANT_READ || error == SSL_ERROR_WANT_WRITE)
+		return FILTER_REST;
+	return fail_by_library(tls, io);
+}
+
+/* --- The in flow -------------------------------------------------------------------------------- */
+
+static size_t
+lesser(size_t a, size_t b)
+{
+	return a < b ? a : b;
+}
+
+/* What SSL_read said instead of bytes. FILTER_REST = it wants more to read, or room for what it owes. */
+static enum filter_result
+read_nothing(struct tls *tls, struct filter_io *io)
+{
+	switch (SSL_get_error(tls->ssl, 0)) {
+	case SSL_ERROR_WANT_READ:
+	case SSL_ERROR_WANT_WRITE:
+		return FILTER_REST;
+	case SSL_ERROR_ZERO_RETURN:
+		return FILTER_END;
+	default:
+		return fail_by_library(tls, io);
+	}
+}
+
+/* Fills at most `most` bytes of what was reserved. Returns what stopped it, FILTER_MORE = being full. */
+static enum filter_result
+fill(struct tls *tls, struct filter_io *io, struct evbuffer_iovec *space, size_t most)
+{
+	size_t length = lesser(space->iov_len, most), got;
+	enum filter_result result = FILTER_MORE;
+	space->iov_len = 0;
+	while (result == FILTER_MORE && space->iov_len < length) {
+		char *at = (char *)space->iov_base + space->iov_len;
+		if (SSL_read_ex(tls->ssl, at, length - space->iov_len, &got))
+			space->iov_len += got;
+		else
+			result = read_nothing(tls, io);
+	}
+	return result;
+}
+
+/* Reads once into one reservation of dst. */
+static enum filter_result
+read_stretch(struct tls *tls, struct filter_io *io, size_t room)
+{
+	struct evbuffer_iovec space[2];
+	char byte;
+	size_t got;
+	enum filter_result result = FILTER_MORE;
+	/* Nothing is reserved in vain: an idle connection's buffer stays empty. */
+	if (!SSL_pending(tls->ssl) && !SSL_peek_ex(tls->ssl, &byte, 1, &got))
+		return read_nothing(tls, io);
+	size_t pending = (size_t)SSL_pending(tls->ssl);
+	size_t most =
+		lesser(pending + evbuffer_get_length(io->src), room > pending ? room : pending);
+	most = lesser(most, STRETCH);
+	int count = evbuffer_reserve_space(io->dst, (ev_ssize_t)most, space, 2), used = 0;
+	if (count < 0) {
+		failure_set(io->why, FAILURE_MEMORY, "no memory for what TLS carries");
+		return fail_with(tls, io);
+	}
+	while (used < count && most && result == FILTER_MORE) {
+		result = fill(tls, io, &space[used], most);
+		most -= space[used++].iov_len;
+	}
+	evbuffer_commit_space(io->dst, space, used);
+	return result;
+}
+
+static enum filter_result
+read_all(struct tls *tls, struct filter_io *io)
+{
+	size_t before = evbuffer_get_length(io->dst), given = 0;
+	enum filter_result result = FILTER_MORE;
+	while (result == FILTER_MORE && given < io->room_bytes) {
+		result = read_stretch(tls, io, io->room_bytes - given);
+		given = evbuffer_get_length(io->dst) - before;
+	}
+	if (!tls->spare_updates && result == FILTER_REST) {
+		failure_set(io->why, FAILURE_PROTOCOL,
+			    "the peer sends KeyUpdates without end: %d in a row", SPARE_UPDATES);
+		return fail_with(tls, io);
+	}
+	return result == FILTER_MORE ? FILTER_REST : result;
+}
+
+/* The wire has ended and all of it is taken. */
+static enum filter_result
+end_without_mark(struct tls *tls, struct filter_io *io)
+{
+	if (tls->is_ready && tls->conf->truncation == TLS_TRUNCATION_EOF &&
+	    !SSL_has_pending(tls->ssl))
+		return FILTER_END;
+	return fail_truncated(tls, io);
+}
+
+static enum filter_result
+step_in(struct tls *tls, struct filter_io *io)
+{
+	enum filter_result result = FILTER_REST;
+	if (evbuffer_get_length(io->src) || SSL_pending(tls->ssl)) {
+		if (tls->spare_updates < SPARE_UPDATES)
+			tls->spare_updates++;
+		result = shake_hands(tls, io);
+		if (result == FILTER_MORE)
+			result = read_all(tls, io);
+	}
+	if (result == FILTER_REST && !tls->failure && io->flush == FILTER_FINISHED &&
+	    !evbuffer_get_length(io->src) && !SSL_pending(tls->ssl))
+		return end_without_mark(tls, io);
+	return result;
+}
+
+/* --- The out flow ------------------------------------------------------------------------------- */
+
+static bool
+has_room(const struct tls *tls, const struct filter_io *io)
+{
+	return evbuffer_get_length(io->dst) + FILTER_RECORD_BYTES < tls->dst_most;
+}
+
+/* Gives what waits. Whether nothing is left and there still is room. */
+static bool
+give_waiting(struct tls *tls, struct filter_io *io)
+{
+	size_t waiting = tls->waiting ? evbuffer_get_length(tls->waiting) : 0;
+	if (!io->room_bytes)
+		return false;
+	if (waiting > io->room_bytes + FILTER_RECORD_BYTES) {
+		evbuffer_remove_buffer(tls->waiting, io->dst, io->room_bytes);
+		return false;
+	}
+	if (waiting)
+		evbuffer_add_buffer(io->dst, tls->waiting);
+	if (tls->waiting)
+		evbuffer_free(tls->waiting);
+	tls->waiting = NULL;
+	return has_room(tls, io);
+}
+
+/* One SSL_write: whole records of the first extent, or small extents gathered into one record. */
+static enum filter_result
+write_stretch(struct tls *tls, struct filter_io *io)
+{
+	unsigned char gathered[RECORD_BYTES];
+	struct evbuffer_iovec extent;
+	size_t length = evbuffer_get_length(io->src), written;
+	size_t room = tls->dst_most - FILTER_RECORD_BYTES - evbuffer_get_length(io->dst);
+	if (room < RECORD_BYTES)
+		room = RECORD_BYTES; /* a whole record may go past it */
+	evbuffer_peek(io->src, -1, NULL, &extent, 1);
+	size_t count = lesser(extent.iov_len, lesser(room, STRETCH));
+	const void *bytes = extent.iov_base;
+	if (count >= RECORD_BYTES) {
+		count -= count % RECORD_BYTES;
+	} else if (extent.iov_len < length) {
+		count = lesser(length, RECORD_BYTES);
+		evbuffer_copyout(io->src, gathered, count);
+		bytes = gathered;
+	}
+	if (!SSL_write_ex(tls->ssl, bytes, count, &written)) {
+		int error = SSL_get_error(tls->ssl, 0);
+		return error == SSL_ERROR_WANT_WRITE || error == SSL_ERROR_WANT_READ
+			       ? FILTER_REST
+			       : fail_by_library(tls, io);
+	}
+	evbuffer_drain(io->src, written);
+	return FILTER_MORE;
+}
+
+/* A client that only writes and closes never meets a ticket: it would answer it with a reset. */
+static enum filter_result
+give_ticket(struct tls *tls, struct filter_io *io)
+{
+	tls->ticket_is_due = false;
+	if (!SSL_new_session_ticket(tls->ssl))
+		ERR_clear_error(); /* then without */
+	return shake_hands(tls, io);
+}
+
+static enum filter_result
+write_all(struct tls *tls, struct filter_io *io)
+{
+	enum filter_result result = FILTER_MORE;
+	if (tls->ticket_is_due && evbuffer_get_length(io->src))
+		result = give_ticket(tls, io);
+	while (result == FILTER_MORE && has_room(tls, io) && evbuffer_get_length(io->src))
+		result = write_stretch(tls, io);
+	if (result != FILTER_MORE)
+		return result;
+	if (io->flush != FILTER_FINISHED || evbuffer_get_length(io->src) || !has_room(tls, io))
+		return FILTER_REST;
+	if (SSL_shutdown(tls->ssl) < 0)
+		return fail_by_library(tls, io);
+	tls->out_has_ended = true;
+	return FILTER_END;
+}
+
+static enum filter_result
+step_out(struct tls *tls, struct filter_io *io)
+{
+	if (!give_waiting(tls, io))
+		return FILTER_REST;
+	enum filter_result result = shake_hands(tls, io);
+	return result == FILTER_MORE ? write_all(tls, io) : result;
+}
+
+/* --- The table ---------------------------------------------------------------------------------- */
+
+/* A failure is told once the last words have gone out, and never in the step that gave them. */
+static enum filter_result
+step_failed(struct tls *tls, enum filter_flow flow, struct filter_io *io, bool has_given)
+{
+	if (flow == FILTER_OUT && has_waiting(tls)) {
+		give_waiting(tls, io);
+		return FILTER_MORE;
+	}
+	if (has_given)
+		return FILTER_MORE;
+	if (has_waiting(tls) && !tls->out_has_ended)
+		return FILTER_REST;
+	*io->why = *tls->failure;
+	return FILTER_FAIL;
+}
+
+static enum filter_result
+tls_step(void *state, enum filter_flow flow, struct filter_io *io)
+{
+	struct tls *tls = state;
+	size_t had = evbuffer_get_length(io->dst);
+	enum filter_result result;
+	if (tls->failure)
+		return step_failed(tls, flow, io, false);
+	ERR_clear_error();
+	if (flow == FILTER_IN) {
+		tls->src = io->src;
+		result = step_in(tls, io);
+	} else {
+		tls->dst = io->dst;
+		tls->dst_most = had + io->room_bytes + FILTER_RECORD_BYTES;
+		result = step_out(tls, io);
+	}
+	tls->src = tls->dst = NULL;
+	if (tls->failure)
+		return step_failed(tls, FILTER_IN, io, evbuffer_get_length(io->dst) > had);
+	return result;
+}
+
+static bool
+tls_ready(const void *state)
+{
+	return ((const struct tls *)state)->is_ready;
+}
+
+static size_t
+tls_kept(const void *state)
+{
+	const struct tls *tls = state;
+	return (tls->waiting ? evbuffer_get_length(tls->waiting) : 0) +
+	       (size_t)SSL_pending(tls->ssl);
+}
+
+const struct filter_type tls_filter = {
+	.name = "tls",
+	.traits = FILTER_END_MARK,
+	.conf_bytes = sizeof(struct tls_conf),
+	.keywords = tls_conf_keywords,
+	.configure = tls_configure,
+	.discard = tls_conf_discard,
+	.fits = tls_conf_fits,
+	.open = tls_open,
+	.step = tls_step,
+	.ready = tls_ready,
+	.kept = tls_kept,
+	.close = tls_close,
+};
