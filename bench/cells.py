@@ -25,6 +25,7 @@ class Size:
     attempts: int = 2  # at one sample, while other programs disturb it
     bulk_seconds: float = 2.0
     bulk_bytes: int = 4 * GIB
+    tls_bytes: int = GIB
     ping_seconds: float = 2.0
     short_seconds: float = 5.0
     short_count: int = 20000
@@ -34,7 +35,7 @@ class Size:
     traced_connections: int = 500
 
 
-QUICK = Size(rounds=2, attempts=1, bulk_seconds=0.7, bulk_bytes=GIB, ping_seconds=0.7,
+QUICK = Size(rounds=2, attempts=1, bulk_seconds=0.7, bulk_bytes=GIB, tls_bytes=GIB // 4, ping_seconds=0.7,
              short_seconds=1.5, short_count=5000, idle_connections=1000, traced_pings=300,
              traced_connections=100)
 
@@ -108,20 +109,32 @@ def measure_bulk(bench, proxy, direction, connections, **options):
             **got["busy"]}
 
 
-def measure_short(bench, proxy, connections=32):
+def measure_tls_bulk(bench, proxy, direction, connections, version="tls"):
+    target = {"up": "intake", "down": "source"}[direction]
+    got = _timed_load(bench, proxy, direction, proxy.ports[target], connections=connections,
+                      bytes=bench.size.tls_bytes, **{version: True})
+    return {"mib_s": got["bytes"] / MIB / got["elapsed_s"],
+            "cpu_s_gib": got["proxy_cpu_s"] / got["bytes"] * GIB,
+            **got["busy"]}
+
+
+def measure_short(bench, proxy, connections=32, **options):
     got = _timed_load(bench, proxy, "short", proxy.ports["answer"], connections=connections,
-                      seconds=bench.size.short_seconds, count=bench.size.short_count)
+                      seconds=bench.size.short_seconds, count=bench.size.short_count, **options)
     if got["failed"]:
         raise BenchError(f"{got['failed']} of {got['count']} short connections failed")
+    if got["resumed"] > (got["count"] if options.get("resume") else 0) or \
+            options.get("resume") and got["resumed"] < 0.9 * got["count"]:
+        raise BenchError(f"{got['resumed']} of {got['count']} TLS sessions were resumed")
     return {"per_s": got["count"] / got["elapsed_s"],
             "cpu_us": got["proxy_cpu_s"] / got["count"] * 1e6,
             "p50_us": got["p50_us"], "p99_us": got["p99_us"],
             **got["busy"]}
 
 
-def measure_ping(bench, proxy, connections):
+def measure_ping(bench, proxy, connections, **options):
     got = _timed_load(bench, proxy, "ping", proxy.ports["echo"], connections=connections,
-                      seconds=bench.size.ping_seconds)
+                      seconds=bench.size.ping_seconds, **options)
     return {"p50_us": got["p50_us"], "p99_us": got["p99_us"],
             "per_s": got["count"] / got["elapsed_s"],
             "cpu_us": got["proxy_cpu_s"] / got["count"] * 1e6,
@@ -145,14 +158,14 @@ def measure_blocked(bench, proxy):
     return dict(result, blocked_ms_s=blocked_ms_s)
 
 
-def measure_idle(bench, proxy):
+def measure_idle(bench, proxy, **more):
     """Anonymous memory of one idle connection: never used, and after one ping each."""
     result = {}
-    for name, options in (("silent_kib", {}), ("spoke_kib", {"speak": True})):
+    for name, options in (("silent_kib", more), ("spoke_kib", {"speak": True, **more})):
         proxy.start(bench)
         try:
             # What the first connection makes the program allocate for all is not counted.
-            _finish_load(bench, _start_load(bench, "hold", proxy.ports["echo"], speak=True))
+            _finish_load(bench, _start_load(bench, "hold", proxy.ports["echo"], speak=True, **more))
             settle(proxy.pids())
             before = proxy.anonymous_kib()
             holder = _start_load(bench, "hold", proxy.ports["echo"],
@@ -201,13 +214,13 @@ def _traced(bench, proxy, action):
     return {name: int(calls) for calls, name in rows if name != "total"}
 
 
-def measure_calls(bench, proxy):
+def measure_calls(bench, proxy, **options):
     """System calls by name, for each ping and for each short connection, one at a time."""
     proxy.start(bench)
     try:
         pings = bench.size.traced_pings
         process = _start_load(bench, "ping", proxy.ports["echo"], gate=True, count=pings,
-                              seconds=60)
+                              seconds=60, **options)
 
         def ping():
             process.stdin.write("\n")
@@ -222,7 +235,7 @@ def measure_calls(bench, proxy):
 
         def connect():
             got = json.loads(_finish_load(bench, _start_load(
-                bench, "short", proxy.ports["answer"], count=count, seconds=60)))
+                bench, "short", proxy.ports["answer"], count=count, seconds=60, **options)))
             if got["failed"] or got["count"] != count:
                 raise BenchError(f"{got['failed']} of {got['count']} short connections failed")
 
@@ -254,7 +267,7 @@ class Cell:
     columns: tuple  # (key, heading, format)
     without: tuple = ()  # proxies for which it makes no sense
     timed: bool = True
-    variants: bool = False  # measured on worker_variants() instead
+    on: str = "plain"  # which family of proxies: plain, workers or tls
     note: str = ""
 
 
@@ -296,7 +309,33 @@ CELLS = [
     Cell("idle", "Resident KiB of one idle connection out of {idle_connections}", measure_idle,
          (("silent_kib", "never spoke", "{:.2f}"), ("spoke_kib", "after one ping", "{:.2f}")),
          _FORKLESS, timed=False),
-    Cell("workers", "Two workers beside one", measure_workers, _WORKERS, variants=True,
+    Cell("workers", "Two workers beside one", measure_workers, _WORKERS, on="workers",
          note="Here the proxy may run on every CPU, the generator's included. Short connections "
               "32 at a time, bulk on 16 connections."),
+] + [
+    Cell(f"{version}-{direction}{connections}",
+         f"{title}: bulk {direction}, {connections} connection{'s' * (connections > 1)}",
+         partial(measure_tls_bulk, direction=direction, connections=connections, version=version),
+         _BULK, on="tls")
+    for version, title in (("tls", "TLS 1.3"), ("tls12", "TLS 1.2"))
+    for direction in ("up", "down") for connections in (1, 16)
+] + [
+    Cell(f"{version}-full", f"{title}: full handshakes, 32 at a time", partial(measure_short, **{version: True}),
+         _SHORT, on="tls")
+    for version, title in (("tls", "TLS 1.3"), ("tls12", "TLS 1.2"))
+] + [
+    Cell(f"{version}-resumed", f"{title}: resumed handshakes, 32 at a time",
+         partial(measure_short, resume=True, **{version: True}), _SHORT, on="tls")
+    for version, title in (("tls", "TLS 1.3"), ("tls12", "TLS 1.2"))
+] + [
+    Cell("tls-ping1", "TLS 1.3: 64-byte ping, 1 connection",
+         partial(measure_ping, connections=1, tls=True), _PING, on="tls"),
+    Cell("tls-ping64", "TLS 1.3: 64-byte ping, 64 connections",
+         partial(measure_ping, connections=64, tls=True), _PING, on="tls"),
+    Cell("tls-calls", "TLS 1.3: system calls", partial(measure_calls, tls=True), (), ("stunnel",),
+         timed=False, on="tls", note="A short connection is a full handshake, a message there and one back."),
+    Cell("tls-idle", "TLS 1.3: resident KiB of one idle connection out of {idle_connections}",
+         partial(measure_idle, tls=True),
+         (("silent_kib", "never spoke", "{:.2f}"), ("spoke_kib", "after one ping", "{:.2f}")),
+         ("stunnel",), timed=False, on="tls"),
 ]

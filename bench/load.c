@@ -24,6 +24,8 @@ static const char help[] =
 	"                   source  sends without end; one byte stops it: it adds its count\n"
 	"                   echo    sends back what it gets\n"
 	"                   answer  64 bytes of request, 64 bytes of answer, and closes\n"
+	"                   intake  takes as many bytes as its first 8 say, answers with the "
+	"count\n"
 	"  up PORT        bytes to a sink              --connections --seconds --bytes --block\n"
 	"  down PORT      bytes from a source          --connections --seconds --bytes\n"
 	"  ping PORT      64 bytes there and back      --connections --seconds --count --gate\n"
@@ -41,6 +43,8 @@ static const char help[] =
 	"  --speak               one ping on each connection before falling silent\n"
 	"  --narrow              held connections with small windows, to be blocked by not "
 	"reading\n"
+	"  --tls, --tls12        inside TLS 1.3 or 1.2; up to an intake, bulk by --bytes alone\n"
+	"  --resume              TLS sessions are resumed\n"
 	"  --gate                say \"ready\" and \"done\" around the pings, each time waiting "
 	"for a\n"
 	"                        line on standard input\n"
@@ -57,6 +61,9 @@ enum option_id {
 	OPTION_SPEAK,
 	OPTION_NARROW,
 	OPTION_GATE,
+	OPTION_TLS,
+	OPTION_TLS12,
+	OPTION_RESUME,
 	OPTION_HELP,
 };
 
@@ -69,6 +76,9 @@ static const struct option long_options[] = {
 	{ "speak", no_argument, NULL, OPTION_SPEAK },
 	{ "narrow", no_argument, NULL, OPTION_NARROW },
 	{ "gate", no_argument, NULL, OPTION_GATE },
+	{ "tls", no_argument, NULL, OPTION_TLS },
+	{ "tls12", no_argument, NULL, OPTION_TLS12 },
+	{ "resume", no_argument, NULL, OPTION_RESUME },
 	{ "help", no_argument, NULL, OPTION_HELP },
 	{ 0 },
 };
@@ -115,6 +125,10 @@ parse(int argc, char **argv, struct options *options)
 			options->narrow = true;
 		else if (id == OPTION_GATE)
 			options->gate = true;
+		else if (id == OPTION_TLS || id == OPTION_TLS12)
+			options->tls = true, options->tls12 = id == OPTION_TLS12;
+		else if (id == OPTION_RESUME)
+			options->resume = true;
 		else {
 			fputs(help, id == OPTION_HELP ? stdout : stderr);
 			exit(id == OPTION_HELP ? 0 : 1);
@@ -140,10 +154,11 @@ print_bulk(const struct bulk_result *result)
 static void
 print_exchange(const struct exchange_result *result)
 {
-	printf("{\"count\": %llu, \"failed\": %llu, \"elapsed_s\": %.6f, \"p50_us\": %.3f, "
+	printf("{\"count\": %llu, \"failed\": %llu, \"resumed\": %llu, \"elapsed_s\": %.6f, "
+	       "\"p50_us\": %.3f, "
 	       "\"p99_us\": %.3f, \"client_cpu_s\": %.6f}\n",
 	       (unsigned long long)result->count, (unsigned long long)result->failed,
-	       (double)result->elapsed_ns / 1e9,
+	       (unsigned long long)result->resumed, (double)result->elapsed_ns / 1e9,
 	       (double)histogram_percentile(&result->latency_ns, 0.50) / 1e3,
 	       (double)histogram_percentile(&result->latency_ns, 0.99) / 1e3, own_cpu_s());
 }
@@ -164,19 +179,19 @@ run_client(const char *command, const struct options *options)
 	struct bulk_result bulk;
 
 	if (!strcmp(command, "up")) {
-		bulk_up(options, &bulk);
+		(options->tls ? tls_up : bulk_up)(options, &bulk);
 		print_bulk(&bulk);
 	} else if (!strcmp(command, "down")) {
-		bulk_down(options, &bulk);
+		(options->tls ? tls_down : bulk_down)(options, &bulk);
 		print_bulk(&bulk);
 	} else if (!strcmp(command, "ping")) {
-		ping_run(options, &exchanges);
+		(options->tls ? tls_ping : ping_run)(options, &exchanges);
 		print_exchange(&exchanges);
 	} else if (!strcmp(command, "short")) {
-		short_run(options, &exchanges);
+		(options->tls ? tls_short : short_run)(options, &exchanges);
 		print_exchange(&exchanges);
 	} else if (!strcmp(command, "hold")) {
-		hold_run(options);
+		(options->tls ? tls_hold : hold_run)(options);
 	} else {
 		fprintf(stderr, "load: no command '%s'; see load --help\n", command);
 		exit(1);

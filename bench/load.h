@@ -19,12 +19,13 @@
 struct options {
 	struct sockaddr_in to;
 	unsigned int connections;
-	uint64_t count;       /* pings or short connections in all */
-	uint64_t bytes;       /* bulk stops after so many … */
-	size_t block_bytes;   /* up: of one write */
-	uint64_t duration_ns; /* … or so long; whichever comes first. The same for count */
-	bool narrow;          /* hold: small windows, for flows that shall stand still */
-	bool speak;           /* hold: one ping on each connection before falling silent */
+	uint64_t count;          /* pings or short connections in all */
+	uint64_t bytes;          /* bulk stops after so many … */
+	size_t block_bytes;      /* up: of one write */
+	uint64_t duration_ns;    /* … or so long; whichever comes first. The same for count */
+	bool narrow;             /* hold: small windows, for flows that shall stand still */
+	bool speak;              /* hold: one ping on each connection before falling silent */
+	bool tls, tls12, resume; /* inside TLS 1.3, or 1.2; sessions are resumed */
 	bool gate; /* ping: wait for standard input before the first and after the last */
 };
 
@@ -35,7 +36,8 @@ struct bulk_result {
 
 struct exchange_result {
 	uint64_t count;
-	uint64_t failed; /* short: refused, reset, or closed before the whole answer */
+	uint64_t failed;  /* short: refused, reset, or closed before the whole answer */
+	uint64_t resumed; /* TLS: sessions */
 	uint64_t elapsed_ns;
 	struct histogram latency_ns;
 };
@@ -57,6 +59,13 @@ void short_run(const struct options *options, struct exchange_result *result);
 
 /* Opens the connections and keeps them, silent and unread, until standard input ends. */
 void hold_run(const struct options *options);
+
+/* The same inside TLS, unverified; up goes to the intake. bytes must be given for bulk. */
+void tls_up(const struct options *options, struct bulk_result *result);
+void tls_down(const struct options *options, struct bulk_result *result);
+void tls_ping(const struct options *options, struct exchange_result *result);
+void tls_short(const struct options *options, struct exchange_result *result);
+void tls_hold(const struct options *options);
 
 /* Runs the commands against our own targets and checks what they count. Returns only if all is well. */
 void selftest_run(void);

@@ -13,6 +13,7 @@ from processes import BenchError, anonymous_kib, cpu_seconds, free_port, settle,
 HERE = pathlib.Path(__file__).parent
 PROXY_CPU = "1"
 TARGETS = ("sink", "source", "echo", "answer")
+TLS_TARGETS = ("intake", "source", "echo", "answer")
 
 
 class Proxy:
@@ -20,6 +21,7 @@ class Proxy:
 
     program = None
     template = None
+    targets = TARGETS
     uids = itertools.count(64100)  # one each: the kernel gives pipes by the user
 
     def __init__(self, name, label, workers=1, cpus=PROXY_CPU, **values):
@@ -47,7 +49,7 @@ class Proxy:
 
     def start(self, bench):
         self.bench = bench
-        self.ports = {target: free_port() for target in TARGETS}
+        self.ports = {target: free_port() for target in self.targets}
         self.directory = bench.make_directory(self.name)
         self.start_programs()
         try:
@@ -60,10 +62,13 @@ class Proxy:
             raise BenchError(f"{self.label}: {error}\n{text}") from None
 
     def start_programs(self):
-        values = dict(self.values, directory=self.directory, **self.ports)
-        values.update({f"{name}_target": port for name, port in self.bench.targets.items()})
+        self.configure_and_launch(self.template)
+
+    def configure_and_launch(self, name, **more):
+        values = dict(self.values, directory=self.directory, **self.ports, **more)
+        values.update({f"{target}_target": port for target, port in self.bench.targets.items()})
         text = string.Template((HERE / "conf" / self.template).read_text()).substitute(values)
-        configuration = self.directory / self.template
+        configuration = self.directory / name
         configuration.write_text(text)
         self.launch(self.command(configuration))
 
@@ -145,6 +150,76 @@ class Socat(Proxy):
                          f"TCP4:127.0.0.1:{self.bench.targets[target]},nodelay"])
 
 
+class Tls:
+    """What terminates TLS: one certificate, made by the bench, for all of them."""
+
+    targets = TLS_TARGETS
+
+    def configure_and_launch(self, name, **more):
+        super().configure_and_launch(name, **self.bench.make_certificate(), **more)
+
+
+class PenstockTls(Tls, Penstock):
+    template = "penstock-tls.conf"
+
+    def configure_and_launch(self, name, **more):
+        # A key of its own to read, since ours must not be readable to everybody.
+        files = self.bench.make_certificate()
+        key = self.directory / "key.pem"
+        key.write_bytes(pathlib.Path(files["key"]).read_bytes())
+        key.chmod(0o600)
+        os.chown(key, self.uid, self.uid)
+        Proxy.configure_and_launch(self, name, **dict(files, key=key), **more)
+
+
+class NginxTls(Tls, Nginx):
+    template = "nginx-tls.conf"
+
+
+class HaproxyTls(Tls, Haproxy):
+    template = "haproxy-tls.cfg"
+
+
+class Stunnel(Tls, Proxy):
+    program = "stunnel4"
+    template = "stunnel.conf"
+
+    def version(self):
+        return _first_line([self.find(), "-version"], r"stunnel (\S+)")
+
+    def command(self, configuration):
+        return [self.find(), str(configuration)]
+
+
+class Hitch(Tls, Proxy):
+    """One process a target: it knows only one."""
+
+    program = "hitch"
+    template = "hitch.conf"
+
+    def version(self):
+        return _first_line([self.find(), "--version"], r"hitch (\S+)")
+
+    def start_programs(self):
+        for target, port in self.ports.items():
+            self.configure_and_launch(f"{target}-{self.template}", own=port,
+                                      own_target=self.bench.targets[target])
+
+    def command(self, configuration):
+        return [self.find(), f"--config={configuration}"]
+
+
+def tls_proxies():
+    return [
+        PenstockTls("penstock", "penstockd"),
+        NginxTls("nginx16", "nginx, 16 KiB", buffer="16k"),
+        NginxTls("nginx256", "nginx, 256 KiB", buffer="256k"),
+        HaproxyTls("haproxy", "HAProxy"),
+        Stunnel("stunnel", "stunnel"),
+        Hitch("hitch", "hitch"),
+    ]
+
+
 def all_proxies():
     return [
         Penstock("penstock", "penstockd"),
@@ -165,3 +240,15 @@ def worker_variants():
         Nginx("nginx1", "nginx, 1 worker", workers=1, cpus=every_cpu, buffer="256k"),
         Nginx("nginx2", "nginx, 2 workers", workers=2, cpus=every_cpu, buffer="256k"),
     ]
+
+
+def families(names, wanted):
+    """What the cells are measured on: lists of proxies by the name of their family."""
+    plain = [proxy for proxy in all_proxies() if proxy.name in names]
+    found = {
+        "plain": plain,
+        "workers": [proxy for proxy in worker_variants()
+                    if any(isinstance(proxy, type(other)) for other in plain)],
+        "tls": [proxy for proxy in tls_proxies() if proxy.name in names],
+    }
+    return {family: order for family, order in found.items() if family in wanted}

@@ -15,8 +15,16 @@ _PEER_GOALS = (
     [("short", "per_s", "connections a second", "greatest", 1.0),
      ("ping1", "p50_us", "ping p50", "least", 1.0), ("ping1", "p99_us", "ping p99", "least", 1.0),
      ("ping64", "p50_us", "ping p50", "least", 1.0),
-     ("ping64", "p99_us", "ping p99", "least", 1.0)])
-_IDLE_KIB = 1.5
+     ("ping64", "p99_us", "ping p99", "least", 1.0)] +
+    [(f"{version}-{kind}", key, what, best, factor)
+     for version in ("tls", "tls12") for kind in ("up1", "up16", "down1", "down16")
+     for key, what, best, factor in (("cpu_s_gib", "CPU for each GiB", "least", 0.75),
+                                     ("mib_s", "MiB/s", "greatest", 1.0))] +
+    [(f"{version}-{kind}", "per_s", "connections a second", "greatest", 1.0)
+     for version in ("tls", "tls12") for kind in ("full", "resumed")] +
+    [("tls-ping1", "p50_us", "ping p50", "least", 1.0),
+     ("tls-ping64", "p50_us", "ping p50", "least", 1.0)])
+_IDLE_KIB = {"idle": 1.5, "tls-idle": 15.5}
 _TWO_WORKERS = 1.15
 
 
@@ -75,11 +83,11 @@ def cell_table(results, cell, proxies):
     return table([""] + [heading for _, heading, _ in cell.columns], rows)
 
 
-def calls_tables(results, proxies):
-    measured = [proxy for proxy in proxies if results.has("calls", proxy.name)]
+def calls_tables(results, cell, proxies):
+    measured = [proxy for proxy in proxies if results.has(cell, proxy.name)]
     text = ""
     for kind, title in (("ping", "for each ping"), ("short", "for each short connection")):
-        counts = {proxy.name: results.raw("calls", proxy.name, kind) for proxy in measured}
+        counts = {proxy.name: results.raw(cell, proxy.name, kind) for proxy in measured}
         names = sorted({name for calls in counts.values() for name, each in calls.items()
                         if each >= 0.005},
                        key=lambda name: -max(calls.get(name, 0) for calls in counts.values()))
@@ -88,8 +96,8 @@ def calls_tables(results, proxies):
         rows.append(["all"] + [f"{sum(counts[proxy.name].values()):.2f}" for proxy in measured])
         text += table([title] + [proxy.label for proxy in measured], rows) + "\n"
     for proxy in proxies:
-        if ("calls", proxy.name) in results.failures:
-            text += f"{proxy.label}: failed: {results.failures['calls', proxy.name]}\n\n"
+        if (cell, proxy.name) in results.failures:
+            text += f"{proxy.label}: failed: {results.failures[cell, proxy.name]}\n\n"
     return text.rstrip("\n") + "\n"
 
 
@@ -97,12 +105,14 @@ def _verdict(reached):
     return "reached" if reached else "**missed**"
 
 
-def _peer_goals(results, peers):
+def _peer_goals(results, families):
+    peers = {proxy.name: proxy.label for family in ("plain", "tls")
+             for proxy in families.get(family, []) if proxy.name != "penstock"}
     for cell, key, what, best, factor in _PEER_GOALS:
         if not results.has(cell, "penstock"):
             continue
-        ratios = {peer.label: results.ratio(cell, "penstock", peer.name, key) for peer in peers
-                  if results.has(cell, peer.name)}
+        ratios = {label: results.ratio(cell, "penstock", name, key)
+                  for name, label in peers.items() if results.has(cell, name)}
         if not ratios:
             continue
         choose, sign = (max, "≤") if best == "least" else (min, "≥")
@@ -114,11 +124,12 @@ def _peer_goals(results, peers):
 
 def _calls_goal(results):
     peers = [name for name in ("nginx16", "nginx256") if results.has("calls", name)]
-    if results.has("calls", "penstock"):
-        ping = results.raw("calls", "penstock", "ping")
-        # A ping is two messages, each epoll_wait, read and write.
-        yield ["calls: a ping costs 6", f"{sum(ping.values()):.2f}",
-               _verdict(sum(ping.values()) < 6.05)]
+    for cell in ("calls", "tls-calls"):
+        if results.has(cell, "penstock"):
+            ping = results.raw(cell, "penstock", "ping")
+            # A ping is two messages, each epoll_wait, read and write.
+            yield [f"{cell}: a ping costs 6", f"{sum(ping.values()):.2f}",
+                   _verdict(sum(ping.values()) < 6.05)]
     if results.has("calls", "penstock") and peers:
         own = sum(results.raw("calls", "penstock", "short").values())
         best = min(sum(results.raw("calls", name, "short").values()) for name in peers)
@@ -127,11 +138,12 @@ def _calls_goal(results):
 
 
 def _idle_goals(results):
-    if not results.has("idle", "penstock"):
-        return
-    for key, what in (("silent_kib", "never spoke"), ("spoke_kib", "after one ping")):
-        kib = results.median("idle", "penstock", key)
-        yield [f"idle: {what} ≤ {_IDLE_KIB} KiB", f"{kib:.2f} KiB", _verdict(kib <= _IDLE_KIB)]
+    for cell, most in _IDLE_KIB.items():
+        if not results.has(cell, "penstock"):
+            continue
+        for key, what in (("silent_kib", "never spoke"), ("spoke_kib", "after one ping")):
+            kib = results.median(cell, "penstock", key)
+            yield [f"{cell}: {what} ≤ {most} KiB", f"{kib:.2f} KiB", _verdict(kib <= most)]
 
 
 def _worker_goals(results):
@@ -144,8 +156,8 @@ def _worker_goals(results):
                _verdict(ratio <= _TWO_WORKERS)]
 
 
-def goals_table(results, peers):
-    rows = [row for part in (_peer_goals(results, peers), _calls_goal(results),
+def goals_table(results, families):
+    rows = [row for part in (_peer_goals(results, families), _calls_goal(results),
                              _idle_goals(results), _worker_goals(results)) for row in part]
     if not rows:
         return "Nothing was measured that a goal is set for.\n"
@@ -184,7 +196,8 @@ def _tcp_buffers():
     return f"read {' '.join(read.split())}, write {' '.join(write.split())}"
 
 
-def _heading(arguments, order, results, pressures):
+def _heading(arguments, families, results, pressures):
+    order = [proxy for family in families.values() for proxy in family]
     versions = {proxy.label.split(",")[0]: proxy.version() for proxy in order}
     now = datetime.datetime.now(datetime.timezone.utc)
     rows = [["date", now.strftime("%Y-%m-%d %H:%M UTC")],
@@ -213,18 +226,17 @@ their counts, and a short connection without its whole answer fails the cell.
 {priority}"""
 
 
-def write(size, arguments, chosen, order, variants, results, pressures):
+def write(size, arguments, chosen, families, results, pressures):
     """The whole page; pressures as tcp_memory_pressures() counted them during the run."""
-    peers = [proxy for proxy in order if proxy.name != "penstock"]
-    text = _heading(arguments, order, results, pressures)
+    text = _heading(arguments, families, results, pressures)
     text += "\n## Goals\n\nA ratio is the median of the rounds' ratios of penstockd to the best peer.\n\n"
-    text += goals_table(results, peers)
+    text += goals_table(results, families)
     for cell in chosen:
         text += f"\n## {cell.title.format_map(vars(size))} (`{cell.name}`)\n\n"
         if cell.note:
             text += cell.note + "\n\n"
-        if cell.name == "calls":
-            text += calls_tables(results, order)
+        if cell.columns:
+            text += cell_table(results, cell, families[cell.on])
         else:
-            text += cell_table(results, cell, variants if cell.variants else order)
+            text += calls_tables(results, cell.name, families[cell.on])
     return text

@@ -10,8 +10,8 @@
 
 struct targets {
 	pid_t pid;
-	int stop_fd; /* closed: they end */
-	uint16_t sink, source, echo, answer;
+	int stop_fd;                         /* closed: they end */
+	uint16_t sink, source, echo, answer; /* the intake is for TLS, which needs a proxy */
 };
 
 static void
@@ -45,7 +45,7 @@ start_targets(struct targets *targets)
 	}
 	if (sscanf(line,
 		   "{\"sink\": %hu, \"source\": %hu, \"echo\": %hu, \"answer\": "
-		   "%hu}",
+		   "%hu,",
 		   &targets->sink, &targets->source, &targets->echo, &targets->answer) != 4)
 		sockets_die("the targets' ports");
 }

@@ -9,13 +9,18 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-enum service { SERVICE_SINK, SERVICE_SOURCE, SERVICE_ECHO, SERVICE_ANSWER, SERVICES };
+enum service {
+	SERVICE_SINK,
+	SERVICE_SOURCE,
+	SERVICE_ECHO,
+	SERVICE_ANSWER,
+	SERVICE_INTAKE,
+	SERVICES
+};
 
 static const char *const service_names[SERVICES] = {
-	[SERVICE_SINK] = "sink",
-	[SERVICE_SOURCE] = "source",
-	[SERVICE_ECHO] = "echo",
-	[SERVICE_ANSWER] = "answer",
+	[SERVICE_SINK] = "sink",     [SERVICE_SOURCE] = "source", [SERVICE_ECHO] = "echo",
+	[SERVICE_ANSWER] = "answer", [SERVICE_INTAKE] = "intake",
 };
 
 struct peer {
@@ -23,7 +28,9 @@ struct peer {
 	enum service service;
 	bool listens;
 	bool stopped;   /* source: told to send no more than its count */
-	uint64_t bytes; /* sink: taken; source: sent; answer: of the request */
+	uint64_t bytes; /* sink, intake: taken; source: sent; answer: of the request */
+	uint64_t due;   /* intake: bytes still to come, once the first 8 have said how many */
+	bool told;
 };
 
 struct serve {
@@ -67,6 +74,30 @@ on_sink(struct peer *peer)
 	if (n > 0)
 		peer->bytes += (uint64_t)n;
 	else if (n == 0)
+		confirm_and_end(peer);
+	else if (is_over(n))
+		peer_end(peer);
+}
+
+static void
+on_intake(struct peer *peer)
+{
+	if (!peer->told) {
+		unsigned char mark[SOCKETS_MARK_BYTES];
+		ssize_t n = recv(peer->fd, mark, sizeof(mark), MSG_PEEK);
+		if (is_over(n))
+			peer_end(peer);
+		if (n < (ssize_t)sizeof(mark))
+			return;
+		(void)!recv(peer->fd, mark, sizeof(mark), 0);
+		peer->due = sockets_mark_load(mark);
+		peer->told = true;
+		return;
+	}
+	ssize_t n = sockets_drop(peer->fd);
+	if (n > 0)
+		peer->bytes += (uint64_t)n;
+	if (peer->bytes >= peer->due)
 		confirm_and_end(peer);
 	else if (is_over(n))
 		peer_end(peer);
@@ -153,6 +184,9 @@ on_peer(struct serve *serve, struct peer *peer, uint32_t events)
 		break;
 	case SERVICE_ANSWER:
 		on_answer(peer);
+		break;
+	case SERVICE_INTAKE:
+		on_intake(peer);
 		break;
 	case SERVICES:
 		break;
