@@ -1,13 +1,15 @@
 """Where a tunnel can listen, and what connects to it."""
 
+import contextlib
 import os
+import signal
 import socket
 import stat
 
 import pytest
 
-from daemon import configuration, run_penstockd, tunnel
-from peers import EchoTarget, Target, connect, echoes, transfer
+from daemon import configuration, run_penstockd, tunnel, wait_until
+from peers import CLIENT_STREAM, EchoTarget, Target, connect, echoes, transfer
 
 pytestmark = pytest.mark.sanitize
 
@@ -99,6 +101,25 @@ def test_mode_of_the_socket_file(start, directory):
     if os.getuid() == 0:
         import grp
         assert (directory / "b").stat().st_gid == grp.getgrnam("nogroup").gr_gid
+
+
+def test_backlog(start):
+    """The kernel lets one more wait than is asked for; the others' SYNs are dropped, and come again."""
+    text = configuration(tunnel("a", "internal:echo", backlog=4))
+    daemon = start(text)
+    for backlog in (4, 16):
+        daemon.reload(text.replace("backlog = 4", f"backlog = {backlog}"))
+        daemon.signal(signal.SIGSTOP)
+        wait_until(lambda: daemon.proc("stat").rpartition(")")[2].split()[0] == "T", "the daemon to stand still")
+        with contextlib.ExitStack() as stack:
+            queued = [stack.enter_context(connect(daemon.address("a"), CLIENT_STREAM)) for _ in range(backlog + 1)]
+            late = stack.enter_context(socket.socket())
+            late.settimeout(0.3)
+            with pytest.raises(TimeoutError):
+                late.connect(daemon.address("a"))
+            daemon.signal(signal.SIGCONT)
+            for client in queued:
+                transfer(client, client, 10)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])

@@ -336,6 +336,38 @@ def test_strange_clients(start):
 
 
 @pytest.mark.sanitize
+def test_strange_targets(start):
+    """The same of targets."""
+    with Target() as target, contextlib.ExitStack() as stack:
+        daemon = start(configuration(tunnel("plain", target.text), tunnel("echo", "internal:echo"), workers=2))
+        sockets = daemon.descriptors("socket:")
+        pairs = []
+        for _ in range(50):  # one by one, so that it is known who belongs to whom
+            client = stack.enter_context(connect(daemon.address("plain")))
+            pairs.append((client, stack.enter_context(target.accept())))
+        for _ in range(5):
+            for client, peer in pairs[::5]:
+                peer.send(1)
+                client.read(1)
+        for client, peer in pairs[1::5]:
+            peer.send(10 * KIB)
+            peer.close()
+        for client, peer in pairs[2::5]:
+            client.send(10 * KIB)  # read by nobody
+            peer.finish()
+        for client, peer in pairs[3::5]:
+            peer.reset()
+        for client, peer in pairs[1::5] + pairs[2::5]:
+            client.expect_fin(peer)
+        for client, peer in pairs[3::5]:
+            client.expect_reset()
+        assert echoes(daemon.address("echo"))
+        assert spent_while(daemon, 1) < 0.1
+        stack.close()
+        daemon.wait_sockets(sockets)
+
+
+@pytest.mark.sanitize
 def test_stopped_reader_of_stderr(start, directory):
     directory = directory / "stopped"
     directory.mkdir()
