@@ -18,6 +18,8 @@
 /* What a flow that has no kernel to leave bytes in may still read at the cap of the memory: with its head
  * it fits libevent's smallest chain, of 1 KiB. */
 #define CAPPED_READ_BYTES ((size_t)960)
+/* The room that a filter has at the cap: its largest record fits. */
+#define CAPPED_ROOM_BYTES ((size_t)16 * 1024)
 /* The most that waits in one buffer of a connection, give or take a record (filter.h, rule 2). */
 #define STORE_BYTES BLOCK_BYTES
 
@@ -461,10 +463,11 @@ flush_of(bool ended, bool dry)
 }
 
 static size_t
-room(const struct evbuffer *buffer)
+room(const struct loop *loop, const struct evbuffer *buffer)
 {
+	size_t most = loop_read_most(loop) ? STORE_BYTES : CAPPED_ROOM_BYTES;
 	size_t bytes = length(buffer);
-	return bytes < STORE_BYTES ? STORE_BYTES - bytes : 0;
+	return bytes < most ? most - bytes : 0;
 }
 
 /* Steps the filters of one side: `in` is the flow that begins there, `out` the one that ends there. */
@@ -477,12 +480,12 @@ step_stack(struct side *side, struct stream *in, struct stream *out, struct fail
 	struct stack_flow flows[FILTER_FLOWS] = {
 		[FILTER_IN] = { .src = side->in,
 				.dst = in->flow->store,
-				.room_bytes = room(in->flow->store),
+				.room_bytes = room(in->pump->loop, in->flow->store),
 				.flush = flush_of(in->flow->source_ended,
 						  !side->endpoint.readable) },
 		[FILTER_OUT] = { .src = out->flow->store,
 				 .dst = side->out,
-				 .room_bytes = room(side->out),
+				 .room_bytes = room(in->pump->loop, side->out),
 				 .flush = flush_of(core_ended(out),
 						   !out->source->endpoint.readable) },
 	};
@@ -640,6 +643,22 @@ shed_all(struct pump *pump)
 	}
 }
 
+/* Reads and pairs count what they bring in; what filters have made of it is counted here. */
+static void
+count_kept(struct pump *pump)
+{
+	size_t kept_bytes = 0;
+
+	for (int i = 0; i < 2; i++) {
+		const struct side *side = &pump->side[i];
+		if (side->stack)
+			kept_bytes += stack_kept_bytes(side->stack) + length(side->out) +
+				      length(pump->flow[i].store); /* i begins at side i */
+	}
+	pump->loop->kept_bytes += kept_bytes - pump->kept_bytes;
+	pump->kept_bytes = kept_bytes;
+}
+
 enum pump_result
 pump_run(struct pump *pump, struct failure *why)
 {
@@ -659,6 +678,8 @@ pump_run(struct pump *pump, struct failure *why)
 			     pump->clock_ns - began_ns);
 	}
 	shed_all(pump);
+	if (pump->kept_bytes || pump->side[SIDE_NEAR].stack || pump->side[SIDE_FAR].stack)
+		count_kept(pump);
 	if (result == STEP_BROKEN)
 		return PUMP_BROKEN;
 	if (is_over(&pump->flow[FLOW_UP]) && is_over(&pump->flow[FLOW_DOWN]))
@@ -734,6 +755,8 @@ pump_close(struct pump *pump)
 		stack_close(pump->side[i].stack);
 		pump->side[i].stack = NULL;
 	}
+	pump->loop->kept_bytes -= pump->kept_bytes;
+	pump->kept_bytes = 0;
 	loop_forget(pump->loop, &pump->turn);
 }
 

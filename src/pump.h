@@ -47,6 +47,7 @@ struct pump {
 	struct task
 		turn; /* queued while a flow that no event would wake waits for the worker's turn */
 	uint64_t clock_ns; /* up to when the waits are accounted */
+	size_t kept_bytes; /* what its filters have made, for as long as it waits; in the loop's, too */
 	bool may_splice;
 	bool moved;          /* whether the last run moved a byte */
 	uint8_t broken_side; /* valid after PUMP_BROKEN */

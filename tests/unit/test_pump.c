@@ -524,6 +524,63 @@ test_an_idle_connection_with_filters_holds_no_buffer(void **state)
 	free(seed);
 }
 
+/* What is in memory between two deaf ends, each behind a filter. */
+static size_t
+held(const struct rig *rig)
+{
+	size_t bytes = 0;
+	for (int i = 0; i < 2; i++) {
+		const struct evbuffer *buffers[] = { rig->pump.side[i].in, rig->pump.side[i].out,
+						     rig->pump.flow[i].store };
+		for (int j = 0; j < 3; j++)
+			if (buffers[j])
+				bytes += evbuffer_get_length(buffers[j]);
+		bytes += stack_kept_bytes(rig->pump.side[i].stack);
+	}
+	return bytes;
+}
+
+static void
+test_what_filters_make_counts(void **state)
+{
+	(void)state;
+	for (int capped = 0; capped < 2; capped++) {
+		struct rig *rig = rig_open(true, true);
+		unsigned char *bytes = random_bytes(3000000, 8);
+		void *seed = conf_of("stutter", "seed", 3);
+		struct chain_link links[] = { { registry_find("stutter"), seed } };
+		struct chain chain = { links, 1 };
+
+		give_stack(rig, SIDE_NEAR, &chain);
+		give_stack(rig, SIDE_FAR, &chain);
+		rig->loop.kept_most = (size_t)1024 * 1024;
+		if (capped)
+			rig->loop.kept_bytes = rig->loop.kept_most;
+		size_t before = rig->loop.kept_bytes;
+		rig->target.deaf = true;
+		evbuffer_add(rig->client.say, bytes, 3000000);
+		settle(rig);
+		assert_true(evbuffer_get_length(rig->client.say) > 0);
+		assert_true(rig->loop.kept_bytes - before >= held(rig));
+		if (capped)
+			assert_true(held(rig) < (size_t)32 * 1024);
+		else
+			assert_true(held(rig) > (size_t)128 * 1024);
+
+		rig->target.deaf = false;
+		rig->client.ends = true;
+		peer_act(&rig->client);
+		peer_act(&rig->target);
+		settle(rig);
+		assert_heard(&rig->target, bytes, 3000000);
+		assert_int_equal(rig->loop.kept_bytes, before);
+		rig->loop.kept_bytes -= before;
+		rig_close(rig);
+		free(seed);
+		free(bytes);
+	}
+}
+
 #endif
 
 int
@@ -544,6 +601,7 @@ main(void)
 		cmocka_unit_test(test_filters_on_both_sides),
 		cmocka_unit_test(test_a_filter_that_fails_breaks_its_side),
 		cmocka_unit_test(test_an_idle_connection_with_filters_holds_no_buffer),
+		cmocka_unit_test(test_what_filters_make_counts),
 #endif
 	};
 	signal(SIGPIPE, SIG_IGN);
