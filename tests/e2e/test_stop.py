@@ -1,5 +1,6 @@
 """TERM and INT drain, then stop; a second one stops at once; USR1 reopens the log file."""
 
+import re
 import signal
 import time
 
@@ -77,6 +78,19 @@ def test_many_terms(start):
             transfer(client, peer, 10)
             while daemon.is_running():
                 daemon.signal(signal.SIGTERM)
+        assert daemon.wait_exit() == 0
+
+
+def test_term_while_starting(start):
+    """From the reading of the configuration on; before that no program can help it."""
+    def holds_or_handles_term(daemon):
+        masks = re.findall(r"Sig(?:Blk|Cgt):\s+([0-9a-f]+)", daemon.proc("status"))
+        return any(int(mask, 16) & 1 << (signal.SIGTERM - 1) for mask in masks)
+
+    for _ in range(8):
+        daemon = start(configuration(tunnel("a", "internal:echo"), workers=2), wait=False)
+        wait_until(lambda: holds_or_handles_term(daemon), "main to begin")
+        daemon.signal(signal.SIGTERM)
         assert daemon.wait_exit() == 0
 
 
