@@ -335,9 +335,13 @@ limits_take(struct limit_flow *flow, uint64_t want, uint64_t now_ns)
 	if (!flow->granted) {
 		struct limits *limits = flow->worker->limits;
 		lock(limits);
-		flow->granted = limits_queue_take(&limits->queue, flow, want, now_ns);
+		uint64_t bytes = limits_queue_take(&limits->queue, flow, want, now_ns);
+		flow->asked = !bytes;
+		if (bytes)
+			flow->granted = bytes;
 		unlock(limits);
-		flow->asked = !flow->granted;
+		if (!bytes)
+			return 0; /* and `granted` is whoever's that grants */
 	}
 	return limits_bucket_least(flow->granted, want);
 }
