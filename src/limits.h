@@ -113,6 +113,7 @@ struct limit_flow {
 	uint64_t granted; /* tokens in hand */
 	struct limits_worker *worker;
 	uint32_t second; /* in which it was last counted as active */
+	uint32_t moves;  /* how often paths had changed when `granted` was taken */
 	bool waiting;    /* under the lock: in the queue */
 	bool mailed;     /* under the lock: in mail or mine */
 	bool asked;      /* the owner's: from a take that got nothing until limits_next */

@@ -274,7 +274,7 @@ count_active(struct limit_flow *flow, uint32_t second)
 
 /* Charges every bucket below the cut, and every child its turn. */
 static void
-charge(struct limit_flow *flow, uint64_t bytes, uint64_t now_ns)
+charge(const struct limits_queue *queue, struct limit_flow *flow, uint64_t bytes, uint64_t now_ns)
 {
 	struct limit_child *child = &flow->child;
 	struct limit_bucket *parent;
@@ -291,6 +291,7 @@ charge(struct limit_flow *flow, uint64_t bytes, uint64_t now_ns)
 		parent->total += bytes;
 	}
 	count_active(flow, (uint32_t)(now_ns / LIMITS_BILLION) + 1);
+	flow->moves = queue->moves;
 }
 
 static void
@@ -314,7 +315,7 @@ limits_queue_take(struct limits_queue *queue, struct limit_flow *flow, uint64_t 
 	uint64_t bytes = least(fair, path.tokens);
 
 	if (!path.is_held && bytes >= need) {
-		charge(flow, bytes, now_ns);
+		charge(queue, flow, bytes, now_ns);
 		return bytes;
 	}
 	flow->want = want;
@@ -331,6 +332,9 @@ limits_queue_give_back(struct limits_queue *queue, struct limit_flow *flow, uint
 	struct limit_child *child = &flow->child;
 	struct limit_bucket *parent;
 
+	/* What was taken from another path does not belong to this one. */
+	if (flow->moves != queue->moves)
+		return;
 	for (; (parent = child->parent) && parent != flow->cut; child = &parent->child) {
 		child->v -= cost(child, bytes);
 		if (child->slot)
@@ -418,7 +422,7 @@ serve_next(struct limits_queue *queue, struct limit_bucket *root, uint64_t now_n
 		block_short(queue, turn.flow, need, quantum);
 		return NULL;
 	}
-	charge(turn.flow, bytes, now_ns);
+	charge(queue, turn.flow, bytes, now_ns);
 	turn.flow->granted = bytes;
 	limits_queue_leave(turn.flow);
 	return turn.flow;
@@ -514,6 +518,8 @@ limits_queue_hang(struct limits_queue *queue, struct limit_child *child,
 	} else if (!child->is_flow) {
 		take_off_todo(queue, bucket_of(child));
 	}
+	if (!child->is_flow && bucket_of(child)->members)
+		queue->moves++;
 	child->parent = parent;
 	if (parent) {
 		parent->children++;

@@ -80,6 +80,7 @@ struct limit {
 struct limits_queue {
 	struct limits_heap timers;        /* by ns */
 	struct limit_bucket *todo, *last; /* roots with something ready */
+	uint32_t moves;                   /* of buckets with flows below them, to another parent */
 };
 
 /* All nodes by limit, parent and key: linear hashing, a row is split with each node that comes. */
