@@ -2,6 +2,7 @@
 
 #include "config_chains.h"
 #include "config_check.h"
+#include "config_limits.h"
 #include "config_text.h"
 #include "config_value.h"
 #include "filters/registry.h"
@@ -27,7 +28,7 @@ struct section_kind {
 	const struct filter_type *filter;         /* whose section it is, or NULL */
 };
 
-#define OWN_KINDS    3  /* of in_file: what stands there beside the filters' */
+#define OWN_KINDS    4  /* of in_file: what stands there beside the filters' */
 #define FILTERS_MOST 16 /* registered */
 
 static const struct section_kind *const nothing[] = { NULL };
@@ -41,10 +42,13 @@ static const struct section_kind *const in_tunnel[] = { &timeouts_kind, NULL };
 static const struct section_kind tunnel_kind = {
 	.name = "tunnel", .keywords = tunnel_keywords, .has_title = true, .inside = in_tunnel
 };
+static const struct section_kind limit_kind = {
+	.name = "limit", .keywords = limit_keywords, .has_title = true, .inside = nothing
+};
 static struct section_kind filter_kinds[FILTERS_MOST];
-static const struct section_kind *in_file[OWN_KINDS + FILTERS_MOST + 1] = { &log_kind,
-									    &timeouts_kind,
-									    &tunnel_kind };
+static const struct section_kind *in_file[OWN_KINDS + FILTERS_MOST + 1] = {
+	&log_kind, &timeouts_kind, &limit_kind, &tunnel_kind
+};
 static const struct section_kind file_kind = { .keywords = generation_keywords, .inside = in_file };
 
 /* Each registered filter is a kind of section. */
@@ -157,6 +161,7 @@ struct load {
 	struct generation *generation;
 	struct config_places listens, connects, binds;
 	struct config_places accept_filters, connect_filters;
+	struct config_places limit_rows, limit_uses;
 };
 
 /* libconfuse's callbacks have no argument of ours. */
@@ -589,7 +594,8 @@ read_file(struct load *load, struct include include)
 /* ------------------------------------------------------------------ values */
 
 static int
-add_place(struct load *load, struct config_places *places, size_t index, struct origin origin)
+add_place(struct load *load, struct config_places *places, size_t owner, size_t index,
+	  struct origin origin)
 {
 	if ((places->count & (places->count - 1)) == 0) {
 		size_t room = places->count ? places->count * 2 : 1;
@@ -600,27 +606,34 @@ add_place(struct load *load, struct config_places *places, size_t index, struct 
 		}
 		places->at = at;
 	}
-	places->at[places->count++] = (struct config_place){ load->generation->tunnel_count - 1,
-							     index, origin, SIZE_MAX, false };
+	places->at[places->count++] =
+		(struct config_place){ owner, index, origin, SIZE_MAX, false };
 	return 0;
 }
 
-/* Remembers where a tunnel's addresses and filters were written. */
+/* Remembers where what a tunnel names was written. */
 static void
 note_place(struct load *load, const struct keyword *row, const void *object, struct origin origin)
 {
 	const struct tunnel_conf *tunnel = object;
+	size_t owner = load->generation->tunnel_count - 1;
 	if (row->type == KEYWORD_HOST)
-		add_place(load, &load->binds, 0, origin);
+		add_place(load, &load->binds, owner, 0, origin);
 	else if (row->type == KEYWORD_ADDRESSES &&
 		 row->offset == offsetof(struct tunnel_conf, listen))
-		add_place(load, &load->listens, tunnel->listen.count - 1, origin);
+		add_place(load, &load->listens, owner, tunnel->listen.count - 1, origin);
 	else if (row->type == KEYWORD_ADDRESSES)
-		add_place(load, &load->connects, tunnel->connect.count - 1, origin);
+		add_place(load, &load->connects, owner, tunnel->connect.count - 1, origin);
 	else if (row->offset == offsetof(struct tunnel_conf, accept_filters))
-		add_place(load, &load->accept_filters, tunnel->accept_filters.count - 1, origin);
+		add_place(load, &load->accept_filters, owner, tunnel->accept_filters.count - 1,
+			  origin);
 	else if (row->offset == offsetof(struct tunnel_conf, connect_filters))
-		add_place(load, &load->connect_filters, tunnel->connect_filters.count - 1, origin);
+		add_place(load, &load->connect_filters, owner, tunnel->connect_filters.count - 1,
+			  origin);
+	else if (row->offset == offsetof(struct tunnel_conf, limit_name))
+		add_place(load, &load->limit_uses, owner, 0, origin);
+	else if (row->offset == offsetof(struct tunnel_conf, connect_limit_name))
+		add_place(load, &load->limit_uses, owner, 1, origin);
 }
 
 /* Converts one section into `object`. `seen` says where a row was written before. */
@@ -656,6 +669,9 @@ apply_written(struct load *load, const struct document *document, const struct s
 			config_report_error(load->report, origin, "%s: %s", row->name, why.text);
 		else if (section->kind == &tunnel_kind)
 			note_place(load, row, object, origin);
+		else if (section->kind == &limit_kind)
+			add_place(load, &load->limit_rows, load->generation->limit_count - 1, index,
+				  origin);
 	}
 }
 
@@ -799,16 +815,32 @@ apply_filter(struct load *load, const struct document *document, const struct se
 		config_chains_configure(made, load->report);
 }
 
-/* Calls `apply` for each titled section: those of filters, or those of tunnels. */
 static void
-apply_titled(struct load *load, bool filters,
+apply_limit(struct load *load, const struct document *document, const struct section *section)
+{
+	struct origin origin = origin_of(document, section->line);
+	struct origin seen[ROWS_MOST] = { { 0 } };
+	const struct limit_conf *other = generation_find_limit(load->generation, section->title);
+	check_title(load, section, origin, other ? &other->origin : NULL);
+	struct limit_conf *limit = generation_add_limit(load->generation, section->title, origin);
+	if (!limit) {
+		refuse_memory(load);
+		return;
+	}
+	apply_written(load, document, section, limit, seen);
+	apply_defaults(load, section->kind, section, origin, limit, seen);
+}
+
+/* Calls `apply` for each section of that kind; NULL = of any filter. */
+static void
+apply_titled(struct load *load, const struct section_kind *kind,
 	     void (*apply)(struct load *, const struct document *, const struct section *))
 {
 	for (size_t i = 0; i < load->document_count; i++) {
 		const struct document *document = &load->documents[i];
 		const struct section *section = document->first;
 		for (; section; section = section->next)
-			if (section->kind->has_title && (section->kind->filter != NULL) == filters)
+			if (kind ? section->kind == kind : section->kind->filter != NULL)
 				apply(load, document, section);
 	}
 }
@@ -819,8 +851,9 @@ apply_all(struct load *load)
 	apply_global(load, &file_kind, load->generation);
 	apply_global(load, &log_kind, &load->generation->log);
 	apply_global(load, &timeouts_kind, &load->generation->timeouts);
-	apply_titled(load, true, apply_filter);
-	apply_titled(load, false, apply_tunnel);
+	apply_titled(load, NULL, apply_filter);
+	apply_titled(load, &limit_kind, apply_limit);
+	apply_titled(load, &tunnel_kind, apply_tunnel);
 	if (load->generation->tunnel_count == 0 && load->report->errors == 0)
 		config_report_error(load->report, (struct origin){ load->report->files[0], 0 },
 				    "no tunnel is declared; write tunnel \"NAME\" { listen = { "
@@ -856,6 +889,8 @@ keep_file_names(struct generation *generation, const struct config_report *repor
 		keep_file_name(generation, report, &generation->tunnels[i]->origin);
 	for (size_t i = 0; i < generation->section_count; i++)
 		keep_file_name(generation, report, &generation->sections[i]->origin);
+	for (size_t i = 0; i < generation->limit_count; i++)
+		keep_file_name(generation, report, &generation->limits[i]->origin);
 	return 0;
 }
 
@@ -874,6 +909,8 @@ load_release(struct load *load)
 	free(load->binds.at);
 	free(load->accept_filters.at);
 	free(load->connect_filters.at);
+	free(load->limit_rows.at);
+	free(load->limit_uses.at);
 	free(load);
 }
 
@@ -892,6 +929,7 @@ run(struct load *load, const char *path, const struct service *const *services)
 	apply_all(load);
 	config_chains_check(load->generation, &load->accept_filters, &load->connect_filters,
 			    load->report);
+	config_limits_check(load->generation, &load->limit_rows, &load->limit_uses, load->report);
 	config_check_generation(load->generation, &load->listens, &load->connects, &load->binds,
 				services, load->report);
 	if (load->report->errors == 0 && keep_file_names(load->generation, load->report))

@@ -10,9 +10,9 @@
 
 struct service;
 
-/* Where one address of a tunnel was written. */
+/* Where one address of a tunnel was written; or another thing that it, or a limit, names. */
 struct config_place {
-	size_t tunnel; /* index into the generation's tunnels */
+	size_t tunnel; /* index into the generation's tunnels (or limits) */
 	size_t index;  /* into its listen or connect */
 	struct origin origin;
 	size_t next;  /* connect: the tunnel that listens there, SIZE_MAX = none */

@@ -132,6 +132,35 @@ generation_find_section(const struct generation *generation, const struct filter
 	return NULL;
 }
 
+struct limit_conf *
+generation_add_limit(struct generation *generation, const char *name, struct origin origin)
+{
+	struct limit_conf **limits =
+		reallocarray(generation->limits, generation->limit_count + 1, sizeof(*limits));
+	struct limit_conf *limit = calloc(1, sizeof(*limit));
+	char *copy = strdup(name);
+	if (limits)
+		generation->limits = limits;
+	if (!limits || !limit || !copy) {
+		free(limit);
+		free(copy);
+		return NULL;
+	}
+	limit->name = copy;
+	limit->origin = origin;
+	limits[generation->limit_count++] = limit;
+	return limit;
+}
+
+struct limit_conf *
+generation_find_limit(const struct generation *generation, const char *name)
+{
+	for (size_t i = 0; i < generation->limit_count; i++)
+		if (strcmp(generation->limits[i]->name, name) == 0)
+			return generation->limits[i];
+	return NULL;
+}
+
 static void
 discard(struct counted *counted)
 {
@@ -146,6 +175,11 @@ discard(struct counted *counted)
 	for (size_t i = 0; i < generation->section_count; i++)
 		section_free(generation->sections[i]);
 	free(generation->sections);
+	for (size_t i = 0; i < generation->limit_count; i++) {
+		limit_conf_release(generation->limits[i]);
+		free(generation->limits[i]);
+	}
+	free(generation->limits);
 	for (size_t i = 0; i < generation->file_count; i++)
 		free(generation->files[i]);
 	free(generation->files);

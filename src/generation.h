@@ -7,6 +7,7 @@
 
 #include "counted.h"
 #include "keyword.h"
+#include "limit_conf.h"
 #include "tunnel_conf.h"
 
 /* One section of a filter, as chains name it. */
@@ -41,6 +42,9 @@ struct generation {
 	struct filter_section **sections; /* owned, in the order of the files */
 	size_t section_count;
 
+	struct limit_conf **limits; /* owned, in the order of the files */
+	size_t limit_count;
+
 	char **files; /* all that was read, the main file first: what origins point to; owned */
 	size_t file_count;
 };
@@ -60,6 +64,13 @@ struct filter_section *generation_add_section(struct generation *generation,
 /* The section of that filter and title, or NULL. O(sections). */
 struct filter_section *generation_find_section(const struct generation *generation,
 					       const struct filter_type *type, const char *title);
+
+/* A limit of that name, zeroed, or NULL without memory. */
+struct limit_conf *generation_add_limit(struct generation *generation, const char *name,
+					struct origin origin);
+
+/* The limit of that name, or NULL. O(limits). */
+struct limit_conf *generation_find_limit(const struct generation *generation, const char *name);
 
 /* The tunnel of that name, or NULL. O(tunnels). */
 struct tunnel_conf *generation_find(const struct generation *generation, const char *name);

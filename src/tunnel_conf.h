@@ -10,6 +10,7 @@
 #include "keyword.h"
 #include "stack.h"
 
+struct limit_conf;
 struct service;
 struct targets;
 struct tunnel_live;
@@ -34,7 +35,9 @@ struct tunnel_conf {
 	struct address_list listen;
 	struct address_list connect;
 	struct text_list accept_filters, connect_filters;
-	int balance; /* enum balance */
+	char *limit_name;         /* what meters the near side; "" = nothing */
+	char *connect_limit_name; /* the same for the far side */
+	int balance;              /* enum balance */
 	struct address
 		bind; /* source address for connecting; family AF_UNSPEC = the kernel's choice */
 	struct prefix_list allow; /* empty = everybody */
@@ -49,9 +52,10 @@ struct tunnel_conf {
 	struct timeouts timeouts; /* with the global section's values filled in */
 
 	/* What follows from it. */
-	struct counted *generation;         /* hold it for as long as the conf is used */
-	struct chain near_chain, far_chain; /* of accept_filters and connect_filters */
-	struct targets *targets;            /* the connect list, ready to be dialled */
+	struct counted *generation;               /* hold it for as long as the conf is used */
+	struct chain near_chain, far_chain;       /* of accept_filters and connect_filters */
+	struct limit_conf *limit, *connect_limit; /* NULL = none */
+	struct targets *targets;                  /* the connect list, ready to be dialled */
 	struct tunnel_live
 		*live; /* counters and caps that outlive generations; owned by the roster */
 

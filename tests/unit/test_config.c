@@ -726,6 +726,111 @@ on_entry(const char *path, const struct stat *status, int type, struct FTW *walk
 	return remove(path);
 }
 
+/* ------------------------------------------------------------------ limits */
+
+#define USE(limit)                                                                           \
+	"tunnel \"t\" { listen = \"127.0.0.1:1\" connect = \"127.0.0.1:2\" limit = \"" limit \
+	"\" }\n"
+
+static void
+test_limits(void **state)
+{
+	(void)state;
+	struct generation *generation = load(
+		"limit \"each\" { parent = \"client\" per = \"connection\" rate = \"5MB/s\" }\n"
+		"limit \"client\" { parent = \"uplink\" per = \"source/24,48\" up = \"2MB/s\"\n"
+		"down = \"10MB/s\" burst = \"1MB\" weight = 3 quantum = \"16KiB\" max_nodes = 7 }\n"
+		"limit \"uplink\" { rate = \"80Mbit/s\" count = \"payload\" overhead = 40 }\n"
+		"tunnel \"t\" { listen = \"127.0.0.1:1\" connect = \"127.0.0.1:2\"\n"
+		"limit = \"each\" connect_limit = \"uplink\" }\n");
+	const struct tunnel_conf *tunnel = generation->tunnels[0];
+	const struct limit_conf *client = generation_find_limit(generation, "client");
+	const struct limit_conf *uplink = generation_find_limit(generation, "uplink");
+	assert_string_equal(tunnel->limit->name, "each");
+	assert_ptr_equal(tunnel->limit->above, client);
+	assert_ptr_equal(client->above, uplink);
+	assert_ptr_equal(tunnel->connect_limit, uplink);
+	assert_null(uplink->above);
+	assert_int_equal(uplink->count, LIMIT_COUNT_PAYLOAD);
+	assert_int_equal(uplink->overhead, 40);
+	struct limit_spec spec = limit_conf_spec(client);
+	assert_int_equal(spec.per, LIMIT_PER_SOURCE);
+	assert_int_equal(spec.prefix_v4, 24);
+	assert_int_equal(spec.prefix_v6, 48);
+	assert_int_equal(spec.rate[LIMIT_UP], 2000000);
+	assert_int_equal(spec.rate[LIMIT_DOWN], 10000000);
+	assert_int_equal(spec.burst[LIMIT_UP], 1000000);
+	assert_int_equal(spec.weight, 3);
+	assert_int_equal(spec.quantum, 16384);
+	assert_int_equal(spec.nodes_most, 7);
+	spec = limit_conf_spec(uplink);
+	assert_int_equal(spec.rate[LIMIT_UP], 10000000);
+	assert_int_equal(spec.rate[LIMIT_DOWN], 10000000);
+	unload(generation);
+
+	unload(load("limit \"a\" { per = \"source/32\" }" USE("a")));
+	unload(load("limit \"a\" { per = \"sni\" }" USE("a")));
+	unload(load("limit \"a\" { per = \"certificate\" }" USE("a")));
+	unload(load("limit \"a\" { per = \"uid\" rate = 0 }" USE("a")));
+}
+
+static void
+test_limits_that_cannot_be(void **state)
+{
+	(void)state;
+	refuse("limit \"a\" { parent = \"b\" }\nlimit \"b\" { parent = \"c\" }\n"
+	       "limit \"c\" {\nparent = \"b\" }\n" USE("a"),
+	       "t.conf:2: limits form a circle: b → c → b; let one of them have no parent\n");
+	refuse("limit \"a\" { parent = \"a\" }\n" USE("a"),
+	       "t.conf:1: limits form a circle: a → a; let one of them have no parent\n");
+	refuse("limit \"uplink\" { rate = \"1MB/s\" }\nlimit \"a\" {\nparent = \"uplonk\" }\n" USE(
+		       "a"),
+	       "t.conf:1: warning: no tunnel uses limit \"uplink\"; leave it out, or write limit = "
+	       "\"uplink\" in a tunnel\n"
+	       "t.conf:3: there is no limit \"uplonk\"; did you mean \"uplink\"?\n");
+	refuse("limit \"a\" { rate = \"10MB/s\"\nburst = \"39999B\" }\n" USE("a"),
+	       "t.conf:2: limit \"a\" has a burst of 39999 bytes; the least for this rate and "
+	       "quantum "
+	       "is 40000\n");
+	refuse("limit \"a\" { rate = \"1MB/s\" burst = \"64KiB\"\nquantum = \"128KiB\" }\n" USE(
+		       "a"),
+	       "t.conf:1: limit \"a\" has a burst of 65536 bytes; the least for this rate and "
+	       "quantum "
+	       "is 131072\n");
+	refuse("limit \"a\" { rate = \"10MB/s\"\nup = \"1MB/s\" }\n" USE("a"),
+	       "t.conf:2: 'up' and 'rate' (t.conf:1) are both written; rate is up and down "
+	       "together, "
+	       "so keep up and down, or rate\n");
+	refuse("limit \"a\" { rate = \"19GB/s\" }\n" USE("a"),
+	       "t.conf:1: rate: '19GB/s' is out of range; write 1B/s to 18GB/s, or 0\n");
+	refuse("limit \"a\" { weight = 0 }\n" USE("a"),
+	       "t.conf:1: weight: '0' is out of range; write 1 to 65535\n");
+	refuse("limit \"a\" { }\nlimit \"a\" { }\n" USE("a"),
+	       "t.conf:2: limit \"a\" is declared already (t.conf:1); choose another name\n"
+	       "t.conf:2: warning: no tunnel uses limit \"a\"; leave it out, or write limit = "
+	       "\"a\" in a "
+	       "tunnel\n");
+	refuse(USE("a"),
+	       "t.conf:1: there is no limit \"a\"; write limit \"a\" { rate = \"10MB/s\" }\n");
+
+	static const char *const wrong[] = { "source",     "source/33", "source/24,129",
+					     "source/24,", "source/-1", "source/0x1",
+					     "who" };
+	for (size_t i = 0; i < sizeof(wrong) / sizeof(wrong[0]); i++) {
+		struct config_report report;
+		char text[300];
+		snprintf(text, sizeof(text), "limit \"a\" { per = \"%s\" }\n" USE("a"), wrong[i]);
+		write_file("t.conf", text);
+		assert_null(config_load("t.conf", services, &report));
+		assert_int_equal(report.errors, 1);
+		config_report_release(&report);
+	}
+	write_file("t.conf", "limit \"a\" { burst = \"1MB\" }\n" USE("a"));
+	unload(load_with("t.conf",
+			 "t.conf:1: warning: burst has no effect without a rate; leave it "
+			 "out, or write up, down or rate\n"));
+}
+
 #ifdef PENSTOCK_TEST_DOUBLES
 static void
 test_chains(void **state)
@@ -807,6 +912,8 @@ main(void)
 		TEST(test_large),
 		TEST(test_thousand_broken),
 		TEST(test_keywords),
+		TEST(test_limits),
+		TEST(test_limits_that_cannot_be),
 #ifdef PENSTOCK_TEST_DOUBLES
 		TEST(test_chains),
 #endif
