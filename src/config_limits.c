@@ -178,6 +178,24 @@ use(const struct check *check, const struct config_place *place)
 	}
 }
 
+static size_t
+depth(const struct limit_conf *limit)
+{
+	size_t levels = 0;
+
+	while ((limit = limit->above))
+		levels++;
+	return levels;
+}
+
+static int
+compare_depth(const void *a, const void *b)
+{
+	size_t depth_a = depth(*(struct limit_conf *const *)a);
+	size_t depth_b = depth(*(struct limit_conf *const *)b);
+	return (depth_a > depth_b) - (depth_a < depth_b);
+}
+
 void
 config_limits_check(struct generation *generation, const struct config_places *rows,
 		    const struct config_places *uses, struct config_report *report)
@@ -201,6 +219,8 @@ config_limits_check(struct generation *generation, const struct config_places *r
 		use(&check, &uses->at[i]);
 	check_circles(&check, first);
 	free(first);
+	qsort(generation->limits, generation->limit_count, sizeof(struct limit_conf *),
+	      compare_depth);
 	for (size_t i = 0; i < generation->limit_count; i++) {
 		const struct limit_conf *limit = generation->limits[i];
 		if (!limit->is_used)

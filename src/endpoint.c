@@ -159,10 +159,14 @@ endpoint_skip(struct endpoint *endpoint, void *scratch, size_t bytes)
 }
 
 enum endpoint_result
-endpoint_splice_in(struct endpoint *endpoint, struct pipe *pipe, size_t *moved, struct failure *why)
+endpoint_splice_in(struct endpoint *endpoint, struct pipe *pipe, size_t most, size_t *moved,
+		   struct failure *why)
 {
-	size_t most = pipe->room_bytes - pipe->held_bytes;
+	size_t room_bytes = pipe->room_bytes - pipe->held_bytes;
 	ssize_t n;
+
+	if (most > room_bytes)
+		most = room_bytes;
 	do
 		n = splice(endpoint->socket.fd, NULL, pipe->in, NULL, most,
 			   SPLICE_F_MOVE | SPLICE_F_NONBLOCK);
@@ -178,10 +182,10 @@ endpoint_splice_in(struct endpoint *endpoint, struct pipe *pipe, size_t *moved, 
 }
 
 enum endpoint_result
-endpoint_splice_out(struct endpoint *endpoint, struct pipe *pipe, size_t *moved,
+endpoint_splice_out(struct endpoint *endpoint, struct pipe *pipe, size_t most, size_t *moved,
 		    struct failure *why)
 {
-	size_t bytes = pipe->held_bytes;
+	size_t bytes = pipe->held_bytes < most ? pipe->held_bytes : most;
 	ssize_t n;
 	before_write(endpoint);
 	do
@@ -394,6 +398,18 @@ endpoint_open_socket(struct endpoint *endpoint, struct loop *loop, int fd, bool 
 	endpoint->socket = (struct socket_endpoint){ .fd = fd, .nodelay = nodelay };
 	event_assign(&endpoint->socket.read_event, loop->base, fd, EV_READ | EV_PERSIST,
 		     on_readable, endpoint);
+}
+
+size_t
+endpoint_segment(const struct endpoint *endpoint)
+{
+	struct tcp_info info;
+	socklen_t length = sizeof(info);
+
+	if (!endpoint_is_socket(endpoint) ||
+	    getsockopt(endpoint->socket.fd, IPPROTO_TCP, TCP_INFO, &info, &length) < 0)
+		return 0;
+	return info.tcpi_snd_mss < UINT16_MAX ? info.tcpi_snd_mss : UINT16_MAX;
 }
 
 bool

@@ -138,12 +138,16 @@ enum endpoint_result endpoint_peek(struct endpoint *endpoint, void *to, size_t m
 				   struct failure *why);
 void endpoint_skip(struct endpoint *endpoint, void *scratch, size_t bytes);
 
-/* Moves bytes between a socket and a pipe in the kernel; held_bytes follows. A splice that is not
+/* Moves at most `most` bytes between a socket and a pipe in the kernel; held_bytes follows. A splice that is not
  * supported gives ENDPOINT_WAIT with *moved 0 and `readable` still set. */
-enum endpoint_result endpoint_splice_in(struct endpoint *endpoint, struct pipe *pipe, size_t *moved,
-					struct failure *why);
-enum endpoint_result endpoint_splice_out(struct endpoint *endpoint, struct pipe *pipe,
+enum endpoint_result endpoint_splice_in(struct endpoint *endpoint, struct pipe *pipe, size_t most,
+					size_t *moved, struct failure *why);
+enum endpoint_result endpoint_splice_out(struct endpoint *endpoint, struct pipe *pipe, size_t most,
 					 size_t *moved, struct failure *why);
+
+/* The bytes of a TCP segment without its headers, as the kernel sends them now; 0 for all other kinds of
+ * endpoint. A system call. */
+size_t endpoint_segment(const struct endpoint *endpoint);
 
 /* Closes both in order, as their kinds would; a pair of sockets with neighbouring descriptors, which
  * is what an accept and the connect after it most often get, costs one system call. */

@@ -86,6 +86,9 @@ struct filter_io {
 enum filter_trait {
 	FILTER_END_MARK =
 		1 << 0, /* an end of the in flow's source is checked against a mark (rule 6) */
+	FILTER_TELLS_CLIENT =
+		1
+		<< 1, /* near: the client's address comes in the bytes; the socket's is another's */
 };
 
 /* One kind of filter: a const table. Slots marked "or NULL" may be left out. */

@@ -42,7 +42,7 @@ struct generation {
 	struct filter_section **sections; /* owned, in the order of the files */
 	size_t section_count;
 
-	struct limit_conf **limits; /* owned, in the order of the files */
+	struct limit_conf **limits; /* owned; parents before what is below them */
 	size_t limit_count;
 
 	char **files; /* all that was read, the main file first: what origins point to; owned */

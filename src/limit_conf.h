@@ -30,6 +30,7 @@ struct limit_conf {
 	enum limit_per kind;
 	uint8_t prefix_v4, prefix_v6;
 	struct limit *live; /* held; NULL until the generation was prepared */
+	bool is_new;        /* `live` was added for this generation */
 	bool is_used;       /* some tunnel names it, or a limit below it */
 };
 

@@ -324,6 +324,17 @@ limits_flow_cut(struct limit_flow *flow, const struct limit_node *earlier)
 	unlock(limits);
 }
 
+void
+limits_flow_uncut(struct limit_flow *flow)
+{
+	if (!flow->cut)
+		return;
+	lock(flow->worker->limits);
+	let_go(flow);
+	flow->cut = NULL;
+	unlock(flow->worker->limits);
+}
+
 uint64_t
 limits_take(struct limit_flow *flow, uint64_t want, uint64_t now_ns)
 {
@@ -344,6 +355,18 @@ limits_take(struct limit_flow *flow, uint64_t want, uint64_t now_ns)
 			return 0; /* and `granted` is whoever's that grants */
 	}
 	return limits_bucket_least(flow->granted, want);
+}
+
+const char *
+limits_waits_for(struct limit_flow *flow)
+{
+	struct limits *limits = flow->worker->limits;
+
+	lock(limits);
+	struct limit_bucket *bucket = limits_queue_waits_for(flow);
+	const char *name = limits_tree_node(bucket)->limit->spec.name;
+	unlock(limits);
+	return name;
 }
 
 void

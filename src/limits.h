@@ -166,10 +166,17 @@ int limits_flow_move(struct limit_flow *flow, struct limit_node *node,
  * now on they are not charged there again. May be said of several. As limits_flow_move, ends its wait. */
 void limits_flow_cut(struct limit_flow *flow, const struct limit_node *earlier);
 
+/* Takes all cuts back. Ends its wait, if it had any. */
+void limits_flow_uncut(struct limit_flow *flow);
+
 /* How many of `want` bytes (more than 0) may move now: up to `want`, paid for and in hand. 0: the flow
  * waits, and limits_next will give it. Calling again changes nothing: neither while it waits nor while
  * it holds tokens. Without limit: want, without a lock. Else one short lock, O(depth), and if it must wait O(depth * log waiting). */
 uint64_t limits_take(struct limit_flow *flow, uint64_t want, uint64_t now_ns);
+
+/* While the flow waits: the name of the limit that keeps it, the one that will be short for longest. Valid
+ * until the flow is moved or closed. */
+const char *limits_waits_for(struct limit_flow *flow);
 
 /* So many of the tokens in hand have been used: bytes have moved. */
 void limits_spend(struct limit_flow *flow, uint64_t bytes);

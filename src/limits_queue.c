@@ -347,6 +347,23 @@ limits_queue_give_back(struct limits_queue *queue, struct limit_flow *flow, uint
 	}
 }
 
+struct limit_bucket *
+limits_queue_waits_for(const struct limit_flow *flow)
+{
+	struct limit_bucket *nearest = flow->child.parent, *longest = NULL;
+	uint64_t longest_ns = 0;
+
+	for (struct limit_bucket *at = nearest; at; at = at->child.parent) {
+		if (at->blocked && limits_bucket_when(at, at->level) >= longest_ns) {
+			longest_ns = limits_bucket_when(at, at->level);
+			longest = at;
+		}
+		if (!nearest->rate && at->rate)
+			nearest = at;
+	}
+	return longest ? longest : nearest;
+}
+
 void
 limits_queue_leave(struct limit_flow *flow)
 {

@@ -27,6 +27,10 @@ uint64_t limits_queue_take(struct limits_queue *queue, struct limit_flow *flow, 
  * again in the same turn must be queued before its neighbours get its tokens. */
 void limits_queue_give_back(struct limits_queue *queue, struct limit_flow *flow, uint64_t bytes);
 
+/* What keeps a waiting flow: the bucket that will be short for longest, or else the nearest where others
+ * wait too. */
+struct limit_bucket *limits_queue_waits_for(const struct limit_flow *flow);
+
 /* A waiting flow waits no more. */
 void limits_queue_leave(struct limit_flow *flow);
 

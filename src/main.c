@@ -4,6 +4,7 @@
 #include "admission.h"
 #include "clock.h"
 #include "config.h"
+#include "limits.h"
 #include "log.h"
 #include "resolver.h"
 #include "services/services.h"
@@ -20,6 +21,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 #include <sys/resource.h>
 #include <sys/sysinfo.h>
 #include <sys/time.h>
@@ -35,6 +37,7 @@ struct control {
 	struct event *signals[5];
 	struct event *drain_over;
 	struct resolver *resolver;
+	struct limits *limits;
 	struct crew *crew;
 	unsigned int workers;
 
@@ -153,11 +156,11 @@ static int
 load(struct control *control, struct generation *next, struct failure *why)
 {
 	if (switchover_prepare(next, control->generation, &control->listeners, control->workers,
-			       &control->next_listeners, why) < 0)
+			       control->limits, &control->next_listeners, why) < 0)
 		return -1;
 	if (log_retarget(next->log.target, (enum log_format)next->log.format,
 			 (enum log_level)next->log.level, why) < 0) {
-		switchover_close(&control->next_listeners, &control->listeners);
+		switchover_abandon(next, &control->next_listeners, &control->listeners);
 		return -1;
 	}
 	next->number = ++control->generations;
@@ -180,6 +183,7 @@ on_switched(void *context)
 	char status[64];
 
 	say_listening(&control->next_listeners, &control->listeners);
+	switchover_finish(old, control->next);
 	switchover_close(&control->listeners, &control->next_listeners);
 	control->listeners = control->next_listeners;
 	control->next_listeners = (struct listeners){ 0 };
@@ -354,6 +358,17 @@ open_control(struct control *control, struct failure *why)
 }
 
 static int
+open_limits(struct control *control, struct failure *why)
+{
+	uint8_t seed[16];
+
+	if (getrandom(seed, sizeof(seed), 0) != sizeof(seed))
+		return failure_set_errno(why, errno, "cannot get random numbers");
+	control->limits = limits_open(seed, why);
+	return control->limits ? 0 : -1;
+}
+
+static int
 start(struct control *control, struct generation *first, struct failure *why)
 {
 	control->workers = first->workers ? (unsigned int)first->workers : usable_cpus();
@@ -364,10 +379,13 @@ start(struct control *control, struct generation *first, struct failure *why)
 	control->resolver = resolver_start(RESOLVER_THREADS, why);
 	if (!control->resolver)
 		return -1;
+	if (open_limits(control, why) < 0)
+		return -1;
 	struct crew_options options = {
 		.workers = control->workers,
 		.resolver = control->resolver,
 		.base = control->base,
+		.limits = control->limits,
 		.on_switched = on_switched,
 		.on_empty = on_empty,
 		.context = control,
@@ -391,6 +409,7 @@ stop(struct control *control)
 		counted_release(&control->next->counted);
 	if (control->generation)
 		counted_release(&control->generation->counted);
+	limits_close(control->limits);
 	for (int i = 0; i < 5; i++)
 		if (control->signals[i])
 			event_free(control->signals[i]);

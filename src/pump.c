@@ -20,6 +20,9 @@
 #define CAPPED_READ_BYTES ((size_t)960)
 /* The room that a filter has at the cap: its largest record fits. */
 #define CAPPED_ROOM_BYTES ((size_t)16 * 1024)
+/* Where the other side is metered, no more is read at a time than is likely to be let through soon: a
+ * throttled connection keeps little in memory. */
+#define METERED_READ_BYTES ((size_t)64 * 1024)
 /* The most that waits in one buffer of a connection, give or take a record (filter.h, rule 2). */
 #define STORE_BYTES BLOCK_BYTES
 
@@ -43,6 +46,9 @@ struct stream {
 	struct flow *flow;
 	const struct flow *other;
 	struct side *source, *sink;
+	struct meter *core[2]; /* of the source's side, and of the sink's */
+	const struct meter
+		*waits_for; /* whose limit ended the last step; NULL = something else did */
 	enum wait unreadable, unwritable; /* what waiting for them is called */
 	size_t budget;
 	bool wants_read, wants_write; /* the events that would wake it */
@@ -71,8 +77,36 @@ is_handshaking(const struct stream *stream)
 static enum step
 rest(struct stream *stream, enum wait cause)
 {
-	stream->flow->waiting.cause = is_handshaking(stream) ? WAIT_HANDSHAKE : cause;
+	stream->flow->waiting =
+		(struct waiting){ .cause = is_handshaking(stream) ? WAIT_HANDSHAKE : cause };
 	return STEP_REST;
+}
+
+/* How many of `want` bytes the meter lets through now. 0: the flow rests, its limit will wake it. */
+static size_t
+allow(struct stream *stream, struct meter *meter, size_t want)
+{
+	if (!meter)
+		return want;
+	size_t bytes = (size_t)meter_take(meter, want, stream->pump->clock_ns);
+	if (bytes)
+		return bytes;
+	stream->waits_for = meter;
+	stream->flow->waiting = (struct waiting){ WAIT_LIMIT, limits_waits_for(&meter->flow) };
+	return 0;
+}
+
+static void
+pay(struct meter *meter, size_t bytes)
+{
+	if (meter && bytes)
+		meter_spend(meter, bytes);
+}
+
+static bool
+is_core_metered(const struct stream *stream)
+{
+	return stream->core[0] || stream->core[1];
 }
 
 static enum step
@@ -96,7 +130,8 @@ progress(struct stream *stream)
 	stream->progress = true;
 }
 
-/* The buffer that reads go to, and the one that writes come from: the core itself where no filter is. */
+/* The buffer that reads go to, what may leave the core, and the one that writes come from: the core itself
+ * where no filter is. */
 static struct evbuffer **
 first(struct stream *stream)
 {
@@ -104,9 +139,15 @@ first(struct stream *stream)
 }
 
 static struct evbuffer **
+leaving(struct stream *stream)
+{
+	return is_core_metered(stream) ? &stream->flow->paid : &stream->flow->store;
+}
+
+static struct evbuffer **
 last(struct stream *stream)
 {
-	return stream->sink->stack ? &stream->sink->out : &stream->flow->store;
+	return stream->sink->stack ? &stream->sink->out : leaving(stream);
 }
 
 static size_t
@@ -145,6 +186,8 @@ drop(struct evbuffer **buffer)
 static bool
 core_ended(const struct stream *stream)
 {
+	if (is_core_metered(stream) && length(stream->flow->store))
+		return false;
 	return stream->source->stack ? stream->source->in_ended : stream->flow->source_ended;
 }
 
@@ -170,6 +213,7 @@ cut(struct stream *stream)
 	stream->flow->state = FLOW_CUT;
 	drop(last(stream));
 	drop(&stream->flow->store);
+	drop(&stream->flow->paid);
 	drop_pipe(stream->pump, stream->flow);
 	stream->sink->endpoint.readable = true;
 	progress(stream);
@@ -206,18 +250,22 @@ static enum step
 drain_pipe(struct stream *stream)
 {
 	struct flow *flow = stream->flow;
+	struct meter *meter = stream->sink->out_meter;
 	struct failure ignored;
-	size_t moved;
+	size_t moved, most = allow(stream, meter, flow->pipe->held_bytes);
 
+	if (!most)
+		return STEP_REST;
 	enum endpoint_result result =
-		endpoint_splice_out(&stream->sink->endpoint, flow->pipe, &moved, &ignored);
+		endpoint_splice_out(&stream->sink->endpoint, flow->pipe, most, &moved, &ignored);
 	if (result == ENDPOINT_BROKEN) {
 		cut(stream);
 		return STEP_ON;
 	}
+	pay(meter, moved);
 	count(stream, moved);
 	if (flow->pipe->held_bytes)
-		return rest_unwritable(stream);
+		return moved == most ? STEP_ON : rest_unwritable(stream);
 	drop_pipe(stream->pump, flow);
 	return STEP_ON;
 }
@@ -227,18 +275,22 @@ drain_buffer(struct stream *stream)
 {
 	struct endpoint *sink = &stream->sink->endpoint;
 	struct evbuffer **buffer = last(stream);
+	struct meter *meter = stream->sink->out_meter;
 	struct failure ignored;
-	size_t moved = 0;
+	size_t moved = 0, most = allow(stream, meter, evbuffer_get_length(*buffer));
 
-	enum endpoint_result result = sink->kind->write(sink, *buffer, SIZE_MAX, &moved, &ignored);
+	if (!most)
+		return STEP_REST;
+	enum endpoint_result result = sink->kind->write(sink, *buffer, most, &moved, &ignored);
 	if (result == ENDPOINT_BROKEN) {
 		cut(stream);
 		return STEP_ON;
 	}
+	pay(meter, moved);
 	if (moved)
 		count(stream, moved);
 	if (evbuffer_get_length(*buffer))
-		return rest_unwritable(stream);
+		return moved == most ? STEP_ON : rest_unwritable(stream);
 	drop(buffer);
 	return STEP_ON;
 }
@@ -257,12 +309,15 @@ discard(struct stream *stream, struct failure *why)
 {
 	struct endpoint *source = &stream->source->endpoint;
 	struct evbuffer *waste = NULL;
-	size_t moved = 0;
+	size_t moved = 0, most = allow(stream, stream->source->in_meter, BLOCK_BYTES);
 
+	if (!most)
+		return STEP_REST;
 	if (need(&waste, why) < 0)
 		return STEP_BROKEN;
-	enum endpoint_result result = source->kind->read(source, waste, BLOCK_BYTES, &moved, why);
+	enum endpoint_result result = source->kind->read(source, waste, most, &moved, why);
 	evbuffer_free(waste);
+	pay(stream->source->in_meter, moved);
 	if (result != ENDPOINT_MOVED)
 		return not_read(stream, result);
 	/* No movement, for the deadlines' sake: a peer that talks on for ever is not listened to for ever. */
@@ -275,15 +330,19 @@ static enum step
 copy_without_keeping(struct stream *stream, struct failure *why)
 {
 	struct endpoint *source = &stream->source->endpoint;
+	struct meter *in = stream->source->in_meter, *out = stream->sink->out_meter;
 	struct failure ignored;
-	size_t seen, sent;
+	size_t seen, sent, most = allow(stream, in, BLOCK_BYTES);
 	char *scratch = loop_scratch(stream->pump->loop);
 
 	if (!scratch) {
 		failure_set(why, FAILURE_MEMORY, "no memory to read");
 		return STEP_BROKEN;
 	}
-	enum endpoint_result result = endpoint_peek(source, scratch, BLOCK_BYTES, &seen, why);
+	most = most ? allow(stream, out, most) : 0;
+	if (!most)
+		return STEP_REST;
+	enum endpoint_result result = endpoint_peek(source, scratch, most, &seen, why);
 	if (result != ENDPOINT_MOVED)
 		return not_read(stream, result);
 	result = endpoint_send(&stream->sink->endpoint, scratch, seen, &sent, &ignored);
@@ -292,6 +351,8 @@ copy_without_keeping(struct stream *stream, struct failure *why)
 		return STEP_ON;
 	}
 	endpoint_skip(source, scratch, sent);
+	pay(in, sent);
+	pay(out, sent);
 	spend(stream, sent);
 	count(stream, sent);
 	if (sent == seen)
@@ -300,35 +361,49 @@ copy_without_keeping(struct stream *stream, struct failure *why)
 	return rest_unwritable(stream);
 }
 
+static void
+note_length(struct flow *flow, size_t seen)
+{
+	if (seen < LONG_READ_BYTES)
+		flow->long_reads = 0;
+	else if (flow->long_reads < 2)
+		flow->long_reads++;
+}
+
 /* From socket to socket with no filter between: one read, one write, and no buffer unless the write
- * falls short. */
+ * falls short. Where the sink alone is metered no more is read than may be written. */
 static enum step
 copy(struct stream *stream, size_t most, struct failure *why)
 {
+	struct meter *in = stream->source->in_meter, *out = stream->sink->out_meter;
 	struct flow *flow = stream->flow;
 	struct failure ignored;
-	size_t seen, sent;
+	size_t seen, sent = 0;
 	char *scratch = loop_scratch(stream->pump->loop);
 
 	if (!scratch) {
 		failure_set(why, FAILURE_MEMORY, "no memory to read");
 		return STEP_BROKEN;
 	}
+	most = allow(stream, in ? in : out, most);
+	if (!most)
+		return STEP_REST;
 	enum endpoint_result result =
 		endpoint_receive(&stream->source->endpoint, scratch, most, &seen, why);
 	if (result != ENDPOINT_MOVED)
 		return not_read(stream, result);
+	pay(in, seen);
 	spend(stream, seen);
-	if (seen < LONG_READ_BYTES)
-		flow->long_reads = 0;
-	else if (flow->long_reads < 2)
-		flow->long_reads++;
+	note_length(flow, seen);
 
-	result = endpoint_send(&stream->sink->endpoint, scratch, seen, &sent, &ignored);
+	size_t may = allow(stream, out, seen);
+	if (may)
+		result = endpoint_send(&stream->sink->endpoint, scratch, may, &sent, &ignored);
 	if (result == ENDPOINT_BROKEN) {
 		cut(stream);
 		return STEP_ON;
 	}
+	pay(out, sent);
 	count(stream, sent);
 	if (sent < seen &&
 	    (need(&flow->store, why) < 0 ||
@@ -341,10 +416,15 @@ static enum step
 splice_bulk(struct stream *stream, struct pipe *pipe, struct failure *why)
 {
 	struct endpoint *source = &stream->source->endpoint;
+	struct meter *in = stream->source->in_meter, *out = stream->sink->out_meter;
 	struct flow *flow = stream->flow;
-	size_t moved;
+	size_t moved, most = allow(stream, in ? in : out, pipe->room_bytes);
 
-	enum endpoint_result result = endpoint_splice_in(source, pipe, &moved, why);
+	if (!most) {
+		loop_give_pipe(stream->pump->loop, pipe);
+		return STEP_REST;
+	}
+	enum endpoint_result result = endpoint_splice_in(source, pipe, most, &moved, why);
 	if (result != ENDPOINT_MOVED) {
 		loop_give_pipe(stream->pump->loop, pipe);
 		if (result == ENDPOINT_WAIT && source->readable) {
@@ -353,6 +433,7 @@ splice_bulk(struct stream *stream, struct pipe *pipe, struct failure *why)
 		}
 		return not_read(stream, result);
 	}
+	pay(in, moved);
 	spend(stream, moved);
 	flow->short_splices = moved < SHORT_SPLICE_BYTES ? (uint8_t)(flow->short_splices + 1) : 0;
 	if (flow->short_splices >= SHORT_SPLICES) {
@@ -368,19 +449,48 @@ static enum step
 fill_buffer(struct stream *stream, size_t most, struct failure *why)
 {
 	struct endpoint *source = &stream->source->endpoint;
+	struct meter *in = stream->source->in_meter;
 	struct evbuffer **buffer = first(stream);
 	size_t moved = 0;
 
 	if (!most)
 		most = CAPPED_READ_BYTES;
+	if (most > METERED_READ_BYTES && (stream->sink->out_meter || is_core_metered(stream)))
+		most = METERED_READ_BYTES;
 	if (most > STORE_BYTES - length(*buffer))
 		most = STORE_BYTES - length(*buffer);
+	most = allow(stream, in, most);
+	if (!most)
+		return STEP_REST;
 	if (need(buffer, why) < 0)
 		return STEP_BROKEN;
 	enum endpoint_result result = source->kind->read(source, *buffer, most, &moved, why);
 	if (result != ENDPOINT_MOVED)
 		return not_read(stream, result);
+	pay(in, moved);
 	spend(stream, moved);
+	return STEP_ON;
+}
+
+/* Lets bytes out of a metered core. */
+static enum step
+leave_core(struct stream *stream, struct failure *why)
+{
+	struct flow *flow = stream->flow;
+	size_t bytes = allow(stream, stream->core[0], length(flow->store));
+
+	bytes = bytes ? allow(stream, stream->core[1], bytes) : 0;
+	if (!bytes)
+		return STEP_REST;
+	if (need(&flow->paid, why) < 0)
+		return STEP_BROKEN;
+	if (evbuffer_remove_buffer(flow->store, flow->paid, bytes) != (int)bytes) {
+		failure_set(why, FAILURE_MEMORY, "no memory to move %zu bytes", bytes);
+		return STEP_BROKEN;
+	}
+	pay(stream->core[0], bytes);
+	pay(stream->core[1], bytes);
+	progress(stream);
 	return STEP_ON;
 }
 
@@ -393,10 +503,12 @@ fill(struct stream *stream, struct failure *why)
 
 	if (most > stream->budget)
 		most = stream->budget;
-	if (source->stack || sink->stack || !endpoint_is_socket(&source->endpoint) ||
-	    !endpoint_is_socket(&sink->endpoint))
+	if (source->stack || sink->stack || is_core_metered(stream) ||
+	    !endpoint_is_socket(&source->endpoint) || !endpoint_is_socket(&sink->endpoint))
 		return fill_buffer(stream, most, why);
-	if (pump->may_splice && stream->flow->long_reads >= 2) {
+	/* Metered on both sides, what was read may have to wait for the other meter: not in a pipe. */
+	if (pump->may_splice && stream->flow->long_reads >= 2 &&
+	    !(source->in_meter && sink->out_meter)) {
 		struct pipe *pipe = loop_take_pipe(pump->loop);
 		if (pipe)
 			return splice_bulk(stream, pipe, why);
@@ -419,7 +531,7 @@ pass_end(struct stream *stream)
 static bool
 is_full(struct stream *stream)
 {
-	if (stream->source->stack || stream->sink->stack)
+	if (stream->source->stack || stream->sink->stack || is_core_metered(stream))
 		return length(stream->flow->store) >= STORE_BYTES ||
 		       length(*first(stream)) >= STORE_BYTES;
 	return !stream->sink->endpoint.writable;
@@ -435,6 +547,9 @@ step(struct stream *stream, struct failure *why)
 		return STEP_REST;
 	if (flow->pipe || length(*last(stream)))
 		return drain(stream);
+	if (is_core_metered(stream) && length(flow->store) && !length(flow->paid) &&
+	    flow->state == FLOW_OPEN)
+		return leave_core(stream, why);
 	if (flow->state == FLOW_OPEN && all_ended(stream)) {
 		pass_end(stream);
 		return STEP_REST;
@@ -475,7 +590,7 @@ static enum step
 step_stack(struct side *side, struct stream *in, struct stream *out, struct failure *why)
 {
 	if (need(&side->in, why) < 0 || need(&side->out, why) < 0 ||
-	    need(&in->flow->store, why) < 0 || need(&out->flow->store, why) < 0)
+	    need(&in->flow->store, why) < 0 || need(leaving(out), why) < 0)
 		return STEP_BROKEN;
 	struct stack_flow flows[FILTER_FLOWS] = {
 		[FILTER_IN] = { .src = side->in,
@@ -483,7 +598,7 @@ step_stack(struct side *side, struct stream *in, struct stream *out, struct fail
 				.room_bytes = room(in->pump->loop, in->flow->store),
 				.flush = flush_of(in->flow->source_ended,
 						  !side->endpoint.readable) },
-		[FILTER_OUT] = { .src = out->flow->store,
+		[FILTER_OUT] = { .src = *leaving(out),
 				 .dst = side->out,
 				 .room_bytes = room(in->pump->loop, side->out),
 				 .flush = flush_of(core_ended(out),
@@ -520,12 +635,16 @@ leave_out(struct side *side)
 static struct stream
 stream_of(struct pump *pump, enum pump_flow name)
 {
+	struct side *source = &pump->side[name == FLOW_UP ? SIDE_NEAR : SIDE_FAR];
+	struct side *sink = &pump->side[name == FLOW_UP ? SIDE_FAR : SIDE_NEAR];
+
 	return (struct stream){
 		.pump = pump,
 		.flow = &pump->flow[name],
 		.other = &pump->flow[name == FLOW_UP ? FLOW_DOWN : FLOW_UP],
-		.source = &pump->side[name == FLOW_UP ? SIDE_NEAR : SIDE_FAR],
-		.sink = &pump->side[name == FLOW_UP ? SIDE_FAR : SIDE_NEAR],
+		.source = source,
+		.sink = sink,
+		.core = { source->core_meter[name], sink->core_meter[name] },
 		.unreadable = name == FLOW_UP ? WAIT_NEAR_READABLE : WAIT_FAR_READABLE,
 		.unwritable = name == FLOW_UP ? WAIT_FAR_WRITABLE : WAIT_NEAR_WRITABLE,
 		.budget = TURN_BYTES,
@@ -539,12 +658,33 @@ account_flow(struct flow *flow, enum wait cause, uint64_t elapsed_ns)
 		flow->spent_ns[cause] += elapsed_ns;
 }
 
+struct waiting
+pump_waiting(const struct pump *pump, enum pump_flow name)
+{
+	struct waiting own = pump->flow[name].waiting;
+	const struct endpoint *endpoint;
+
+	switch (own.cause) {
+	case WAIT_NEAR_READABLE:
+	case WAIT_NEAR_WRITABLE:
+		endpoint = &pump->side[SIDE_NEAR].endpoint;
+		break;
+	case WAIT_FAR_READABLE:
+	case WAIT_FAR_WRITABLE:
+		endpoint = &pump->side[SIDE_FAR].endpoint;
+		break;
+	default:
+		return own;
+	}
+	return endpoint->kind && endpoint->kind->blame ? endpoint->kind->blame(endpoint, own) : own;
+}
+
 void
 pump_account(struct pump *pump, uint64_t now_ns)
 {
 	uint64_t elapsed_ns = now_ns - pump->clock_ns;
-	account_flow(&pump->flow[FLOW_UP], pump->flow[FLOW_UP].waiting.cause, elapsed_ns);
-	account_flow(&pump->flow[FLOW_DOWN], pump->flow[FLOW_DOWN].waiting.cause, elapsed_ns);
+	account_flow(&pump->flow[FLOW_UP], pump_waiting(pump, FLOW_UP).cause, elapsed_ns);
+	account_flow(&pump->flow[FLOW_DOWN], pump_waiting(pump, FLOW_DOWN).cause, elapsed_ns);
 	pump->clock_ns = now_ns;
 }
 
@@ -590,6 +730,7 @@ run_flows(struct stream streams[2], struct failure *why)
 			uint8_t state_before = stream->flow->state;
 			enum step next;
 			stream->progress = stream->wants_read = stream->wants_write = false;
+			stream->waits_for = NULL;
 			while ((next = step(stream, why)) == STEP_ON)
 				;
 			if (next == STEP_BROKEN) {
@@ -633,6 +774,25 @@ watch(struct stream streams[2], struct failure *why)
 	return 0;
 }
 
+/* What a flow's meters hold goes back, unless it is only the turn that is over. The one whose limit it
+ * waits for is left waiting; of a core metered twice the first keeps what it has until then. */
+static void
+rest_meters(struct stream *stream)
+{
+	struct meter *meters[] = { stream->source->in_meter, stream->sink->out_meter,
+				   stream->core[0], stream->core[1] };
+	bool is_on = !is_over(stream->flow);
+
+	if (is_on && stream->flow->waiting.cause == WAIT_TURN)
+		return;
+	for (int i = 0; i < 4; i++) {
+		bool waits = meters[i] == stream->waits_for ||
+			     (meters[i] == stream->core[0] && stream->waits_for == stream->core[1]);
+		if (meters[i] && !(is_on && waits))
+			meter_rest(meters[i]);
+	}
+}
+
 static void
 shed_all(struct pump *pump)
 {
@@ -640,6 +800,7 @@ shed_all(struct pump *pump)
 		shed(&pump->side[i].in);
 		shed(&pump->side[i].out);
 		shed(&pump->flow[i].store);
+		shed(&pump->flow[i].paid);
 	}
 }
 
@@ -680,6 +841,8 @@ pump_run(struct pump *pump, struct failure *why)
 	shed_all(pump);
 	if (pump->kept_bytes || pump->side[SIDE_NEAR].stack || pump->side[SIDE_FAR].stack)
 		count_kept(pump);
+	rest_meters(&streams[FLOW_UP]);
+	rest_meters(&streams[FLOW_DOWN]);
 	if (result == STEP_BROKEN)
 		return PUMP_BROKEN;
 	if (is_over(&pump->flow[FLOW_UP]) && is_over(&pump->flow[FLOW_DOWN]))
@@ -718,8 +881,20 @@ void
 pump_wait(struct pump *pump, enum wait cause, uint64_t now_ns)
 {
 	pump_account(pump, now_ns);
-	pump->flow[FLOW_UP].waiting.cause = cause;
-	pump->flow[FLOW_DOWN].waiting.cause = cause;
+	pump->flow[FLOW_UP].waiting = (struct waiting){ .cause = cause };
+	pump->flow[FLOW_DOWN].waiting = (struct waiting){ .cause = cause };
+}
+
+bool
+pump_is_limited(const struct pump *pump, bool own)
+{
+	for (enum pump_flow name = FLOW_UP; name <= FLOW_DOWN; name++) {
+		const struct flow *flow = &pump->flow[name];
+		struct waiting waiting = own ? flow->waiting : pump_waiting(pump, name);
+		if (!is_over(flow) && waiting.cause == WAIT_LIMIT)
+			return true;
+	}
+	return false;
 }
 
 bool
@@ -750,6 +925,7 @@ pump_close(struct pump *pump)
 	for (int i = 0; i < 2; i++) {
 		drop_pipe(pump, &pump->flow[i]);
 		drop(&pump->flow[i].store);
+		drop(&pump->flow[i].paid);
 		drop(&pump->side[i].in);
 		drop(&pump->side[i].out);
 		stack_close(pump->side[i].stack);

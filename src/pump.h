@@ -9,6 +9,7 @@
 
 #include "endpoint.h"
 #include "loop.h"
+#include "meter.h"
 #include "stack.h"
 
 enum pump_side { SIDE_NEAR, SIDE_FAR };
@@ -25,15 +26,20 @@ struct flow {
 	uint64_t spent_ns[WAITS]; /* how long it has waited for each, until pump.clock_ns */
 	uint64_t bytes;           /* that the sink took */
 	struct evbuffer *store;   /* read and not yet passed on; NULL = nothing */
-	struct pipe *pipe;        /* the same, in the kernel; NULL = nothing */
-	uint8_t state;            /* enum flow_state */
-	bool source_ended;        /* the source's end was read */
-	uint8_t long_reads;       /* in a row: two make it bulk */
-	uint8_t short_splices;    /* in a row: some make it no bulk any more */
+	struct evbuffer
+		*paid; /* the same, where the core is metered: past those meters; NULL = nothing */
+	struct pipe *pipe;     /* the same, in the kernel; NULL = nothing */
+	uint8_t state;         /* enum flow_state */
+	bool source_ended;     /* the source's end was read */
+	uint8_t long_reads;    /* in a row: two make it bulk */
+	uint8_t short_splices; /* in a row: some make it no bulk any more */
 };
 
 struct side {
 	struct endpoint endpoint; /* kind NULL = not there yet */
+	/* What is read and written here, and what crosses the core on behalf of this side (by enum
+	 * pump_flow); the owner's, NULL = not metered. */
+	struct meter *in_meter, *out_meter, *core_meter[2];
 	struct stack *stack;      /* NULL = no filter, or all have passed */
 	struct evbuffer *in;      /* read, and not yet through the stack; NULL = nothing */
 	struct evbuffer *out;     /* through the stack, and not yet written; NULL = nothing */
@@ -85,6 +91,12 @@ bool pump_is_handshaking(const struct pump *pump);
 
 /* Whether one flow is over and the other is not. */
 bool pump_is_half_open(const struct pump *pump);
+
+/* What a flow waits for, and behind pairs what their other ends' flows do. */
+struct waiting pump_waiting(const struct pump *pump, enum pump_flow name);
+
+/* Whether some flow waits for a limit; `own`: for one of its own meters. */
+bool pump_is_limited(const struct pump *pump, bool own);
 
 /* Whether some flow waits for an endpoint to take bytes. */
 bool pump_is_blocked(const struct pump *pump);

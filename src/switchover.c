@@ -1,6 +1,7 @@
 #include "switchover.h"
 
 #include "admission.h"
+#include "switchover_limits.h"
 #include "target.h"
 
 #include <stdio.h>
@@ -74,8 +75,8 @@ listen_for(const struct tunnel_conf *conf, const struct listeners *open, unsigne
 
 int
 switchover_prepare(struct generation *next, const struct generation *current,
-		   const struct listeners *open, unsigned int workers, struct listeners *listeners,
-		   struct failure *why)
+		   const struct listeners *open, unsigned int workers, struct limits *limits,
+		   struct listeners *listeners, struct failure *why)
 {
 	size_t most = 0;
 
@@ -85,18 +86,38 @@ switchover_prepare(struct generation *next, const struct generation *current,
 	listeners->at = calloc(most ? most : 1, sizeof(struct listener *));
 	if (!listeners->at)
 		return failure_set(why, FAILURE_MEMORY, "no memory for %zu listeners", most);
+	if (switchover_limits_prepare(next, current, limits, why) < 0) {
+		switchover_close(listeners, open);
+		return -1;
+	}
 	for (size_t i = 0; i < next->tunnel_count; i++)
 		if (prepare_tunnel(next->tunnels[i], current, why) < 0 ||
 		    listen_for(next->tunnels[i], open, workers, listeners, why) < 0) {
-			switchover_close(listeners, open);
+			switchover_abandon(next, listeners, open);
 			return -1;
 		}
 	return 0;
 }
 
 void
-switchover_commit(const struct generation *next, const struct listeners *listeners)
+switchover_abandon(struct generation *next, struct listeners *listeners,
+		   const struct listeners *open)
 {
+	switchover_close(listeners, open);
+	switchover_limits_abandon(next);
+}
+
+void
+switchover_finish(const struct generation *old, const struct generation *next)
+{
+	if (old)
+		switchover_limits_finish(old, next);
+}
+
+void
+switchover_commit(struct generation *next, const struct listeners *listeners)
+{
+	switchover_limits_commit(next);
 	for (size_t i = 0; i < next->tunnel_count; i++) {
 		const struct tunnel_conf *conf = next->tunnels[i];
 		for (size_t j = 0; j < conf->listen.count; j++) {

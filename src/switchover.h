@@ -7,6 +7,7 @@
 #define PENSTOCK_SWITCHOVER_H
 
 #include "generation.h"
+#include "limits.h"
 #include "listener.h"
 
 /* The listeners of one generation; those that stay are in the lists of both. */
@@ -15,14 +16,21 @@ struct listeners {
 	size_t count;
 };
 
-/* Makes `next` ready: targets, live counters, listeners for `workers` workers. `current` (NULL at the
- * start) and its listeners `open` are not changed. On failure nothing was opened. */
+/* Makes `next` ready: targets, live counters, limits, listeners for `workers` workers. `current` (NULL at
+ * the start) and its listeners `open` are not changed. On failure nothing was opened or added. */
 int switchover_prepare(struct generation *next, const struct generation *current,
-		       const struct listeners *open, unsigned int workers,
+		       const struct listeners *open, unsigned int workers, struct limits *limits,
 		       struct listeners *listeners, struct failure *why);
+/* Undoes it: `next` does not come into force. */
+void switchover_abandon(struct generation *next, struct listeners *listeners,
+			const struct listeners *open);
 
-/* Points every listener at its tunnel in the generation it now belongs to. Just before crew_switch. */
-void switchover_commit(const struct generation *next, const struct listeners *listeners);
+/* Points every listener at its tunnel in the generation it now belongs to, and gives limits their new
+ * values. Just before crew_switch. */
+void switchover_commit(struct generation *next, const struct listeners *listeners);
+
+/* Removes the limits that `old` (NULL at the start) has and `next` has not. After every worker has switched. */
+void switchover_finish(const struct generation *old, const struct generation *next);
 
 /* Closes the listeners of `old` that are not in `kept` (may be empty), frees the list. After every
  * worker has switched. */

@@ -6,6 +6,7 @@
 #include "pair.h"
 #include "pump.h"
 #include "target.h"
+#include "tunnel_limits.h"
 
 #include <arpa/inet.h>
 #include <event2/event.h>
@@ -48,16 +49,18 @@ struct connection {
 	struct connections *home;
 	struct connection *next, **link;
 	struct dialling *dialling;
+	struct tunnel_limits *limits; /* NULL = none */
 	struct event timer;
 	struct task end; /* frees it */
 
 	uint64_t id;
-	uint64_t opened_ns, moved_ns; /* moved_ns: when the last byte moved */
-	uint64_t armed_ns;            /* when the timer fires; 0 = not armed */
-	uint64_t over_ns;             /* lifetime or flushing ends; 0 = never */
-	uint64_t handshake_ns;        /* when the handshakes that go on began */
-	size_t unsent_bytes;          /* at the last look */
-	size_t target;                /* index in the connect list */
+	uint64_t opened_ns, moved_ns;  /* moved_ns: when the last byte moved */
+	uint64_t armed_ns;             /* when the timer fires; 0 = not armed */
+	uint64_t over_ns;              /* lifetime or flushing ends; 0 = never */
+	uint64_t handshake_ns;         /* when the handshakes that go on began */
+	uint64_t handshake_limited_ns; /* and how long the connection had waited for limits then */
+	size_t unsent_bytes;           /* at the last look */
+	size_t target;                 /* index in the connect list */
 	struct facts facts;
 
 	uint8_t state;     /* enum connection_state */
@@ -141,6 +144,7 @@ release(struct connection *connection)
 
 	connection->state = CONNECTION_CLOSED;
 	event_del(&connection->timer);
+	tunnel_limits_close(&connection->limits, &connection->pump);
 	pump_close(&connection->pump);
 	if (connection->has_target)
 		targets_disconnected(connection->conf->targets, connection->target);
@@ -195,6 +199,7 @@ connection_end(struct connection *connection, enum ended_by ended_by, int at_onc
 	uint64_t now_ns = clock_now_ns();
 
 	stop_dialling(connection);
+	tunnel_limits_close(&connection->limits, pump);
 	pump_account(pump, now_ns);
 	log_end(connection, ended_by, why);
 	if (!why) {
@@ -231,6 +236,16 @@ sooner(uint64_t a_ns, uint64_t b_ns)
 	return a_ns < b_ns ? a_ns : b_ns;
 }
 
+/* How long it has waited for limits, up to the last account. */
+static uint64_t
+limited_ns(const struct connection *connection)
+{
+	const struct flow *flow = connection->pump.flow;
+	uint64_t up_ns = flow[FLOW_UP].spent_ns[WAIT_LIMIT];
+	uint64_t down_ns = flow[FLOW_DOWN].spent_ns[WAIT_LIMIT];
+	return up_ns > down_ns ? up_ns : down_ns;
+}
+
 /* When the connection is to be ended for taking too long, and what is to be said then. */
 static uint64_t
 deadline(const struct connection *connection, const char **said)
@@ -245,8 +260,10 @@ deadline(const struct connection *connection, const char **said)
 	}
 	if (connection->state == CONNECTION_DIALLING)
 		return due_ns; /* the dial has its own */
-	if (pump_is_handshaking(pump) && connection->handshake_ns + timeouts->handshake < due_ns) {
-		due_ns = connection->handshake_ns + timeouts->handshake;
+	uint64_t handshake_ns = connection->handshake_ns + timeouts->handshake +
+				limited_ns(connection) - connection->handshake_limited_ns;
+	if (pump_is_handshaking(pump) && handshake_ns < due_ns) {
+		due_ns = handshake_ns;
 		*said = "handshake";
 	}
 	if (connection->state == CONNECTION_OPENING)
@@ -259,9 +276,11 @@ deadline(const struct connection *connection, const char **said)
 		*said = half_open ? "half_open" : "idle";
 	}
 	const struct flow *up = &pump->flow[FLOW_UP];
+	uint64_t first_byte_ns =
+		connection->opened_ns + timeouts->first_byte + up->spent_ns[WAIT_LIMIT];
 	if (timeouts->first_byte && !up->bytes && !up->store && !up->source_ended &&
-	    connection->opened_ns + timeouts->first_byte < due_ns) {
-		due_ns = connection->opened_ns + timeouts->first_byte;
+	    first_byte_ns < due_ns) {
+		due_ns = first_byte_ns;
 		*said = "first_byte";
 	}
 	return due_ns;
@@ -271,7 +290,15 @@ deadline(const struct connection *connection, const char **said)
 static bool
 is_slow(const struct connection *connection)
 {
-	return connection->state == CONNECTION_DIALLING || pump_is_blocked(&connection->pump);
+	return connection->state == CONNECTION_DIALLING || pump_is_blocked(&connection->pump) ||
+	       pump_is_limited(&connection->pump, true);
+}
+
+/* What the timer depends on. */
+static bool
+needs_looks(const struct connection *connection)
+{
+	return is_slow(connection) || pump_is_half_open(&connection->pump);
 }
 
 static void
@@ -280,7 +307,7 @@ set_timer(struct connection *connection, uint64_t now_ns)
 	const char *said;
 	uint64_t due_ns = deadline(connection, &said);
 
-	connection->slow = is_slow(connection) || pump_is_half_open(&connection->pump);
+	connection->slow = needs_looks(connection);
 	if (is_slow(connection)) {
 		uint64_t idle_ns = connection->conf->timeouts.idle;
 		uint64_t look_ns = idle_ns && idle_ns / 4 < LOOK_NS ? idle_ns / 4 : LOOK_NS;
@@ -377,6 +404,10 @@ on_timer(evutil_socket_t fd, short what, void *context)
 			return;
 		look_for_progress(connection, NULL, now_ns);
 	}
+	/* Who waits for our own tokens, or for somebody who does, is not idle. */
+	pump_account(&connection->pump, now_ns);
+	if (pump_is_limited(&connection->pump, false))
+		connection->moved_ns = now_ns;
 	if (now_ns >= deadline(connection, &said)) {
 		struct failure why;
 		failure_set(&why, FAILURE_TIMEOUT, "timeouts: %s has passed", said);
@@ -401,6 +432,7 @@ note_first_end(struct connection *connection)
 }
 
 static void dial(struct connection *connection);
+static void learn(struct connection *connection);
 
 static void
 run(struct connection *connection)
@@ -424,13 +456,14 @@ run(struct connection *connection)
 		end_broken(connection, pump->broken_side, &why);
 		return;
 	}
-	if (connection->state == CONNECTION_OPENING) {
-		if (!pump_is_handshaking(pump))
-			dial(connection);
+	if (connection->limits)
+		learn(connection);
+	if (connection->state == CONNECTION_OPENING && !pump_is_handshaking(pump)) {
+		dial(connection);
 		return;
 	}
 	/* Only a change of what the deadlines hang on is worth a look at the timer. */
-	if (connection->slow != (pump_is_blocked(pump) || pump_is_half_open(pump)))
+	if (connection->slow != needs_looks(connection))
 		set_timer(connection, pump->clock_ns);
 }
 
@@ -458,6 +491,7 @@ open_stack(struct connection *connection, enum pump_side side)
 	if (!chain->count)
 		return 0;
 	connection->handshake_ns = clock_now_ns();
+	connection->handshake_limited_ns = limited_ns(connection);
 	if (stack_open(&connection->pump.side[side].stack, chain, near ? FILTER_NEAR : FILTER_FAR,
 		       &connection->facts, &why) == 0)
 		return 0;
@@ -471,6 +505,92 @@ open_side(struct connection *connection, enum pump_side side)
 	struct endpoint *endpoint = endpoint_of(connection, side);
 	endpoint->owner = connection;
 	endpoint->on_ready = on_ready;
+}
+
+/* --- limits ------------------------------------------------------------------------------------- */
+
+static struct tunnel_limits_of
+limits_of(struct connection *connection)
+{
+	return (struct tunnel_limits_of){
+		.owner = connection,
+		.pump = &connection->pump,
+		.worker = connection->home->limits,
+		.facts = &connection->facts,
+		.id = connection->id,
+		.is_settled = stack_is_ready(connection->pump.side[SIDE_NEAR].stack),
+	};
+}
+
+/* What is counted nearer to the client is not counted again: here, and at what comes behind. */
+static void
+cut(struct connection *connection)
+{
+	const struct connection *earlier = connection;
+
+	if (!connection->limits)
+		return;
+	tunnel_limits_uncut(connection->limits);
+	for (enum pump_flow name = FLOW_UP; name <= FLOW_DOWN; name++)
+		connection->pump.flow[name].waiting.limit = NULL; /* it may be gone */
+	while ((earlier = joined_at(&earlier->pump.side[SIDE_NEAR].endpoint)))
+		if (earlier->limits)
+			tunnel_limits_cut(connection->limits, earlier->limits);
+}
+
+static void
+learn(struct connection *connection)
+{
+	struct tunnel_limits_of of = limits_of(connection);
+
+	if (!tunnel_limits_learn(connection->limits, &of))
+		return;
+	cut(connection);
+	loop_run_later(connection->home->loop, &connection->pump.turn);
+}
+
+/* On failure the connection is over. */
+static int
+obey_limits(struct connection *connection)
+{
+	struct tunnel_limits_of of = limits_of(connection);
+	struct failure why;
+
+	if (tunnel_limits_obey(&connection->limits, connection->conf, &of, &why) < 0) {
+		connection_end(connection, ENDED_BY_US, RESET_BOTH, &why);
+		return -1;
+	}
+	cut(connection);
+	return 0;
+}
+
+void
+tunnel_granted(struct limit_flow *flow)
+{
+	run(((struct meter *)flow)->owner);
+}
+
+void
+tunnel_obey_limits(struct connections *connections,
+		   const struct tunnel_conf *(*find)(const void *context, const char *name),
+		   const void *context)
+{
+	struct connection *connection, *next;
+	struct failure ignored; /* it keeps what it has */
+
+	for (connection = connections->first; connection; connection = connection->next) {
+		const struct tunnel_conf *conf = find(context, connection->conf->name);
+		struct tunnel_limits_of of = limits_of(connection);
+		if (conf && connection->state < CONNECTION_FLUSHING)
+			tunnel_limits_obey(&connection->limits, conf, &of, &ignored);
+	}
+	for (connection = connections->first; connection; connection = connection->next)
+		cut(connection);
+	for (connection = connections->first; connection; connection = next) {
+		next = connection->next;
+		if (pump_is_limited(&connection->pump, true))
+			run(connection);
+	}
 }
 
 /* The target's host as configured, "" for what has none. */
@@ -499,6 +619,8 @@ open_far(struct connection *connection)
 	connection->facts.target_host = "";
 	if (opened < 0)
 		return;
+	if (connection->limits)
+		tunnel_limits_measure(connection->limits, &connection->pump, SIDE_FAR);
 	pump_wait(&connection->pump, WAIT_TURN, clock_now_ns());
 	/* A client that speaks first has most often done so by now: a read is tried before it is told. */
 	endpoint_of(connection, SIDE_NEAR)->readable = true;
@@ -636,7 +758,7 @@ dial(struct connection *connection)
 static void
 begin(struct connection *connection)
 {
-	if (open_stack(connection, SIDE_NEAR) < 0)
+	if (open_stack(connection, SIDE_NEAR) < 0 || obey_limits(connection) < 0)
 		return;
 	if (!pump_is_handshaking(&connection->pump)) {
 		dial(connection);

@@ -6,6 +6,7 @@
 #define PENSTOCK_TUNNEL_H
 
 #include "facts.h"
+#include "limits.h"
 #include "loop.h"
 #include "tunnel_conf.h"
 
@@ -19,6 +20,7 @@ struct resolver;
 struct connections {
 	struct loop *loop;
 	struct resolver *resolver;
+	struct limits_worker *limits;
 	unsigned int worker;
 	bool logged; /* whether each end is a line in the log (log { connections }) */
 	/* Open ones, and those on their way here. Whoever places a connection counts it; its end counts
@@ -34,6 +36,15 @@ struct connections {
  * reset. Never calls back. */
 void tunnel_accept(struct connections *connections, const struct tunnel_conf *conf, int fd,
 		   const struct facts *facts);
+
+/* A meter's flow was granted something (limits_next): its connection moves. */
+void tunnel_granted(struct limit_flow *flow);
+
+/* Another generation is in force: every connection obeys the limits that its tunnel names there; `find`
+ * gives the tunnel of a name, or NULL, and then its connections keep what they have. */
+void tunnel_obey_limits(struct connections *connections,
+			const struct tunnel_conf *(*find)(const void *context, const char *name),
+			const void *context);
 
 /* Resets all connections that are open, each with a line that gives `why`. */
 void tunnel_reset_all(struct connections *connections, const struct failure *why);

@@ -3,22 +3,30 @@
 #include "admission.h"
 #include "clock.h"
 #include "endpoint.h"
+#include "limits.h"
 #include "log.h"
 #include "mailbox.h"
 #include "tunnel.h"
 
+#include <errno.h>
 #include <event2/event.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/time.h>
+#include <sys/timerfd.h>
 #include <unistd.h>
 
 /* Pipes for splicing, of 1 MiB each, over all workers: an unprivileged user may have 64 MiB. */
 #define PIPES_MOST    32
 #define TRIM_EVERY_NS (30 * NS_PER_S)
+/* The limits' wake-ups are rounded up to this: many that are due soon after one another are one. */
+#define LIMITS_GRAIN_NS (1 * NS_PER_MS)
+/* How often in one turn what was granted may move and ask again before I/O has its turn. */
+#define LIMITS_ROUNDS 4
 
 /* An order to one worker, or its answer: a message that knows its worker. */
 struct order {
@@ -32,12 +40,18 @@ struct worker {
 	struct door door;
 	struct connections connections;
 	struct event *trim;
+	struct limits_worker limits;
+	struct event *limits_timer;
+	int limits_fd;                /* a timerfd */
+	uint64_t limits_armed_ns;     /* what it is set to */
+	bool limits_called;           /* it has fired, or another worker has granted us something */
+	atomic_bool limits_signalled; /* `granted` is on its way */
 	pthread_t thread;
 	bool runs;
 	bool drains;
 	bool said_empty;
 	bool over; /* its loop has ended: nobody moves in any more */
-	struct order switch_over, switched, drain, empty, reset, stop;
+	struct order switch_over, switched, drain, empty, reset, stop, granted;
 };
 
 struct crew {
@@ -66,6 +80,13 @@ static struct worker *
 worker_of(struct message *message)
 {
 	return ((struct order *)message)->worker;
+}
+
+static void
+prepare_order(struct worker *worker, struct order *order, void (*deliver)(struct message *))
+{
+	order->worker = worker;
+	order->message.deliver = deliver;
 }
 
 /* --- on the worker's thread ----------------------------------------------------------------------- */
@@ -130,10 +151,118 @@ on_place(struct door *door, const struct tunnel_conf *conf, int fd, const struct
 	mailbox_post(to->loop.mailbox, &handover->message);
 }
 
+/* --- limits, on the worker's thread ---------------------------------------------------------------- */
+
+static void
+on_limits_timer(evutil_socket_t fd, short what, void *context)
+{
+	struct worker *worker = context;
+	(void)fd;
+	(void)what;
+	/* Edge-triggered: it need not be read to fall silent. */
+	worker->limits_armed_ns = 0;
+	worker->limits_called = true;
+}
+
+static void
+on_granted(struct message *message)
+{
+	struct worker *worker = worker_of(message);
+	atomic_store(&worker->limits_signalled, false);
+	worker->limits_called = true;
+}
+
+/* Any thread. */
+static void
+on_limits_signal(struct limits_worker *limits)
+{
+	struct worker *worker = (struct worker *)((char *)limits - offsetof(struct worker, limits));
+	if (!atomic_exchange(&worker->limits_signalled, true))
+		mailbox_post(worker->loop.mailbox, &worker->granted.message);
+}
+
+static void
+arm_limits(struct worker *worker, uint64_t at_ns, uint64_t now_ns)
+{
+	uint64_t grains = (at_ns + LIMITS_GRAIN_NS - 1) / LIMITS_GRAIN_NS;
+	uint64_t rounded_ns = at_ns > now_ns ? grains * LIMITS_GRAIN_NS : now_ns;
+	struct itimerspec at = { .it_value = { .tv_sec = (time_t)(rounded_ns / NS_PER_S),
+					       .tv_nsec = (long)(rounded_ns % NS_PER_S) } };
+
+	if (worker->limits_armed_ns == rounded_ns)
+		return;
+	worker->limits_armed_ns = rounded_ns;
+	timerfd_settime(worker->limits_fd, TFD_TIMER_ABSTIME, &at, NULL);
+}
+
+/* The end of a turn: grants what is due, and what was granted to this worker's connections moves now. */
+static void
+obey_limits(struct worker *worker)
+{
+	struct limits_worker *limits = &worker->limits;
+	struct limit_flow *flow;
+	uint64_t now_ns = 0;
+
+	if (!worker->limits_called && limits_due_ns(limits->limits) == LIMITS_NEVER)
+		return;
+	for (unsigned int round = 0; round < LIMITS_ROUNDS; round++) {
+		now_ns = clock_now_ns();
+		if (!worker->limits_called && !limits_must_run(limits->limits, now_ns))
+			return;
+		worker->limits_called = false;
+		limits_run(limits, now_ns);
+		if (limits->arm_ns)
+			arm_limits(worker, limits->arm_ns, now_ns);
+		while ((flow = limits_next(limits)))
+			tunnel_granted(flow);
+	}
+	/* The rest comes in the next turn. */
+	if (limits_must_run(limits->limits, now_ns))
+		worker->limits_called = true;
+	if (worker->limits_called)
+		arm_limits(worker, now_ns, now_ns);
+}
+
+static int
+open_limits(struct worker *worker, struct failure *why)
+{
+	prepare_order(worker, &worker->granted, on_granted);
+	worker->limits_fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
+	if (worker->limits_fd < 0)
+		return failure_set_errno(why, errno, "cannot make a timer");
+	worker->limits_timer = event_new(worker->loop.base, worker->limits_fd,
+					 EV_READ | EV_PERSIST | EV_ET, on_limits_timer, worker);
+	if (!worker->limits_timer || event_add(worker->limits_timer, NULL) < 0)
+		return failure_set(why, FAILURE_MEMORY, "no memory for a worker");
+	worker->limits.signal = on_limits_signal;
+	limits_worker_open(worker->crew->options.limits, &worker->limits);
+	return 0;
+}
+
+/* After all threads have ended: until then any of them may signal it. */
+static void
+close_limits(struct worker *worker)
+{
+	if (worker->limits.limits)
+		limits_worker_close(&worker->limits);
+	if (worker->limits_timer)
+		event_free(worker->limits_timer);
+	if (worker->limits_fd >= 0)
+		close(worker->limits_fd);
+}
+
+/* --- orders ------------------------------------------------------------------------------------------ */
+
 static void
 answer(struct worker *worker, struct order *order)
 {
 	mailbox_post(worker->crew->answers, &order->message);
+}
+
+static const struct tunnel_conf *
+find_tunnel(const void *generation, const char *name)
+{
+	return generation_find(generation, name);
 }
 
 static void
@@ -153,6 +282,7 @@ on_switch_over(struct message *message)
 			log_line(LOG_LEVEL_ERROR, "worker %u does not accept at %s: %s",
 				 worker->connections.worker, crew->listeners[i]->text, why.text);
 	door_finish(&worker->door);
+	tunnel_obey_limits(&worker->connections, find_tunnel, generation);
 	answer(worker, &worker->switched);
 }
 
@@ -212,7 +342,10 @@ run_worker(void *context)
 
 	snprintf(name, sizeof(name), "worker-%u", worker->connections.worker);
 	pthread_setname_np(pthread_self(), name);
-	event_base_loop(worker->loop.base, EVLOOP_NO_EXIT_ON_EMPTY);
+	do {
+		event_base_loop(worker->loop.base, EVLOOP_ONCE | EVLOOP_NO_EXIT_ON_EMPTY);
+		obey_limits(worker);
+	} while (!event_base_got_break(worker->loop.base));
 	worker->over = true;
 	door_close(&worker->door);
 	/* What is still open ends now; its memory goes in a later turn. */
@@ -241,13 +374,6 @@ on_empty(struct message *message)
 		crew->options.on_empty(crew->options.context);
 }
 
-static void
-prepare_order(struct worker *worker, struct order *order, void (*deliver)(struct message *))
-{
-	order->worker = worker;
-	order->message.deliver = deliver;
-}
-
 static int
 open_worker(struct crew *crew, unsigned int index, struct failure *why)
 {
@@ -271,8 +397,11 @@ open_worker(struct crew *crew, unsigned int index, struct failure *why)
 	worker->connections.loop = &worker->loop;
 	worker->connections.resolver = crew->options.resolver;
 	worker->connections.worker = index;
+	worker->connections.limits = &worker->limits;
 	worker->connections.on_empty = on_empty_connections;
 	clock_to_timeval(TRIM_EVERY_NS, &every);
+	if (open_limits(worker, why) < 0)
+		return -1;
 	worker->trim = event_new(worker->loop.base, -1, EV_PERSIST, on_trim, worker);
 	if (!worker->trim || event_add(worker->trim, &every) < 0)
 		return failure_set(why, FAILURE_MEMORY, "no memory for a worker");
@@ -307,6 +436,8 @@ crew_start(const struct crew_options *options, struct failure *why)
 		return NULL;
 	}
 	crew->options = *options;
+	for (unsigned int i = 0; i < options->workers; i++)
+		crew->workers[i].limits_fd = -1;
 	crew->answers = mailbox_open(options->base, why);
 	if (!crew->answers)
 		goto fail;
@@ -363,6 +494,8 @@ crew_stop(struct crew *crew)
 	/* The answers still under way are parts of the workers. */
 	crew->stopping = true;
 	mailbox_close(crew->answers);
+	for (unsigned int i = 0; i < crew->options.workers; i++)
+		close_limits(&crew->workers[i]);
 	for (unsigned int i = 0; i < crew->options.workers; i++) {
 		struct worker *worker = &crew->workers[i];
 		if (worker->trim)

@@ -10,6 +10,7 @@
 
 struct crew;
 struct event_base;
+struct limits;
 struct resolver;
 
 /* Every call is the control thread's, and the callbacks run on it, from `base`'s loop. */
@@ -17,6 +18,7 @@ struct crew_options {
 	unsigned int workers; /* at least 1 */
 	struct resolver *resolver;
 	struct event_base *base;
+	struct limits *limits; /* must outlive the crew */
 	void (*on_switched)(void *context); /* every worker has obeyed crew_switch */
 	void (*on_empty)(void *context);    /* after crew_drain: no connection is left */
 	void *context;
@@ -24,7 +26,8 @@ struct crew_options {
 
 struct crew *crew_start(const struct crew_options *options, struct failure *why);
 
-/* Has every worker accept by these listeners, under each listener's conf, and by no others. One at a time:
+/* Has every worker accept by these listeners, under each listener's conf, and by no others, and every
+ * connection obey the limits that its tunnel has in that generation. One at a time:
  * not before on_switched of the last. The array is borrowed until then. */
 void crew_switch(struct crew *crew, const struct generation *generation,
 		 struct listener *const *listeners, size_t count);

@@ -309,6 +309,7 @@ proxy_protocol_ready(const void *opaque)
 
 const struct filter_type proxy_protocol_filter = {
 	.name = "proxy_protocol",
+	.traits = FILTER_TELLS_CLIENT,
 	.conf_bytes = sizeof(struct proxy_protocol_conf),
 	.keywords = keywords,
 	.fits = proxy_protocol_fits,
