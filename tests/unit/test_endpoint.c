@@ -70,8 +70,9 @@ splice_until_short(struct world *world)
 		ssize_t n;
 		while ((n = write(pipe->in, bytes, sizeof(bytes))) > 0)
 			pipe->held_bytes += (size_t)n;
-		assert_int_not_equal(endpoint_splice_out(&world->endpoint, pipe, &moved, NULL),
-				     ENDPOINT_BROKEN);
+		assert_int_not_equal(
+			endpoint_splice_out(&world->endpoint, pipe, SIZE_MAX, &moved, NULL),
+			ENDPOINT_BROKEN);
 	} while (!pipe->held_bytes);
 	return pipe;
 }
@@ -104,7 +105,7 @@ what_follows(struct world *world, struct pipe *pipe, const char *sent)
 	size_t moved;
 
 	world->endpoint.writable = true;
-	assert_int_equal(endpoint_splice_out(&world->endpoint, pipe, &moved, &why),
+	assert_int_equal(endpoint_splice_out(&world->endpoint, pipe, SIZE_MAX, &moved, &why),
 			 ENDPOINT_BROKEN);
 	assert_int_equal(endpoint_receive(&world->endpoint, got, sizeof(got), &moved, &why),
 			 ENDPOINT_MOVED);
@@ -176,7 +177,8 @@ every_way_of_reading_counts(void **state)
 	struct pipe *other = (world.loop.pipes_most = 2, loop_take_pipe(&world.loop));
 	assert_non_null(other);
 	other->room_bytes = 2;
-	assert_int_equal(endpoint_splice_in(&world.endpoint, other, &moved, &why), ENDPOINT_MOVED);
+	assert_int_equal(endpoint_splice_in(&world.endpoint, other, SIZE_MAX, &moved, &why),
+			 ENDPOINT_MOVED);
 	struct evbuffer *buffer = evbuffer_new();
 	assert_int_equal(world.endpoint.kind->read(&world.endpoint, buffer, 1, &moved, &why),
 			 ENDPOINT_MOVED);
