@@ -886,14 +886,21 @@ pump_wait(struct pump *pump, enum wait cause, uint64_t now_ns)
 }
 
 bool
-pump_is_limited(const struct pump *pump, bool own)
+pump_is_limited(const struct pump *pump)
 {
-	for (enum pump_flow name = FLOW_UP; name <= FLOW_DOWN; name++) {
-		const struct flow *flow = &pump->flow[name];
-		struct waiting waiting = own ? flow->waiting : pump_waiting(pump, name);
-		if (!is_over(flow) && waiting.cause == WAIT_LIMIT)
+	for (enum pump_flow name = FLOW_UP; name <= FLOW_DOWN; name++)
+		if (!is_over(&pump->flow[name]) && pump->flow[name].waiting.cause == WAIT_LIMIT)
 			return true;
-	}
+	return false;
+}
+
+bool
+pump_is_held_up(const struct pump *pump)
+{
+	for (enum pump_flow name = FLOW_UP; name <= FLOW_DOWN; name++)
+		if (pump->flow[name].state == FLOW_OPEN &&
+		    pump_waiting(pump, name).cause == WAIT_LIMIT)
+			return true;
 	return false;
 }
 

@@ -95,8 +95,11 @@ bool pump_is_half_open(const struct pump *pump);
 /* What a flow waits for, and behind pairs what their other ends' flows do. */
 struct waiting pump_waiting(const struct pump *pump, enum pump_flow name);
 
-/* Whether some flow waits for a limit; `own`: for one of its own meters. */
-bool pump_is_limited(const struct pump *pump, bool own);
+/* Whether some flow waits for a limit of its own. */
+bool pump_is_limited(const struct pump *pump);
+
+/* Whether some flow whose bytes are still of use waits for a limit, its own or, behind pairs, another's. */
+bool pump_is_held_up(const struct pump *pump);
 
 /* Whether some flow waits for an endpoint to take bytes. */
 bool pump_is_blocked(const struct pump *pump);

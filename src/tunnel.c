@@ -291,7 +291,7 @@ static bool
 is_slow(const struct connection *connection)
 {
 	return connection->state == CONNECTION_DIALLING || pump_is_blocked(&connection->pump) ||
-	       pump_is_limited(&connection->pump, true);
+	       pump_is_limited(&connection->pump);
 }
 
 /* What the timer depends on. */
@@ -406,7 +406,7 @@ on_timer(evutil_socket_t fd, short what, void *context)
 	}
 	/* Who waits for our own tokens, or for somebody who does, is not idle. */
 	pump_account(&connection->pump, now_ns);
-	if (pump_is_limited(&connection->pump, false))
+	if (pump_is_held_up(&connection->pump))
 		connection->moved_ns = now_ns;
 	if (now_ns >= deadline(connection, &said)) {
 		struct failure why;
@@ -588,7 +588,7 @@ tunnel_obey_limits(struct connections *connections,
 		cut(connection);
 	for (connection = connections->first; connection; connection = next) {
 		next = connection->next;
-		if (pump_is_limited(&connection->pump, true))
+		if (pump_is_limited(&connection->pump))
 			run(connection);
 	}
 }

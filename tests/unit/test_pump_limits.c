@@ -335,7 +335,7 @@ what_may_not_be_written_is_not_read(void **state)
 	assert_int_equal(rig.most_kept, 0);
 	assert_int_equal(rig.pump.flow[FLOW_DOWN].waiting.cause, WAIT_LIMIT);
 	assert_string_equal(rig.pump.flow[FLOW_DOWN].waiting.limit, "near");
-	assert_true(pump_is_limited(&rig.pump, true));
+	assert_true(pump_is_limited(&rig.pump));
 	close_rig();
 }
 

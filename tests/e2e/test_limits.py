@@ -1,0 +1,483 @@
+"""Limits with real time: rates and windows at the receiver, shares, retuning, timeouts; two workers.
+
+The machine may be busy with other things. A bound on what comes in a window allows for the longest pause
+of the receiver itself; a bound from below holds only where the daemon says that it waited for the limit and
+not for a processor; buckets hold a quarter of a second, so that a pause of the daemon loses nothing.
+"""
+
+import contextlib
+import os
+import socket
+import struct
+import threading
+import time
+
+import pytest
+
+from daemon import DEADLINE, configuration, tunnel, wait_until
+from metered import Acceptor, Readers, StallMeter, Writers, dial, dial_many
+from peers import KIB, Target, connect, transfer
+
+KB, MB = 1000, 1000 * 1000
+ATTEMPTS = 5  # at what a busy machine may spoil
+SEGMENT = 1448
+
+
+def limit(name, **rows):
+    values = "".join(f"        {key} = {value if isinstance(value, int) else chr(34) + value + chr(34)}\n"
+                     for key, value in rows.items())
+    return f'limit "{name}" {{\n{values}}}\n'
+
+
+def bucket(rate, seconds=0.25):
+    """Rows of a limit whose bucket holds that many seconds."""
+    return {"rate": f"{rate}B/s", "burst": f"{burst_of(rate, seconds)}B"}
+
+
+def burst_of(rate, seconds=0.25):
+    return max(int(rate * seconds), 8192)
+
+
+def before_others(daemon):
+    """Where we may, the daemon and the test get processors before whatever else this machine does: what is
+    measured is how limits share bytes, not how the kernel shares processors."""
+    with contextlib.suppress(PermissionError):
+        for task in [*os.listdir(f"/proc/{daemon.pid}/task"), threading.get_native_id()]:
+            os.sched_setscheduler(int(task), os.SCHED_RR, os.sched_param(5))
+    return daemon
+
+
+@pytest.fixture(autouse=True)
+def as_before():
+    """Threads that a test starts are scheduled as it is; the next test begins as all do."""
+    yield
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+
+
+def chargen(name="a", **rows):
+    return tunnel(name, "internal:chargen", **rows)
+
+
+def quantum(rate):
+    """The most that a connection is granted at a time."""
+    return max(SEGMENT, min(rate / 40, max(64 * KIB, rate / 250)))
+
+
+def share_of_waits(line, flow):
+    """How much of its time the connection of that log line waited for a limit, in percent."""
+    for part in line[flow].split(","):
+        cause, _, percent = part.rpartition(" ")
+        if cause == "limit":
+            return float(percent.rstrip("%"))
+    return 0.0
+
+
+def was_limited(daemon, name, flow, count):
+    """Whether the tunnel's connections, which end now, waited for limits and not only for processors."""
+    lines = daemon.ended(name, count)
+    return min(share_of_waits(line, flow) for line in (lines if count > 1 else [lines])) > 10
+
+
+class Measure:
+    """What `readers` get in some seconds after the burst."""
+
+    def __init__(self, readers, burst, seconds):
+        readers.wait_total(burst)
+        self.readers, self.before, self.begin = readers, list(readers.got), time.monotonic()
+        time.sleep(seconds)
+        self.end = time.monotonic()
+        self.shares = [now - then for now, then in zip(readers.got, self.before)]
+        self.seconds = self.end - self.begin
+        time.sleep(0.06)  # for the sample behind the end
+        self.rate = readers.between(self.begin, self.end) / self.seconds
+
+    def jain(self):
+        squares = sum(share * share for share in self.shares)
+        return sum(self.shares) ** 2 / len(self.shares) / squares if squares else 0.0
+
+
+def check_rate(report, what, measure, rate, burst, is_limited):
+    worst, spent, pause = measure.readers.worst_window(rate, measure.begin)
+    report(f"limit {what:>8}: asked {rate:>11,} B/s, got {measure.rate:>13,.0f} ({measure.rate / rate - 1:+.2%}), "
+           f"worst window {worst - burst - quantum(rate):+,.0f} B over burst and quantum, Jain {measure.jain():.4f}, "
+           f"wait p99 {measure.readers.wait_p99() * 1000:.0f} ms{'' if is_limited else ', short of CPU'}")
+    assert worst <= burst + quantum(rate) + rate * (pause + 0.002), (worst, pause)
+    left = max(0, burst - spent) + quantum(rate) + rate * pause
+    assert measure.rate <= rate * 1.01 + left / measure.seconds
+    if not is_limited:
+        return
+    slack = max(0.01 * rate, quantum(rate) / measure.seconds) + rate * pause / measure.seconds
+    assert measure.rate >= rate - slack - len(measure.shares) * SEGMENT / measure.seconds
+    if min(measure.shares) > 10 * SEGMENT:
+        assert measure.jain() >= 0.98, measure.shares
+
+
+# --- rates ----------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("rate", [100 * KB, MB, 10 * MB, 100 * MB, 500 * MB])
+@pytest.mark.parametrize("way", ["down", "up"])
+def test_rate(start, report, way, rate):
+    """Four connections on two workers under one limit."""
+    count, burst = 4, burst_of(rate)
+    with Acceptor() as target, contextlib.ExitStack() as stack:
+        daemon = start(configuration(limit("l", **bucket(rate)), chargen("down", limit="l"),
+                                     tunnel("up", target.text, limit="l"), workers=2))
+        if rate <= 10 * MB:
+            before_others(daemon)
+        clients = dial_many(daemon.address(way), count)
+        if way == "up":
+            readers = Readers(target.accept(count))
+            stack.enter_context(Writers(clients))
+        else:
+            readers = Readers(clients)
+        stack.enter_context(readers)
+        measure = Measure(readers, burst, 2.5 if rate < MB else 1.5)
+        readers.close()
+        stack.close()
+        is_limited = was_limited(daemon, way, f"{way}_wait", count)
+    check_rate(report, f"{way}", measure, rate, burst, is_limited)
+
+
+def test_nesting(start, report):
+    """Five levels; each bounds what is below it, and what one leaves is the others'."""
+    text = (limit("uplink", **bucket(12 * MB)) + limit("wide", parent="uplink", **bucket(100 * MB)) +
+            limit("client", parent="wide", per="source/32", **bucket(8 * MB)) + limit("group", parent="client") +
+            limit("each", parent="group", per="connection", **bucket(3 * MB)))
+    daemon = before_others(start(configuration(text, chargen(limit="each"), workers=2)))
+    address = daemon.address("a")
+    with Readers(dial_many(address, 4) + dial_many(address, 1, "127.0.0.2")) as readers:
+        measure = Measure(readers, 6 * MB, 2)
+        worst, _, pause = readers.worst_window(12 * MB)
+    crowded, alone = sum(measure.shares[:4]) / measure.seconds, measure.shares[4] / measure.seconds
+    report(f"limit nesting: four in a client of 8 MB/s got {crowded:,.0f} B/s, one of 3 MB/s {alone:,.0f} B/s")
+    slack = 12 * MB * pause / measure.seconds
+    assert crowded <= 8 * MB * 1.01 + slack + 64 * KIB and alone <= 3 * MB * 1.01 + slack + 64 * KIB
+    assert crowded >= 8 * MB * 0.98 - slack and alone >= 3 * MB * 0.98 - slack
+    assert worst <= 12 * MB / 4 + quantum(12 * MB) + 12 * MB * (pause + 0.002)
+
+
+@pytest.mark.sanitize
+def test_weights(start, report):
+    tunnels = "".join(limit(f"w{weight}", parent="uplink", weight=weight) + chargen(f"t{weight}", limit=f"w{weight}")
+                      for weight in (1, 2, 4))
+    daemon = before_others(start(configuration(limit("uplink", **bucket(7 * MB)), tunnels, workers=2)))
+    # The heavy one has one connection, the light one four.
+    clients = [client for weight, count in ((1, 4), (2, 2), (4, 1))
+               for client in dial_many(daemon.address(f"t{weight}"), count)]
+    with Readers(clients) as readers:
+        for _ in range(ATTEMPTS):
+            measure = Measure(readers, 4 * MB, 1.5)
+            shares = [sum(measure.shares[:4]), sum(measure.shares[4:6]), measure.shares[6]]
+            unit = sum(shares) / 7
+            wrong = [abs(share / unit / weight - 1) for share, weight in zip(shares, (1, 2, 4))]
+            # At both ends of the time a grant may lie on either side.
+            bounds = [0.02 + quantum(7 * MB) * weight / 7 / share for share, weight in zip(shares, (1, 2, 4))]
+            if all(error <= bound for error, bound in zip(wrong, bounds)):
+                break
+    report("limit weights 1:2:4 came out as " + " : ".join(f"{share / unit:.3f}" for share in shares))
+    assert all(error <= bound for error, bound in zip(wrong, bounds)), (wrong, bounds)
+
+
+def test_client_with_a_hundred_connections(start, report):
+    text = limit("uplink", **bucket(20 * MB)) + limit("client", parent="uplink", per="source/32")
+    daemon = before_others(start(configuration(text, chargen(limit="client"), workers=2)))
+    address = daemon.address("a")
+    with Readers(dial_many(address, 100) + dial_many(address, 1, "127.0.0.2")) as readers:
+        for _ in range(ATTEMPTS):
+            measure = Measure(readers, 15 * MB, 1)
+            many, one = sum(measure.shares[:100]), measure.shares[100]
+            if 0.95 <= one / many <= 1.05:
+                break
+    report(f"limit fairness: client with 1 connection : client with 100 = {one / many:.3f}")
+    assert 0.95 <= one / many <= 1.05
+
+
+# --- small flows under a saturated parent ------------------------------------------------------------
+
+@pytest.mark.parametrize("rate", [MB, 10 * MB])
+@pytest.mark.parametrize("clients", [1, 200])
+def test_small_request_under_saturation(start, report, rate, clients):
+    """A kilobyte and its answer, beside 200 hungry connections of one client or of 200."""
+    text = limit("uplink", **bucket(rate, 0.05)) + limit("client", parent="uplink", per="source/32")
+    daemon = start(configuration(text, chargen("hungry", limit="client"),
+                                 tunnel("small", "internal:echo", limit="client"), workers=2))
+    before_others(daemon)
+    hungry = [dial(daemon.address("hungry"), f"127.0.1.{1 + number % clients}") for number in range(200)]
+    took = []
+    with StallMeter() as stall, Readers(hungry) as readers:
+        readers.wait_total(200 * 8 * KIB)  # what newcomers may claim
+        for number in range(40):
+            with dial(daemon.address("small"), f"127.0.2.{1 + number}") as client:
+                began = time.monotonic()
+                client.sendall(bytes(1024))
+                left = 1024
+                while left:
+                    left -= len(client.recv(left))
+                took.append(time.monotonic() - began)
+    report(f"limit small request at {rate // MB} MB/s beside 200 hungry connections of {clients} clients: "
+           f"median {sorted(took)[20] * 1000:.1f} ms, worst {max(took) * 1000:.1f} ms")
+    assert max(took) <= 0.25 + 2 * stall.worst, (took, stall.worst)
+
+
+# --- live -----------------------------------------------------------------------------------------
+
+class Steps:
+    """A daemon whose limit is changed while a client reads."""
+
+    def __init__(self, start, first):
+        self.daemon = before_others(start(self.text(first)))
+        self.readers = Readers(dial_many(self.daemon.address("a"), 2))
+
+    @staticmethod
+    def text(rate):
+        rows = bucket(rate, 0.05) if rate else {"rate": 0}
+        return configuration(limit("l", **rows), chargen(limit="l"), workers=2)
+
+    def change(self, rate):
+        began = time.monotonic()
+        self.daemon.reload(self.text(rate))
+        return began, time.monotonic()
+
+
+@pytest.mark.sanitize
+def test_reload_retunes_open_connections(start, report):
+    steps = Steps(start, 2 * MB)
+    told = []
+    with StallMeter() as stall, steps.readers as readers:
+        readers.wait_total(MB)
+        for rate in (20 * MB, MB, 0, 3 * MB, 300 * KB, 10 * MB):
+            began, obeyed = steps.change(rate)
+            time.sleep(0.1 + 0.4)
+            slack = 0.1 + 2 * stall.worst  # seconds in which it need not have come yet
+            if rate == 0:
+                got = readers.between(obeyed + 0.1, obeyed + 0.4) / 0.3
+                assert got > 20 * MB, got
+            else:
+                got = readers.between(obeyed + 0.1, obeyed + 0.5) / 0.4
+                assert got >= rate * 0.97 * (1 - slack / 0.4 + 0.1 / 0.4) - quantum(rate) / 0.4, (rate, got)
+                assert got <= rate * (1.03 + (slack - 0.1) / 0.4) + (quantum(rate) + burst_of(rate, 0.05)) / 0.4, (rate, got)
+            told.append(f"{rate / MB:g}->{got / MB:.2f}" if rate else f"unlimited->{got / MB:.0f}")
+            assert obeyed - began <= 0.1 + 4 * stall.worst + (DEADLINE > 15) * 2, (obeyed - began, stall.worst)
+        pauses = max(b[0] - a[0] for a, b in zip(readers.samples, readers.samples[1:]) if b[1] > a[1])
+        assert readers.ended == 0
+    report("limit retuned by HUP, MB/s asked->got in the half second after 100 ms: " + " ".join(told) +
+           f"; longest pause of a reader {pauses * 1000:.0f} ms")
+
+
+def test_hundred_reloads_under_load(start, report):
+    """Not a byte is lost or changed, and no connection closed; limits come, go, move and change their kind."""
+    trees = [
+        limit("uplink", rate="60MB/s") + limit("l", parent="uplink", per="source/32", rate="50MB/s"),
+        limit("l", per="source/24", rate="40MB/s") + limit("far", rate="80MB/s"),
+        limit("wan", rate="90MB/s") + limit("uplink", parent="wan", rate="70MB/s") +
+        limit("l", parent="uplink", rate="30MB/s", weight=2),
+        "",
+    ]
+
+    def text(number):
+        tree = trees[number % len(trees)]
+        rows = {"limit": "l"} if 'limit "l"' in tree else {}
+        if 'limit "far"' in tree:
+            rows["connect_limit"] = "far"
+        return configuration(tree, tunnel("outer", "internal:inner", **rows), tunnel("direct", target.text, **rows),
+                             tunnel("inner", target.text, listen="internal:inner", **rows), workers=2)
+
+    with Target() as target, contextlib.ExitStack() as stack:
+        daemon = start(text(0))
+        pairs = []
+        for number in range(6):
+            client = stack.enter_context(connect(daemon.address("direct" if number % 2 else "outer")))
+            pairs.append((client, stack.enter_context(target.accept())))
+        over, errors, moved = threading.Event(), [], [0]
+
+        def keep_moving(sender, receiver):
+            try:
+                while not over.is_set():
+                    transfer(sender, receiver, 256 * KIB)
+                    moved[0] += 256 * KIB
+            except BaseException as error:  # told by the test's thread
+                errors.append(error)
+
+        threads = [threading.Thread(target=keep_moving, args=pair)
+                   for client, peer in pairs for pair in ((client, peer), (peer, client))]
+        for thread in threads:
+            thread.start()
+        for number in range(100):
+            daemon.reload(text(number + 1))
+            assert not errors, errors
+        over.set()
+        for thread in threads:
+            thread.join(DEADLINE)
+        assert not errors, errors
+        assert not daemon.find_log("connection ended")
+        for client, peer in pairs:
+            client.finish()
+            peer.expect_fin(client)
+            peer.finish()
+            client.expect_fin(peer)
+        daemon.ended("direct", 3, reason="ok")
+        daemon.ended("outer", 3, reason="ok")
+    report(f"limit: 100 reloads over {moved[0] / MB:.0f} MB in 6 connections: no byte lost, none closed")
+
+
+@pytest.mark.sanitize
+def test_mistake_changes_nothing(start):
+    daemon = start(configuration(limit("l", rate="1MB/s", burst="100kB"), chargen(limit="l"), workers=2))
+    with Readers(dial_many(daemon.address("a"), 2)) as readers:
+        readers.wait_total(200 * KB)
+        daemon.reload(configuration(limit("l", rate="100MB/s", burst="100kB"), chargen(limit="l"), workers=2),
+                      expect="not reloaded")
+        assert any("the least for this rate" in line.text for line in daemon.lines())
+        began, before = time.monotonic(), readers.total
+        time.sleep(0.4)
+        got, seconds = readers.total - before, time.monotonic() - began
+        assert got <= seconds * 1.1 * MB + 100 * KB
+
+
+@pytest.mark.sanitize
+def test_removed_limit_lets_go_and_removed_tunnel_keeps(start):
+    slow = limit("slow", rate="1kB/s")
+    daemon = start(configuration(slow, chargen("a", limit="slow"), chargen("b", limit="slow"), workers=2))
+    with Readers([dial(daemon.address("a"))]) as freed, Readers([dial(daemon.address("b"))]) as kept:
+        freed.wait_total(1)
+        kept.wait_total(1)
+        daemon.reload(configuration(chargen("a"), workers=2))
+        freed.wait_total(MB)
+        before = kept.total
+        time.sleep(0.5)
+        assert kept.total - before <= 8192 + 2 * SEGMENT and kept.ended == 0
+
+
+# --- templates ------------------------------------------------------------------------------------
+
+@pytest.mark.sanitize
+def test_reconnecting_does_not_refill(start):
+    text = limit("client", per="source/32", rate="100kB/s", burst="1MB")
+    daemon = start(configuration(text, chargen(limit="client"), workers=2))
+    with Readers([dial(daemon.address("a"))]) as readers:
+        readers.wait_total(MB)
+    daemon.ended("a")
+    for _ in range(5):
+        with dial(daemon.address("a")) as client, Readers([client]) as readers:
+            began = time.monotonic()
+            time.sleep(0.2)
+            assert readers.total <= 100 * KB * (time.monotonic() - began + 0.1) + 8 * KIB
+
+
+@pytest.mark.sanitize
+def test_most_nodes_of_a_template(start):
+    text = limit("client", per="source/32", rate="100kB/s", burst="1MB", max_nodes=2)
+    daemon = start(configuration(text, tunnel("a", "internal:echo", limit="client"), workers=2))
+
+    def echoes(source):
+        try:
+            client = dial(daemon.address("a"), source)
+            client.sendall(b"x")
+            return client if client.recv(1) else None
+        except (ConnectionResetError, BrokenPipeError):
+            return None
+
+    first, second = echoes("127.0.0.1"), echoes("127.0.0.2")
+    assert first and second
+    again = echoes("127.0.0.1")
+    assert again, "a node that exists has room for more"
+    assert echoes("127.0.0.3") is None
+    assert "most of 2 nodes" in daemon.ended("a", reason="admission")["why"]
+    second.close()
+    daemon.ended("a", reason="ok")
+    third = echoes("127.0.0.3")
+    assert third, "the idle one goes"
+    for client in (first, again, third):
+        client.close()
+
+
+# --- timeouts and peers that go -------------------------------------------------------------------
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("way", ["one tunnel", "before a pair", "behind a pair"])
+def test_throttled_is_not_idle(start, way):
+    """Segments seconds apart, with timeouts of half a second all around."""
+    timeouts = {name: "500ms" for name in ("idle", "half_open")}
+    text = {
+        "one tunnel": chargen("a", limit="slow", timeouts=timeouts),
+        "before a pair": tunnel("a", "internal:b", limit="slow", timeouts=timeouts) +
+                         chargen("b", listen="internal:b", timeouts=timeouts),
+        "behind a pair": tunnel("a", "internal:b", timeouts=timeouts) +
+                         chargen("b", listen="internal:b", limit="slow", timeouts=timeouts),
+    }[way]
+    daemon = start(configuration(limit("slow", rate="700B/s"), text, workers=2))
+    with Readers([dial(daemon.address("a"))]) as readers:
+        readers.wait_total(8000 - SEGMENT)
+        begin = readers.total
+        time.sleep(2.6)
+        assert readers.ended == 0
+        assert begin < readers.total
+        assert not daemon.find_log("connection ended")
+    for name in "ab" if "pair" in way else "a":
+        line = daemon.ended(name)
+        assert share_of_waits(line, "down_wait") > 50, line
+
+
+@pytest.mark.sanitize
+def test_throttled_client_that_says_nothing_yet_is_not_late(start):
+    """Its first byte is here; our own tokens are not."""
+    with Acceptor() as target:
+        daemon = start(configuration(limit("slow", rate="1kB/s"),
+                                     tunnel("a", target.text, limit="slow", timeouts={"first_byte": "500ms"}),
+                                     tunnel("b", target.text, limit="slow", timeouts={"first_byte": "30s"}), workers=2))
+        with dial(daemon.address("b")) as drain, Readers(target.accept()) as drained:
+            drain.sendall(bytes(20000))
+            drained.wait_total(8000)
+            with dial(daemon.address("a")) as client, Readers(target.accept()) as readers:
+                client.sendall(b"x" * 100)
+                readers.wait_total(100)
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("gone", ["client", "target"])
+@pytest.mark.parametrize("way", ["up", "down"])
+def test_peer_that_goes_while_throttled(start, gone, way):
+    with Acceptor() as target:
+        daemon = start(configuration(limit("slow", rate="100B/s"), tunnel("a", target.text, limit="slow"), workers=2))
+        with dial(daemon.address("a")) as client, target.accept()[0] as peer:
+            sender = client if way == "up" else peer
+            sender.settimeout(0.3)
+            with contextlib.suppress(TimeoutError):
+                while True:
+                    sender.sendall(bytes(64 * KIB))
+            time.sleep(0.2)
+            leaving, staying = (client, peer) if gone == "client" else (peer, client)
+            leaving.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            leaving.close()
+            began = time.monotonic()
+            line = daemon.ended("a")
+            assert time.monotonic() - began < 5 + (DEADLINE > 15) * 5
+            assert line["ended_by"] == gone and line["reason"] == "reset", line
+            staying.settimeout(DEADLINE)
+            with pytest.raises(ConnectionResetError):
+                while staying.recv(64 * KIB):
+                    pass
+
+
+def test_receive_queue_stays_small(start, report):
+    """Of a connection limited from its start: what waits in penstockd's own kernel buffer."""
+    with Acceptor() as target:
+        daemon = start(configuration(limit("l", rate="1MB/s"), tunnel("a", target.text, limit="l"), workers=2))
+        with Writers([dial(daemon.address("a"))]), Readers(target.accept()) as readers:
+            port, most = daemon.address("a")[1], 0
+            for _ in range(4):
+                readers.wait_total(readers.total + 100 * KB)
+                most = max(most, receive_queue(port))
+    report(f"limit at 1 MB/s: at most {most:,} bytes in penstockd's receive queue")
+    assert 0 < most <= 256 * KIB
+
+
+def receive_queue(port):
+    """The bytes in the receive queue of the connected sockets at that local port."""
+    most = 0
+    with open("/proc/net/tcp", encoding="ascii") as table:
+        for line in table.readlines()[1:]:
+            fields = line.split()
+            if int(fields[1].rpartition(":")[2], 16) == port and fields[3] == "01":
+                most = max(most, int(fields[4].rpartition(":")[2], 16))
+    return most
