@@ -219,8 +219,9 @@ config_limits_check(struct generation *generation, const struct config_places *r
 		use(&check, &uses->at[i]);
 	check_circles(&check, first);
 	free(first);
-	qsort(generation->limits, generation->limit_count, sizeof(struct limit_conf *),
-	      compare_depth);
+	if (generation->limit_count)
+		qsort(generation->limits, generation->limit_count, sizeof(struct limit_conf *),
+		      compare_depth);
 	for (size_t i = 0; i < generation->limit_count; i++) {
 		const struct limit_conf *limit = generation->limits[i];
 		if (!limit->is_used)
