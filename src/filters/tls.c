@@ -141,6 +141,9 @@ static void
 tls_close(void *state)
 {
 	struct tls *tls = state;
+	/* A connection that was cut short says nothing against its session (RFC 5246 7.2.1). */
+	if (tls->is_ready && !tls->failure)
+		SSL_set_shutdown(tls->ssl, SSL_SENT_SHUTDOWN | SSL_RECEIVED_SHUTDOWN);
 	SSL_free(tls->ssl);
 	if (tls->waiting)
 		evbuffer_free(tls->waiting);
@@ -246,9 +249,6 @@ has_waiting(const struct tls *tls)
 static enum filter_result
 fail_with(struct tls *tls, struct filter_io *io)
 {
-	if (!tls->is_ready)
-		tls_counters_add((enum filter_side)tls->side,
-				 tls->refusal ? TLS_REFUSED : TLS_FAILED);
 	tls->failure = malloc(sizeof(*tls->failure));
 	if (!tls->failure)
 		return FILTER_FAIL;
@@ -256,13 +256,27 @@ fail_with(struct tls *tls, struct filter_io *io)
 	return FILTER_REST;
 }
 
+static void
+count_failure(const struct tls *tls, bool is_refused)
+{
+	if (!tls->is_ready)
+		tls_counters_add((enum filter_side)tls->side,
+				 is_refused ? TLS_REFUSED : TLS_FAILED);
+}
+
 /* OpenSSL has failed. */
 static enum filter_result
 fail_by_library(struct tls *tls, struct filter_io *io)
 {
-	tls_words_failure(io->why, tls->ssl, !tls->has_heard);
+	enum tls_stage stage = !tls->has_heard                 ? TLS_STAGE_FIRST
+			       : tls->by_psk && !tls->is_ready ? TLS_STAGE_SECRET
+							       : TLS_STAGE_OTHER;
+	bool is_refused = tls_words_failure(io->why, stage);
+	if (tls->psk_is_unknown && !tls->by_psk && !tls->conf->identities.count)
+		tls_refuse(tls, FAILURE_PROTOCOL, "the peer's PSK identity is unknown");
 	if (tls->refusal)
 		*io->why = *tls->refusal;
+	count_failure(tls, is_refused || tls->refusal);
 	return fail_with(tls, io);
 }
 
@@ -272,6 +286,7 @@ fail_truncated(struct tls *tls, struct filter_io *io)
 	failure_set(io->why, FAILURE_TRUNCATED,
 		    tls->is_ready ? "the peer ended without TLS's close_notify"
 				  : "the peer ended during the TLS handshake");
+	count_failure(tls, false);
 	return fail_with(tls, io);
 }
 
@@ -313,6 +328,7 @@ finish_handshake(struct tls *tls, struct filter_io *io)
 		failure_set(io->why, FAILURE_PROTOCOL, "the peer's certificate is refused");
 		if (tls->refusal)
 			*io->why = *tls->refusal;
+		count_failure(tls, true);
 		return fail_with(tls, io);
 	}
 	if (tls->side == FILTER_NEAR && learn(tls)) {

@@ -216,6 +216,7 @@ add_all(const struct tls_conf *conf, bool far, EVP_MD_CTX *hash, struct failure 
 	add_texts(hash, &conf->pin);
 	add_texts(hash, &conf->certificate);
 	add_bytes(hash, conf->pkcs12, strlen(conf->pkcs12));
+	add_bytes(hash, conf->psk_identity, strlen(conf->psk_identity));
 	for (size_t i = 0; far && i < conf->identities.count; i++) {
 		unsigned char digest[EVP_MAX_MD_SIZE];
 		unsigned int length = 0;
@@ -442,7 +443,8 @@ static int
 on_session(SSL *ssl, SSL_SESSION *session)
 {
 	struct tls *tls = tls_of(ssl);
-	if (tls->session_name)
+	/* With a session of TLS 1.2 at hand OpenSSL does not offer the secret to a server of 1.3. */
+	if (!tls->conf->psks.count || SSL_version(ssl) == TLS1_3_VERSION)
 		tls_sessions_put(tls->conf->sessions, tls->session_name, session);
 	return 0; /* the reference stays OpenSSL's */
 }

@@ -44,14 +44,13 @@ tls_file_read(struct tls_file *file, const char *path, struct failure *why)
 {
 	*file = (struct tls_file){ .path = path };
 	int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
-	if (fd < 0)
-		return failure_set_errno(why, errno, "%s", path);
-	int result = read_all(fd, file, why);
-	close(fd);
-	if (result < 0) {
-		why->kind = why->kind == FAILURE_MEMORY ? FAILURE_MEMORY : FAILURE_CONFIG;
+	int result = fd < 0 ? failure_set_errno(why, errno, "%s", path) : read_all(fd, file, why);
+	if (fd >= 0)
+		close(fd);
+	if (result < 0 && why->kind != FAILURE_MEMORY)
+		why->kind = FAILURE_CONFIG; /* it is the operator's to put right */
+	if (result < 0)
 		tls_file_release(file);
-	}
 	return result;
 }
 

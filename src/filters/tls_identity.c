@@ -161,7 +161,7 @@ read_key(struct tls_identity *identity, const struct tls_file *file, const char 
 	bool is_encrypted = strstr((const char *)file->bytes, "ENCRYPTED") != NULL;
 	identity->key = PEM_read_bio_PrivateKey(bio, NULL, on_passphrase, (void *)passphrase);
 	BIO_free(bio);
-	bool is_missing = ERR_GET_REASON(ERR_peek_last_error()) == PEM_R_NO_START_LINE;
+	bool is_missing = strstr((const char *)file->bytes, "PRIVATE KEY-----") == NULL;
 	tls_words_reason(reason);
 	if (identity->key)
 		return 0;

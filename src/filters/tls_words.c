@@ -28,9 +28,7 @@ static const struct {
 	{ SSL_R_HTTP_REQUEST, "the peer does not speak TLS but HTTP" },
 	{ SSL_R_HTTPS_PROXY_REQUEST, "the peer does not speak TLS but HTTP" },
 	{ SSL_R_DECRYPTION_FAILED_OR_BAD_RECORD_MAC, "a TLS record was changed on the way" },
-	{ SSL_R_DIGEST_CHECK_FAILED, "the TLS handshake was changed on the way, or the shared "
-				     "secrets differ" },
-	{ SSL_R_BINDER_DOES_NOT_VERIFY, "the peer's shared secret is another" },
+	{ SSL_R_DIGEST_CHECK_FAILED, "the TLS handshake was changed on the way" },
 	{ SSL_R_PSK_IDENTITY_NOT_FOUND, "the peer's PSK identity is unknown" },
 	{ SSL_R_CERTIFICATE_VERIFY_FAILED, "the peer's certificate is not trusted" },
 	{ SSL_R_BAD_SIGNATURE, "the peer does not hold the key of its certificate" },
@@ -70,16 +68,37 @@ is_other_protocol(int reason)
 	}
 }
 
-/* "certificate expired", of the alert of that number. */
-static void
-name_alert(int alert, char text[TLS_WORDS_REASON])
-{
-	const char *name = SSL_alert_desc_string_long(alert);
-	if (strcmp(name, "unknown") == 0)
-		snprintf(text, TLS_WORDS_REASON, "an alert without a name");
-	else
-		snprintf(text, TLS_WORDS_REASON, "%s", name);
-}
+/* Alerts of RFC 8446 6.2 and RFC 5246 7.2.2, as what the peer says. */
+static const char *const alerts[] = {
+	[SSL_AD_UNEXPECTED_MESSAGE] = "a message out of order",
+	[SSL_AD_BAD_RECORD_MAC] = "a record was changed on the way",
+	[SSL_AD_RECORD_OVERFLOW] = "a record is too long",
+	[SSL_AD_HANDSHAKE_FAILURE] = "nothing in common to talk with",
+	[SSL_AD_BAD_CERTIFICATE] = "bad certificate",
+	[SSL_AD_UNSUPPORTED_CERTIFICATE] = "unsupported certificate",
+	[SSL_AD_CERTIFICATE_REVOKED] = "certificate revoked",
+	[SSL_AD_CERTIFICATE_EXPIRED] = "certificate expired",
+	[SSL_AD_CERTIFICATE_UNKNOWN] = "certificate not accepted",
+	[SSL_AD_ILLEGAL_PARAMETER] = "a value that is not allowed",
+	[SSL_AD_UNKNOWN_CA] = "unknown CA",
+	[SSL_AD_ACCESS_DENIED] = "access denied",
+	[SSL_AD_DECODE_ERROR] = "a message it cannot read",
+	[SSL_AD_DECRYPT_ERROR] = "a signature or secret that is wrong",
+	[SSL_AD_PROTOCOL_VERSION] = "no TLS version in common",
+	[SSL_AD_INSUFFICIENT_SECURITY] = "insufficient security",
+	[SSL_AD_INTERNAL_ERROR] = "an error of its own",
+	[SSL_AD_INAPPROPRIATE_FALLBACK] = "a fallback to an older TLS version",
+	[SSL_AD_USER_CANCELLED] = "cancelled",
+	[SSL_AD_NO_RENEGOTIATION] = "no renegotiation",
+	[SSL_AD_MISSING_EXTENSION] = "an extension is missing",
+	[SSL_AD_UNSUPPORTED_EXTENSION] = "an extension it did not ask for",
+	[SSL_AD_UNRECOGNIZED_NAME] = "unknown server name",
+	[SSL_AD_BAD_CERTIFICATE_STATUS_RESPONSE] = "bad OCSP answer",
+	[SSL_AD_UNKNOWN_PSK_IDENTITY] = "unknown PSK identity",
+	[SSL_AD_CERTIFICATE_REQUIRED] = "certificate required",
+	[SSL_AD_NO_APPLICATION_PROTOCOL] = "no application protocol in common",
+};
+#define ALERTS (sizeof(alerts) / sizeof(alerts[0]))
 
 const char *
 tls_words_reason(char text[TLS_WORDS_REASON])
@@ -94,35 +113,49 @@ tls_words_reason(char text[TLS_WORDS_REASON])
 	return text;
 }
 
-int
-tls_words_failure(struct failure *why, const SSL *ssl, bool is_first)
+/* Who fails like this does not know the secret, or another one. */
+static bool
+is_other_secret(int reason)
+{
+	return reason == SSL_R_DECRYPTION_FAILED_OR_BAD_RECORD_MAC ||
+	       reason == SSL_R_DIGEST_CHECK_FAILED || reason == SSL_R_BINDER_DOES_NOT_VERIFY;
+}
+
+static const char *
+translate(int reason, enum tls_stage stage)
+{
+	if (stage == TLS_STAGE_SECRET && is_other_secret(reason))
+		return "the peer's shared secret is another";
+	for (size_t i = 0; i < TRANSLATIONS; i++)
+		if (translations[i].reason == reason)
+			return translations[i].words;
+	return stage == TLS_STAGE_FIRST && is_other_protocol(reason) ? "the peer does not speak TLS"
+								     : NULL;
+}
+
+bool
+tls_words_failure(struct failure *why, enum tls_stage stage)
 {
 	char text[TLS_WORDS_REASON];
 	unsigned long code = ERR_peek_error();
 	int reason = ERR_GET_REASON(code);
-	bool is_tls = code && ERR_GET_LIB(code) == ERR_LIB_SSL;
-	(void)ssl;
-	if (!code || reason == ERR_R_MALLOC_FAILURE) {
-		ERR_clear_error();
-		return failure_set(why, FAILURE_MEMORY, "no memory for TLS");
-	}
-	for (size_t i = 0; is_tls && i < TRANSLATIONS; i++) {
-		if (translations[i].reason == reason) {
-			ERR_clear_error();
-			return failure_set(why, FAILURE_PROTOCOL, "%s", translations[i].words);
-		}
-	}
-	if (is_tls && reason >= SSL_AD_REASON_OFFSET) {
-		name_alert(reason - SSL_AD_REASON_OFFSET, text);
-		ERR_clear_error();
-		return failure_set(why, FAILURE_PROTOCOL, "the peer refuses: %s", text);
-	}
-	if (is_tls && is_first && is_other_protocol(reason)) {
-		ERR_clear_error();
-		return failure_set(why, FAILURE_PROTOCOL, "the peer does not speak TLS");
-	}
+	bool is_tls = ERR_GET_LIB(code) == ERR_LIB_SSL;
+	const char *words = is_tls ? translate(reason, stage) : NULL;
+	size_t alert = is_tls && reason >= SSL_AD_REASON_OFFSET
+			       ? (size_t)(reason - SSL_AD_REASON_OFFSET)
+			       : ALERTS;
 	tls_words_reason(text);
-	return failure_set(why, FAILURE_PROTOCOL, "the peer breaks the rules of TLS: %s", text);
+	if (!code || reason == ERR_R_MALLOC_FAILURE)
+		failure_set(why, FAILURE_MEMORY, "no memory for TLS");
+	else if (words)
+		failure_set(why, FAILURE_PROTOCOL, "%s", words);
+	else if (alert < ALERTS && alerts[alert])
+		failure_set(why, FAILURE_PROTOCOL, "the peer refuses: %s", alerts[alert]);
+	else
+		failure_set(why, FAILURE_PROTOCOL, "the peer breaks the rules of TLS: %s", text);
+	return is_tls && (reason == SSL_R_PEER_DID_NOT_RETURN_A_CERTIFICATE ||
+			  reason == SSL_R_PSK_IDENTITY_NOT_FOUND ||
+			  (stage == TLS_STAGE_SECRET && is_other_secret(reason)));
 }
 
 const char *

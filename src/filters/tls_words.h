@@ -9,9 +9,15 @@
 #include <openssl/ssl.h>
 #include <stdbool.h>
 
-/* Fills *why from OpenSSL's queue of errors, which it empties. `is_first`: nothing was understood of
- * the peer yet. Returns -1. */
-int tls_words_failure(struct failure *why, const SSL *ssl, bool is_first);
+enum tls_stage {
+	TLS_STAGE_FIRST,  /* nothing was understood of the peer yet */
+	TLS_STAGE_SECRET, /* a handshake with a shared secret */
+	TLS_STAGE_OTHER,
+};
+
+/* Fills *why from OpenSSL's queue of errors, which it empties. Whether it is the peer's identity that is
+ * refused. */
+bool tls_words_failure(struct failure *why, enum tls_stage stage);
 
 /* What OpenSSL says of a file or a value ("no start line"), in `text`; empties the queue. Returns it. */
 #define TLS_WORDS_REASON 80

@@ -1,0 +1,1619 @@
+/*
+ * The TLS filter in memory: filter against filter, and filter against an SSL of plain OpenSSL, over a
+ * wire of evbuffers. Certificates are made here.
+ */
+#include "config_value.h"
+#include "facts.h"
+#include "filters/registry.h"
+#include "filters/tls_conf.h"
+#include "filters/tls_counters.h"
+#include "filters/tls_tickets.h"
+#include "stack.h"
+#include "tls_world.h"
+
+#include <event2/buffer.h>
+#include <openssl/err.h>
+#include <openssl/ocsp.h>
+#include <openssl/pkcs12.h>
+
+#define SECRET "000102030405060708090a0b0c0d0e0f"
+
+/* --- Papers: who everybody is ------------------------------------------------------------------- */
+
+static struct paper authority, other_authority, server, server_rsa, client, stranger,
+	expired_client;
+
+static int
+make_papers(void **unused)
+{
+	(void)unused;
+	world_open();
+	authority = paper_make((struct paper_plan){ .name = "Test CA", .is_ca = true });
+	other_authority = paper_make((struct paper_plan){ .name = "Other CA", .is_ca = true });
+	server = paper_make((struct paper_plan){ .name = "server",
+						 .others = "DNS:server.example,IP:192.0.2.1",
+						 .issuer = &authority });
+	server_rsa = paper_make((struct paper_plan){ .name = "server",
+						     .others = "DNS:server.example",
+						     .issuer = &authority,
+						     .is_rsa = true });
+	client = paper_make((struct paper_plan){
+		.name = "client",
+		.unit = "Branch",
+		.others = "DNS:client.example,URI:spiffe://example/client,IP:192.0.2.7",
+		.issuer = &authority });
+	stranger =
+		paper_make((struct paper_plan){ .name = "stranger", .issuer = &other_authority });
+	expired_client = paper_make((struct paper_plan){
+		.name = "late", .issuer = &authority, .from_days = -60, .to_days = -1 });
+	paper_write("ca.pem", "w", authority.certificate, NULL);
+	paper_write("other-ca.pem", "w", other_authority.certificate, NULL);
+	paper_write("server.pem", "w", server.certificate, server.key);
+	paper_write("server-rsa.pem", "w", server_rsa.certificate, server_rsa.key);
+	paper_write("client.pem", "w", client.certificate, client.key);
+	paper_write("stranger.pem", "w", stranger.certificate, stranger.key);
+	text_write("psk", "# sites\nsite-a:" SECRET "\nsite-b:ffffffffffffffffffffffffffffffff\n");
+	return 0;
+}
+
+static int
+free_papers(void **unused)
+{
+	struct paper *papers[] = { &authority, &other_authority, &server,        &server_rsa,
+				   &client,    &stranger,        &expired_client };
+	(void)unused;
+	for (size_t i = 0; i < sizeof(papers) / sizeof(papers[0]); i++)
+		paper_free(papers[i]);
+	world_close();
+	return 0;
+}
+
+/* --- Sections ----------------------------------------------------------------------------------- */
+
+#define SETTINGS 16
+
+struct setting {
+	const char *keyword, *text; /* a list's items repeat the keyword */
+};
+
+static int
+try_section(struct tls_conf **out, const struct setting *settings, struct failure *why)
+{
+	struct tls_conf *conf = calloc(1, sizeof(*conf));
+	*out = conf;
+	for (const struct keyword *row = tls_conf_keywords; row->name; row++) {
+		bool is_set = false;
+		for (int i = 0; i < SETTINGS && settings[i].keyword; i++) {
+			if (strcmp(settings[i].keyword, row->name) != 0)
+				continue;
+			is_set = true;
+			if (config_value_store(row, settings[i].text, world_directory, conf, why))
+				return -1;
+		}
+		if (!is_set)
+			assert_int_equal(config_value_default(row, conf, why), 0);
+	}
+	for (int i = 0; i < SETTINGS && settings[i].keyword; i++) {
+		const struct keyword *row = tls_conf_keywords;
+		while (row->name && strcmp(row->name, settings[i].keyword) != 0)
+			row++;
+		if (!row->name)
+			fail_msg("there is no keyword %s", settings[i].keyword);
+	}
+	return registry_find("tls")->configure(conf, why);
+}
+
+static void
+discard(struct tls_conf *conf)
+{
+	tls_conf_discard(conf);
+	keyword_release(tls_conf_keywords, conf);
+	free(conf);
+}
+
+#define SECTION(...) section((const struct setting[SETTINGS]){ __VA_ARGS__ })
+
+static struct tls_conf *
+section(const struct setting *settings)
+{
+	struct tls_conf *conf;
+	struct failure why;
+	if (try_section(&conf, settings, &why))
+		fail_msg("%s", why.text);
+	return conf;
+}
+
+/* --- A filter at one end of the wire ------------------------------------------------------------ */
+
+struct end {
+	struct chain_link link;
+	struct chain chain;
+	struct facts facts;
+	struct stack *stack;
+	struct stack_flow flows[FILTER_FLOWS];
+	struct failure why;
+	bool has_failed;
+};
+
+static void
+end_open(struct end *end, const struct tls_conf *conf, enum filter_side side, const char *target)
+{
+	*end = (struct end){ .link = { registry_find("tls"), conf } };
+	end->chain = (struct chain){ &end->link, 1 };
+	end->facts.target_host = target;
+	for (int flow = 0; flow < FILTER_FLOWS; flow++) {
+		end->flows[flow].src = evbuffer_new();
+		end->flows[flow].dst = evbuffer_new();
+		end->flows[flow].flush = FILTER_FLUSH;
+	}
+	if (tls_conf_fits(conf, side, &end->why) ||
+	    stack_open(&end->stack, &end->chain, side, &end->facts, &end->why))
+		fail_msg("%s", end->why.text);
+	end->facts.target_host = "";
+}
+
+static void
+end_close(struct end *end)
+{
+	stack_close(end->stack);
+	facts_release(&end->facts);
+	for (int flow = 0; flow < FILTER_FLOWS; flow++) {
+		evbuffer_free(end->flows[flow].src);
+		evbuffer_free(end->flows[flow].dst);
+	}
+}
+
+static bool
+end_step(struct end *end)
+{
+	if (end->has_failed)
+		return false;
+	for (int flow = 0; flow < FILTER_FLOWS; flow++)
+		end->flows[flow].room_bytes = 1 << 20;
+	enum stack_result result = stack_step(end->stack, end->flows, &end->why);
+	end->has_failed = result == STACK_FAILED;
+	return result != STACK_REST;
+}
+
+static void
+end_say(struct end *end, const char *text)
+{
+	evbuffer_add(end->flows[FILTER_OUT].src, text, strlen(text));
+}
+
+static void
+end_finish(struct end *end)
+{
+	end->flows[FILTER_OUT].flush = FILTER_FINISHED;
+}
+
+/* What has come for the core, since the last time. */
+static const char *
+end_heard(struct end *end)
+{
+	static char text[256];
+	ev_ssize_t length = evbuffer_copyout(end->flows[FILTER_IN].dst, text, sizeof(text) - 1);
+	text[length] = '\0';
+	evbuffer_drain(end->flows[FILTER_IN].dst, (size_t)length);
+	return text;
+}
+
+static void
+assert_refused(const struct end *end, const char *words)
+{
+	if (!end->has_failed)
+		fail_msg("no failure; \"%s\" was expected", words);
+	if (!strstr(end->why.text, words))
+		fail_msg("\"%s\" does not say \"%s\"", end->why.text, words);
+}
+
+static void
+assert_ready(struct end *end)
+{
+	if (end->has_failed)
+		fail_msg("failed: %s", end->why.text);
+	assert_true(stack_is_ready(end->stack));
+}
+
+/* --- Plain OpenSSL at one end ------------------------------------------------------------------- */
+
+struct plain {
+	SSL_CTX *context;
+	SSL *ssl;
+	BIO *in, *out;
+	char heard[256];
+	int alert; /* received; -1 = none */
+	unsigned int tickets;
+	SSL_SESSION *session; /* the newest given */
+	bool has_ended;       /* close_notify was received */
+	bool has_failed;
+};
+
+static void
+on_info(const SSL *ssl, int where, int value)
+{
+	struct plain *plain = SSL_get_app_data(ssl);
+	if ((where & SSL_CB_READ_ALERT) == SSL_CB_READ_ALERT &&
+	    (value & 0xff) != SSL_AD_CLOSE_NOTIFY)
+		plain->alert = value & 0xff;
+}
+
+static int
+on_session(SSL *ssl, SSL_SESSION *session)
+{
+	struct plain *plain = SSL_get_app_data(ssl);
+	plain->tickets++;
+	SSL_SESSION_free(plain->session);
+	plain->session = session;
+	return 1;
+}
+
+static void
+plain_context(struct plain *plain, bool is_server, const struct paper *paper)
+{
+	*plain = (struct plain){ .alert = -1 };
+	plain->context = SSL_CTX_new(is_server ? TLS_server_method() : TLS_client_method());
+	assert_non_null(plain->context);
+	SSL_CTX_set_session_cache_mode(plain->context,
+				       is_server ? SSL_SESS_CACHE_SERVER : SSL_SESS_CACHE_CLIENT);
+	if (!is_server)
+		SSL_CTX_sess_set_new_cb(plain->context, on_session);
+	SSL_CTX_set_info_callback(plain->context, on_info);
+	X509_STORE_add_cert(SSL_CTX_get_cert_store(plain->context), authority.certificate);
+	if (paper)
+		assert_int_equal(SSL_CTX_use_cert_and_key(plain->context, paper->certificate,
+							  paper->key, NULL, 1),
+				 1);
+}
+
+static void
+plain_begin(struct plain *plain, const char *name)
+{
+	plain->ssl = SSL_new(plain->context);
+	plain->in = BIO_new(BIO_s_mem());
+	plain->out = BIO_new(BIO_s_mem());
+	BIO_set_mem_eof_return(plain->in, -1);
+	SSL_set_bio(plain->ssl, plain->in, plain->out);
+	SSL_set_app_data(plain->ssl, plain);
+	if (SSL_is_server(plain->ssl))
+		SSL_set_accept_state(plain->ssl);
+	else
+		SSL_set_connect_state(plain->ssl);
+	if (name)
+		SSL_set_tlsext_host_name(plain->ssl, name);
+}
+
+/* Ends the connection and keeps context and session. */
+static void
+plain_end(struct plain *plain)
+{
+	SSL_shutdown(plain->ssl); /* or the session does not count as one that went well */
+	SSL_free(plain->ssl);
+	plain->ssl = NULL;
+	plain->alert = -1;
+	plain->heard[0] = '\0';
+	plain->has_ended = plain->has_failed = false;
+}
+
+static void
+plain_close(struct plain *plain)
+{
+	if (plain->ssl)
+		plain_end(plain);
+	SSL_SESSION_free(plain->session);
+	SSL_CTX_free(plain->context);
+}
+
+static void
+plain_step(struct plain *plain)
+{
+	char bytes[256];
+	ERR_clear_error();
+	int got = SSL_read(plain->ssl, bytes, sizeof(bytes));
+	while (got > 0) {
+		size_t length = strlen(plain->heard);
+		snprintf(plain->heard + length, sizeof(plain->heard) - length, "%.*s", got, bytes);
+		got = SSL_read(plain->ssl, bytes, sizeof(bytes));
+	}
+	int error = SSL_get_error(plain->ssl, got);
+	plain->has_ended |= error == SSL_ERROR_ZERO_RETURN;
+	plain->has_failed |= error == SSL_ERROR_SSL;
+}
+
+/* Until nothing moves. */
+static void
+talk_plain(struct end *end, struct plain *plain)
+{
+	char bytes[4096];
+	for (bool moved = true; moved;) {
+		moved = end_step(end);
+		int length;
+		struct evbuffer *wire = end->flows[FILTER_OUT].dst;
+		while ((length = evbuffer_remove(wire, bytes, sizeof(bytes))) > 0) {
+			BIO_write(plain->in, bytes, length);
+			moved = true;
+		}
+		plain_step(plain);
+		while ((length = BIO_read(plain->out, bytes, sizeof(bytes))) > 0) {
+			evbuffer_add(end->flows[FILTER_IN].src, bytes, (size_t)length);
+			moved = true;
+		}
+	}
+}
+
+static void
+talk(struct end *near, struct end *far)
+{
+	for (bool moved = true; moved;) {
+		moved = end_step(near);
+		moved |= end_step(far);
+		evbuffer_add_buffer(near->flows[FILTER_IN].src, far->flows[FILTER_OUT].dst);
+		evbuffer_add_buffer(far->flows[FILTER_IN].src, near->flows[FILTER_OUT].dst);
+	}
+}
+
+/* Both directions carry what they have to. */
+static void
+assert_talks(struct end *end, struct plain *plain)
+{
+	talk_plain(end, plain);
+	assert_ready(end);
+	end_say(end, "from the filter");
+	assert_int_equal(SSL_write(plain->ssl, "from openssl", 12), 12);
+	talk_plain(end, plain);
+	assert_ready(end);
+	assert_string_equal(end_heard(end), "from openssl");
+	assert_string_equal(plain->heard, "from the filter");
+	plain->heard[0] = '\0';
+}
+
+/* --- Versions, facts, names --------------------------------------------------------------------- */
+
+static void
+test_versions(void **unused)
+{
+	static const char *const texts[] = { "1.2", "1.3" };
+	static const int versions[] = { TLS1_2_VERSION, TLS1_3_VERSION };
+	(void)unused;
+	for (int i = 0; i < 2; i++) {
+		struct tls_conf *near =
+			SECTION({ "certificate", "server.pem" }, { "min_version", texts[i] },
+				{ "max_version", texts[i] });
+		struct tls_conf *far = SECTION({ "ca", "ca.pem" }, { "min_version", texts[i] },
+					       { "max_version", texts[i] });
+		for (int side = 0; side < 2; side++) {
+			struct end end;
+			struct plain plain;
+			plain_context(&plain, side == FILTER_FAR, side ? &server : NULL);
+			plain_begin(&plain, side ? NULL : "server.example");
+			end_open(&end, side ? far : near, (enum filter_side)side, "server.example");
+			assert_talks(&end, &plain);
+			assert_int_equal(SSL_version(plain.ssl), versions[i]);
+			if (side == FILTER_NEAR) {
+				assert_string_equal(end.facts.tls_version,
+						    i ? "TLSv1.3" : "TLSv1.2");
+				assert_string_equal(end.facts.sni, "server.example");
+				assert_non_null(end.facts.tls_cipher);
+				assert_null(end.facts.certificate);
+			} else {
+				assert_null(end.facts.tls_version); /* facts are the client's */
+				assert_string_equal(SSL_get_servername(plain.ssl, 0),
+						    "server.example");
+			}
+			end_close(&end);
+			plain_close(&plain);
+		}
+		discard(near);
+		discard(far);
+	}
+}
+
+static void
+expect_version_refused(const char *least, const char *most, int version)
+{
+	struct tls_conf *near = SECTION({ "certificate", "server.pem" }, { "min_version", least },
+					{ "max_version", most });
+	struct end end;
+	struct plain plain;
+	plain_context(&plain, false, NULL);
+	SSL_CTX_set_min_proto_version(plain.context, version);
+	SSL_CTX_set_max_proto_version(plain.context, version);
+	SSL_CTX_set_security_level(plain.context, 0);
+	plain_begin(&plain, NULL);
+	end_open(&end, near, FILTER_NEAR, "");
+	talk_plain(&end, &plain);
+	assert_refused(&end, "the peer speaks no TLS version that is allowed here");
+	assert_int_equal(plain.alert, SSL_AD_PROTOCOL_VERSION);
+	end_close(&end);
+	plain_close(&plain);
+	discard(near);
+}
+
+static void
+test_old_versions_are_refused(void **unused)
+{
+	(void)unused;
+	expect_version_refused("1.2", "1.3", TLS1_1_VERSION);
+	expect_version_refused("1.3", "1.3", TLS1_2_VERSION);
+	expect_version_refused("1.2", "1.2", TLS1_3_VERSION);
+}
+
+static void
+expect_certificate(const struct tls_conf *near, const char *name, const char *common_name,
+		   const char *algorithms, int type)
+{
+	struct end end;
+	struct plain plain;
+	char text[64];
+	plain_context(&plain, false, NULL);
+	if (algorithms)
+		SSL_CTX_set1_sigalgs_list(plain.context, algorithms);
+	plain_begin(&plain, name);
+	end_open(&end, near, FILTER_NEAR, "");
+	talk_plain(&end, &plain);
+	assert_ready(&end);
+	X509 *shown = SSL_get0_peer_certificate(plain.ssl);
+	X509_NAME_get_text_by_NID(X509_get_subject_name(shown), NID_commonName, text, sizeof(text));
+	assert_string_equal(text, common_name);
+	if (type)
+		assert_int_equal(EVP_PKEY_get_base_id(X509_get0_pubkey(shown)), type);
+	end_close(&end);
+	plain_close(&plain);
+}
+
+static void
+test_certificate_by_name(void **unused)
+{
+	(void)unused;
+	struct paper papers[] = {
+		paper_make((struct paper_plan){
+			.name = "star", .others = "DNS:*.wild.example", .issuer = &authority }),
+		paper_make((struct paper_plan){
+			.name = "exact", .others = "DNS:a.wild.example", .issuer = &authority }),
+		paper_make((struct paper_plan){ .name = "exact rsa",
+						.is_rsa = true,
+						.others = "DNS:a.wild.example",
+						.issuer = &authority }),
+	};
+	for (int i = 0; i < 3; i++) {
+		char name[8] = { (char)('0' + i) };
+		paper_write(name, "w", papers[i].certificate, papers[i].key);
+	}
+	struct tls_conf *near =
+		SECTION({ "certificate", "server.pem" }, { "certificate", "server-rsa.pem" },
+			{ "certificate", "0" }, { "certificate", "1" }, { "certificate", "2" });
+	expect_certificate(near, NULL, "server", NULL, EVP_PKEY_EC);
+	expect_certificate(near, "unknown.example", "server", NULL, EVP_PKEY_EC);
+	expect_certificate(near, "server.example", "server", "RSA-PSS+SHA256", EVP_PKEY_RSA);
+	expect_certificate(near, "b.wild.example", "star", NULL, 0);
+	expect_certificate(near, "a.wild.example", "exact", "ECDSA+SHA256:RSA-PSS+SHA256", 0);
+	expect_certificate(near, "A.wild.EXAMPLE", "exact", NULL, 0);
+	expect_certificate(near, "a.wild.example", "exact rsa", "RSA-PSS+SHA256", EVP_PKEY_RSA);
+	expect_certificate(near, "a.b.wild.example", "server", NULL, 0);
+	discard(near);
+	for (int i = 0; i < 3; i++)
+		paper_free(&papers[i]);
+}
+
+static void
+test_pkcs12(void **unused)
+{
+	(void)unused;
+	PKCS12 *container = PKCS12_create("open sesame", "server", server.key, server.certificate,
+					  NULL, 0, 0, 0, 0, 0);
+	FILE *file = fopen(world_path("server.p12"), "w");
+	assert_non_null(file);
+	assert_true(i2d_PKCS12_fp(file, container));
+	fclose(file);
+	chmod(world_path("server.p12"), 0600);
+	PKCS12_free(container);
+	text_write("passphrase", "open sesame\n");
+	struct tls_conf *near = SECTION({ "pkcs12", "server.p12" }, { "passphrase", "passphrase" });
+	expect_certificate(near, "server.example", "server", NULL, 0);
+	discard(near);
+}
+
+static void
+test_alpn(void **unused)
+{
+	(void)unused;
+	struct tls_conf *near =
+		SECTION({ "certificate", "server.pem" }, { "alpn", "h2" }, { "alpn", "http/1.1" });
+	struct tls_conf *far =
+		SECTION({ "ca", "ca.pem" }, { "alpn", "http/1.1" }, { "alpn", "h2" });
+	struct tls_conf *odd = SECTION({ "ca", "ca.pem" }, { "alpn", "smtp" });
+	struct end left, right;
+	end_open(&left, near, FILTER_NEAR, "");
+	end_open(&right, far, FILTER_FAR, "server.example");
+	talk(&left, &right);
+	assert_ready(&left);
+	assert_string_equal(left.facts.alpn, "h2"); /* the server's order */
+	end_close(&left);
+	end_close(&right);
+
+	end_open(&left, near, FILTER_NEAR, "");
+	end_open(&right, odd, FILTER_FAR, "server.example");
+	talk(&left, &right);
+	assert_refused(&left, "ALPN");
+	assert_refused(&right, "the peer refuses: no application protocol");
+	end_close(&left);
+	end_close(&right);
+	discard(near);
+	discard(far);
+	discard(odd);
+}
+
+/* --- Who may come in ---------------------------------------------------------------------------- */
+
+/* A client with that paper meets the section. Returns its alert. */
+static int
+meet(struct end *end, const struct tls_conf *near, const struct paper *paper, int version)
+{
+	struct plain plain;
+	plain_context(&plain, false, paper);
+	SSL_CTX_set_max_proto_version(plain.context, version);
+	plain_begin(&plain, NULL);
+	end_open(end, near, FILTER_NEAR, "");
+	talk_plain(end, &plain);
+	int alert = plain.alert;
+	plain_close(&plain);
+	return alert;
+}
+
+static void
+expect_refused(const struct tls_conf *near, const struct paper *paper, const char *words, int alert)
+{
+	static const int versions[] = { TLS1_2_VERSION, TLS1_3_VERSION };
+	for (int i = 0; i < 2; i++) {
+		struct end end;
+		uint64_t before = tls_counters_read(FILTER_NEAR, TLS_REFUSED);
+		assert_int_equal(meet(&end, near, paper, versions[i]), alert);
+		assert_refused(&end, words);
+		assert_null(end.facts.certificate);
+		if (paper)
+			assert_int_equal(tls_counters_read(FILTER_NEAR, TLS_REFUSED), before + 1);
+		end_close(&end);
+	}
+}
+
+static void
+expect_let_in(const struct tls_conf *near, const struct paper *paper, const char *common_name)
+{
+	static const int versions[] = { TLS1_2_VERSION, TLS1_3_VERSION };
+	for (int i = 0; i < 2; i++) {
+		struct end end;
+		assert_int_equal(meet(&end, near, paper, versions[i]), -1);
+		assert_ready(&end);
+		if (common_name) {
+			assert_string_equal(end.facts.common_name, common_name);
+			assert_int_equal(strlen(end.facts.certificate), 7 + 64);
+		} else {
+			assert_null(end.facts.common_name);
+			assert_null(end.facts.certificate);
+		}
+		end_close(&end);
+	}
+}
+
+static void
+test_client_certificates(void **unused)
+{
+	(void)unused;
+	struct tls_conf *required =
+		SECTION({ "certificate", "server.pem" }, { "client_ca", "ca.pem" });
+	struct tls_conf *optional = SECTION({ "certificate", "server.pem" },
+					    { "client_ca", "ca.pem" }, { "verify", "optional" });
+	struct tls_conf *none = SECTION({ "certificate", "server.pem" });
+	char words[64], date[TLS_DATE_TEXT];
+	snprintf(words, sizeof(words), "certificate expired %s",
+		 tls_identity_date(X509_get0_notAfter(expired_client.certificate), date));
+	struct paper self = paper_make((struct paper_plan){ .name = "self" });
+
+	expect_let_in(required, &client, "client");
+	expect_refused(required, &stranger, "unknown CA 'Other CA' of the certificate 'stranger'",
+		       SSL_AD_UNKNOWN_CA);
+	expect_refused(required, &expired_client, words, SSL_AD_CERTIFICATE_EXPIRED);
+	expect_refused(required, &self, "certificate is self-signed and not known here: 'self'",
+		       SSL_AD_UNKNOWN_CA);
+
+	expect_let_in(optional, &client, "client");
+	expect_let_in(optional, NULL, NULL);
+	expect_refused(optional, &stranger, "unknown CA", SSL_AD_UNKNOWN_CA);
+	expect_let_in(none, &stranger, NULL);
+
+	struct end end;
+	assert_int_equal(meet(&end, required, NULL, TLS1_3_VERSION), SSL_AD_CERTIFICATE_REQUIRED);
+	assert_refused(&end, "no certificate was sent");
+	end_close(&end);
+	assert_int_equal(meet(&end, required, NULL, TLS1_2_VERSION), SSL_AD_HANDSHAKE_FAILURE);
+	assert_refused(&end, "no certificate was sent");
+	end_close(&end);
+	paper_free(&self);
+	discard(required);
+	discard(optional);
+	discard(none);
+}
+
+static void
+spki_of(const struct paper *paper, char text[80])
+{
+	unsigned char *bytes = NULL, hash[32];
+	int length = i2d_PUBKEY(paper->key, &bytes);
+	EVP_Digest(bytes, (size_t)length, hash, NULL, EVP_sha256(), NULL);
+	OPENSSL_free(bytes);
+	strcpy(text, "sha256/");
+	for (size_t i = 0; i < sizeof(hash); i++)
+		snprintf(text + 7 + 2 * i, 3, "%02x", hash[i]);
+}
+
+static void
+test_allow(void **unused)
+{
+	char key[80], spki[96];
+	(void)unused;
+	spki_of(&client, key);
+	snprintf(spki, sizeof(spki), "spki:%s", key);
+	const char *const fitting[] = { "cn:client",          "ou:Branch",
+					"dns:CLIENT.example", "uri:spiffe://example/client",
+					"ip:192.0.2.7",       spki };
+	const char *const others[] = {
+		"cn:clien",   "cn:client2",
+		"ou:branch",  "dns:example",
+		"uri:client", "ip:192.0.2.8",
+		"dns:client", "spki:sha256/AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="
+	};
+	for (size_t i = 0; i < sizeof(fitting) / sizeof(fitting[0]); i++) {
+		struct tls_conf *near =
+			SECTION({ "certificate", "server.pem" }, { "client_ca", "ca.pem" },
+				{ "allow", "cn:nobody" }, { "allow", fitting[i] });
+		expect_let_in(near, &client, "client");
+		discard(near);
+	}
+	for (size_t i = 0; i < sizeof(others) / sizeof(others[0]); i++) {
+		struct tls_conf *near = SECTION({ "certificate", "server.pem" },
+						{ "client_ca", "ca.pem" }, { "allow", others[i] });
+		expect_refused(near, &client, "nothing in allow fits the certificate 'client'",
+			       SSL_AD_BAD_CERTIFICATE);
+		discard(near);
+	}
+}
+
+static void
+write_crl(const char *name, const struct paper *revoked, long days)
+{
+	X509_CRL *crl = X509_CRL_new();
+	ASN1_TIME *last = X509_gmtime_adj(NULL, -86400 * 5),
+		  *next = X509_gmtime_adj(NULL, days * 86400);
+	X509_CRL_set_version(crl, 1);
+	X509_CRL_set_issuer_name(crl, X509_get_subject_name(authority.certificate));
+	X509_CRL_set1_lastUpdate(crl, last);
+	X509_CRL_set1_nextUpdate(crl, next);
+	if (revoked) {
+		X509_REVOKED *entry = X509_REVOKED_new();
+		X509_REVOKED_set_serialNumber(entry, X509_get_serialNumber(revoked->certificate));
+		X509_REVOKED_set_revocationDate(entry, last);
+		X509_CRL_add0_revoked(crl, entry);
+	}
+	assert_true(X509_CRL_sign(crl, authority.key, EVP_sha256()) > 0);
+	FILE *file = fopen(world_path(name), "w");
+	assert_non_null(file);
+	assert_true(PEM_write_X509_CRL(file, crl));
+	fclose(file);
+	ASN1_TIME_free(last);
+	ASN1_TIME_free(next);
+	X509_CRL_free(crl);
+}
+
+static void
+test_revocation(void **unused)
+{
+	(void)unused;
+	write_crl("crl.pem", &client, 7);
+	write_crl("empty-crl.pem", NULL, 7);
+	struct tls_conf *near = SECTION({ "certificate", "server.pem" }, { "client_ca", "ca.pem" },
+					{ "crl", "crl.pem" });
+	expect_refused(near, &client, "certificate revoked: 'client'", SSL_AD_CERTIFICATE_REVOKED);
+	discard(near);
+	near = SECTION({ "certificate", "server.pem" }, { "client_ca", "ca.pem" },
+		       { "crl", "empty-crl.pem" });
+	expect_let_in(near, &client, "client");
+	discard(near);
+}
+
+/* --- Towards a server --------------------------------------------------------------------------- */
+
+static void
+ask(struct end *end, const struct tls_conf *far, const char *target, const struct paper *paper)
+{
+	struct plain plain;
+	plain_context(&plain, true, paper);
+	plain_begin(&plain, NULL);
+	end_open(end, far, FILTER_FAR, target);
+	talk_plain(end, &plain);
+	plain_close(&plain);
+}
+
+static void
+test_server_is_verified(void **unused)
+{
+	(void)unused;
+	struct tls_conf *far = SECTION({ "ca", "ca.pem" });
+	struct tls_conf *named = SECTION({ "ca", "ca.pem" }, { "server_name", "server.example" });
+	struct tls_conf *system = SECTION({ "verify", "required" });
+	struct tls_conf *none = SECTION({ "verify", "none" });
+	struct {
+		const struct tls_conf *conf;
+		const char *target;
+		const struct paper *paper;
+		const char *words; /* NULL = accepted */
+	} cases[] = {
+		{ far, "server.example", &server, NULL },
+		{ far, "192.0.2.1", &server, NULL },
+		{ named, "10.0.0.1", &server, NULL },
+		{ named, "", &server, NULL },
+		{ far, "other.example", &server,
+		  "certificate is for 'server', not for other.example" },
+		{ far, "192.0.2.2", &server, "not for 192.0.2.2" },
+		{ far, "server.example", &stranger, "unknown CA 'Other CA'" },
+		{ system, "server.example", &server, "unknown CA 'Test CA'" },
+		{ none, "x.example", &stranger, NULL },
+		{ none, "", &stranger, NULL },
+	};
+	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		struct end end;
+		ask(&end, cases[i].conf, cases[i].target, cases[i].paper);
+		if (cases[i].words)
+			assert_refused(&end, cases[i].words);
+		else
+			assert_ready(&end);
+		end_close(&end);
+	}
+	discard(far);
+	discard(named);
+	discard(system);
+	discard(none);
+}
+
+static void
+test_no_name_to_check(void **unused)
+{
+	(void)unused;
+	struct tls_conf *far = SECTION({ "ca", "ca.pem" });
+	struct facts facts = { .target_host = "" };
+	struct failure why;
+	assert_null(registry_find("tls")->open(far, FILTER_FAR, &facts, &why));
+	assert_non_null(strstr(why.text, "write server_name"));
+	discard(far);
+}
+
+static void
+test_pins(void **unused)
+{
+	char key[80], wrong[80];
+	(void)unused;
+	spki_of(&server, key);
+	spki_of(&stranger, wrong);
+	struct tls_conf *both = SECTION({ "ca", "ca.pem" }, { "pin", wrong }, { "pin", key });
+	struct tls_conf *alone = SECTION({ "verify", "none" }, { "pin", key });
+	struct tls_conf *other = SECTION({ "ca", "ca.pem" }, { "pin", wrong });
+	struct end end;
+	ask(&end, both, "server.example", &server);
+	assert_ready(&end);
+	end_close(&end);
+	ask(&end, alone, "", &server);
+	assert_ready(&end);
+	end_close(&end);
+	ask(&end, alone, "", &stranger);
+	assert_refused(&end, "no pin fits the key of the certificate 'stranger'");
+	end_close(&end);
+	ask(&end, other, "server.example", &server);
+	assert_refused(&end, "no pin fits the key of the certificate 'server'");
+	end_close(&end);
+	discard(both);
+	discard(alone);
+	discard(other);
+}
+
+static void
+test_own_certificate(void **unused)
+{
+	(void)unused;
+	struct tls_conf *near = SECTION({ "certificate", "server.pem" }, { "client_ca", "ca.pem" });
+	struct tls_conf *far = SECTION({ "ca", "ca.pem" }, { "certificate", "client.pem" });
+	struct tls_conf *bare = SECTION({ "ca", "ca.pem" });
+	struct end left, right;
+	end_open(&left, near, FILTER_NEAR, "");
+	end_open(&right, far, FILTER_FAR, "server.example");
+	talk(&left, &right);
+	assert_ready(&left);
+	assert_ready(&right);
+	assert_string_equal(left.facts.common_name, "client");
+	end_close(&left);
+	end_close(&right);
+
+	end_open(&left, near, FILTER_NEAR, "");
+	end_open(&right, bare, FILTER_FAR, "server.example");
+	talk(&left, &right);
+	assert_refused(&left, "no certificate was sent");
+	assert_refused(&right, "the peer refuses: certificate required");
+	end_close(&left);
+	end_close(&right);
+	discard(near);
+	discard(far);
+	discard(bare);
+}
+
+/* --- OCSP --------------------------------------------------------------------------------------- */
+
+static void
+write_ocsp(const char *name, const struct paper *about, long days)
+{
+	OCSP_BASICRESP *basic = OCSP_BASICRESP_new();
+	OCSP_CERTID *id = OCSP_cert_to_id(NULL, about->certificate, authority.certificate);
+	ASN1_TIME *this = X509_gmtime_adj(NULL, -86400 * 5),
+		  *next = X509_gmtime_adj(NULL, days * 86400);
+	assert_non_null(
+		OCSP_basic_add1_status(basic, id, V_OCSP_CERTSTATUS_GOOD, 0, NULL, this, next));
+	assert_true(OCSP_basic_sign(basic, authority.certificate, authority.key, EVP_sha256(), NULL,
+				    0));
+	OCSP_RESPONSE *response = OCSP_response_create(OCSP_RESPONSE_STATUS_SUCCESSFUL, basic);
+	unsigned char *bytes = NULL;
+	int length = i2d_OCSP_RESPONSE(response, &bytes);
+	FILE *file = fopen(world_path(name), "w");
+	assert_non_null(file);
+	assert_int_equal(fwrite(bytes, 1, (size_t)length, file), length);
+	OPENSSL_free(bytes);
+	fclose(file);
+	OCSP_RESPONSE_free(response);
+	OCSP_BASICRESP_free(basic);
+	OCSP_CERTID_free(id);
+	ASN1_TIME_free(this);
+	ASN1_TIME_free(next);
+}
+
+static void
+test_ocsp(void **unused)
+{
+	(void)unused;
+	write_ocsp("ocsp.der", &server, 3);
+	struct tls_conf *near =
+		SECTION({ "certificate", "server.pem" }, { "certificate", "server-rsa.pem" },
+			{ "ocsp", "ocsp.der" });
+	for (int i = 0; i < 2; i++) {
+		struct end end;
+		struct plain plain;
+		const unsigned char *answer;
+		plain_context(&plain, false, NULL);
+		SSL_CTX_set_tlsext_status_type(plain.context, TLSEXT_STATUSTYPE_ocsp);
+		SSL_CTX_set1_sigalgs_list(plain.context, i ? "RSA-PSS+SHA256" : "ECDSA+SHA256");
+		plain_begin(&plain, NULL);
+		end_open(&end, near, FILTER_NEAR, "");
+		talk_plain(&end, &plain);
+		assert_ready(&end);
+		long length = SSL_get_tlsext_status_ocsp_resp(plain.ssl, &answer);
+		assert_true(i ? length <= 0 : length > 100); /* the RSA one has no answer */
+		end_close(&end);
+		plain_close(&plain);
+	}
+	discard(near);
+}
+
+/* --- Shared secrets ----------------------------------------------------------------------------- */
+
+static const char *psk_identity;
+static unsigned char psk_key[16];
+
+static unsigned int
+on_psk(SSL *ssl, const char *hint, char *identity, unsigned int identity_most, unsigned char *key,
+       unsigned int most)
+{
+	(void)ssl;
+	(void)hint;
+	(void)most;
+	snprintf(identity, identity_most, "%s", psk_identity);
+	memcpy(key, psk_key, sizeof(psk_key));
+	return sizeof(psk_key);
+}
+
+static void
+meet_psk(struct end *end, const struct tls_conf *near, const char *identity, unsigned char first,
+	 int version)
+{
+	struct plain plain;
+	plain_context(&plain, false, NULL);
+	psk_identity = identity;
+	for (size_t i = 0; i < sizeof(psk_key); i++)
+		psk_key[i] = (unsigned char)(i + first);
+	SSL_CTX_set_psk_client_callback(plain.context, on_psk);
+	SSL_CTX_set_cipher_list(plain.context, "PSK");
+	SSL_CTX_set_max_proto_version(plain.context, version);
+	plain_begin(&plain, NULL);
+	end_open(end, near, FILTER_NEAR, "");
+	talk_plain(end, &plain);
+	plain_close(&plain);
+}
+
+static void
+test_psk(void **unused)
+{
+	(void)unused;
+	struct tls_conf *near = SECTION({ "psk", "psk" });
+	struct tls_conf *far = SECTION({ "psk", "psk" }, { "psk_identity", "site-b" });
+	struct tls_conf *old = SECTION({ "psk", "psk" }, { "max_version", "1.2" });
+	struct end end, left, right;
+	static const int versions[] = { TLS1_2_VERSION, TLS1_3_VERSION };
+	for (int i = 0; i < 2; i++) {
+		uint64_t before = tls_counters_read(FILTER_NEAR, TLS_PSK);
+		meet_psk(&end, near, "site-a", 0, versions[i]);
+		assert_ready(&end);
+		assert_int_equal(tls_counters_read(FILTER_NEAR, TLS_PSK), before + 1);
+		end_close(&end);
+		meet_psk(&end, near, "site-a", 1, versions[i]);
+		assert_refused(&end, "the peer's shared secret is another");
+		end_close(&end);
+		before = tls_counters_read(FILTER_NEAR, TLS_REFUSED);
+		meet_psk(&end, near, "site-c", 0, versions[i]);
+		assert_refused(&end, "the peer's PSK identity is unknown");
+		assert_int_equal(tls_counters_read(FILTER_NEAR, TLS_REFUSED), before + 1);
+		end_close(&end);
+
+		end_open(&left, near, FILTER_NEAR, "");
+		end_open(&right, i ? far : old, FILTER_FAR, "");
+		talk(&left, &right);
+		assert_ready(&left);
+		assert_ready(&right);
+		end_close(&left);
+		end_close(&right);
+	}
+	/* Who has no secret, and who shows a certificate in its place. */
+	assert_int_equal(meet(&end, near, &client, TLS1_3_VERSION), SSL_AD_HANDSHAKE_FAILURE);
+	assert_true(end.has_failed);
+	end_close(&end);
+	ask(&end, far, "server.example", &server);
+	assert_refused(&end, "the peer shows a certificate");
+	end_close(&end);
+	discard(near);
+	discard(far);
+	discard(old);
+}
+
+/* --- Sessions ----------------------------------------------------------------------------------- */
+
+/* Goes through a whole connection in which the server says something; whether it was resumed. */
+static bool
+visit(const struct tls_conf *near, struct plain *plain, const char *name)
+{
+	struct end end;
+	plain_begin(plain, name);
+	if (plain->session)
+		SSL_set_session(plain->ssl, plain->session);
+	end_open(&end, near, FILTER_NEAR, "");
+	assert_talks(&end, plain);
+	bool is_resumed = SSL_session_reused(plain->ssl);
+	end_close(&end);
+	plain_end(plain);
+	return is_resumed;
+}
+
+static void
+test_tickets(void **unused)
+{
+	static const int versions[] = { TLS1_2_VERSION, TLS1_3_VERSION };
+	(void)unused;
+	for (int i = 0; i < 4; i++) {
+		struct tls_conf *near =
+			SECTION({ "certificate", "server.pem" }, { "client_ca", "ca.pem" },
+				{ "tickets", i < 2 ? "true" : "false" });
+		struct plain plain;
+		uint64_t full = tls_counters_read(FILTER_NEAR, TLS_FULL);
+		uint64_t resumed = tls_counters_read(FILTER_NEAR, TLS_RESUMED);
+		plain_context(&plain, false, &client);
+		SSL_CTX_set_max_proto_version(plain.context, versions[i % 2]);
+		assert_false(visit(near, &plain, "server.example"));
+		assert_int_equal(plain.tickets, 1);
+		assert_int_equal(SSL_SESSION_has_ticket(plain.session), i < 2 || i == 3);
+		assert_true(visit(near, &plain, "server.example"));
+		assert_int_equal(tls_counters_read(FILTER_NEAR, TLS_FULL), full + 1);
+		assert_int_equal(tls_counters_read(FILTER_NEAR, TLS_RESUMED), resumed + 1);
+		plain_close(&plain);
+		discard(near);
+	}
+}
+
+static void
+test_no_sessions_at_all(void **unused)
+{
+	(void)unused;
+	struct tls_conf *near = SECTION({ "certificate", "server.pem" }, { "tickets", "false" },
+					{ "session_cache", "0" });
+	struct plain plain;
+	plain_context(&plain, false, NULL);
+	assert_false(visit(near, &plain, NULL));
+	assert_false(visit(near, &plain, NULL));
+	assert_int_equal(plain.tickets, 0);
+	plain_close(&plain);
+	discard(near);
+}
+
+static void
+test_ticket_waits_for_data(void **unused)
+{
+	(void)unused;
+	struct tls_conf *near = SECTION({ "certificate", "server.pem" });
+	struct end end;
+	struct plain plain;
+	plain_context(&plain, false, NULL);
+	plain_begin(&plain, NULL);
+	end_open(&end, near, FILTER_NEAR, "");
+	talk_plain(&end, &plain);
+	assert_int_equal(SSL_write(plain.ssl, "only from me", 12), 12);
+	talk_plain(&end, &plain);
+	assert_string_equal(end_heard(&end), "only from me");
+	assert_int_equal(plain.tickets, 0);
+	end_say(&end, "first");
+	talk_plain(&end, &plain);
+	assert_string_equal(plain.heard, "first");
+	assert_int_equal(plain.tickets, 1);
+	end_close(&end);
+	plain_close(&plain);
+	discard(near);
+}
+
+/* A section is configured again, as a reload does it, before the old one goes. */
+static void
+expect_after_reload(const struct setting *before, const struct setting *after,
+		    const struct paper *paper, bool is_resumed, const char *words)
+{
+	static const int versions[] = { TLS1_2_VERSION, TLS1_3_VERSION };
+	for (int i = 0; i < 2; i++) {
+		struct tls_conf *old = section(before);
+		struct plain plain;
+		struct end end;
+		plain_context(&plain, false, paper);
+		SSL_CTX_set_max_proto_version(plain.context, versions[i]);
+		visit(old, &plain, NULL);
+		struct tls_conf *fresh = section(after);
+		discard(old);
+		plain_begin(&plain, NULL);
+		SSL_set_session(plain.ssl, plain.session);
+		end_open(&end, fresh, FILTER_NEAR, "");
+		talk_plain(&end, &plain);
+		if (words) {
+			assert_refused(&end, words);
+		} else {
+			assert_ready(&end);
+			assert_int_equal(SSL_session_reused(plain.ssl), is_resumed);
+			assert_string_equal(end.facts.common_name, "client");
+		}
+		end_close(&end);
+		plain_close(&plain);
+		discard(fresh);
+	}
+}
+
+#define LIST(...) ((const struct setting[SETTINGS]){ __VA_ARGS__ })
+
+static void
+test_sessions_across_reloads(void **unused)
+{
+	(void)unused;
+	write_crl("crl.pem", &client, 7);
+	write_crl("empty-crl.pem", NULL, 7);
+	const struct setting *plain =
+		LIST({ "certificate", "server.pem" }, { "client_ca", "ca.pem" });
+	expect_after_reload(plain, plain, &client, true, NULL);
+	expect_after_reload(plain,
+			    LIST({ "certificate", "server.pem" }, { "client_ca", "other-ca.pem" }),
+			    &client, false, "unknown CA");
+	expect_after_reload(plain,
+			    LIST({ "certificate", "server.pem" }, { "client_ca", "ca.pem" },
+				 { "crl", "crl.pem" }),
+			    &client, false, "certificate revoked");
+	expect_after_reload(plain,
+			    LIST({ "certificate", "server.pem" }, { "client_ca", "ca.pem" },
+				 { "allow", "cn:nobody" }),
+			    &client, false, "nothing in allow");
+	expect_after_reload(plain,
+			    LIST({ "certificate", "server.pem" }, { "client_ca", "ca.pem" },
+				 { "allow", "cn:client" }),
+			    &client, false, NULL);
+}
+
+static void
+test_ticket_keys_rotate(void **unused)
+{
+	const unsigned char id[TLS_ID_BYTES] = { 1 }, other_id[TLS_ID_BYTES] = { 2 };
+	const uint64_t hour = UINT64_C(3600000000000);
+	uint64_t now = UINT64_MAX / 2;
+	struct tls_ticket_key first, second, third, found;
+	bool is_newest;
+	(void)unused;
+	struct tls_tickets *tickets = tls_tickets_hold(id, hour);
+	struct tls_tickets *other = tls_tickets_hold(other_id, hour);
+	assert_int_equal(tls_tickets_newest(tickets, now, &first), 0);
+	assert_int_equal(tls_tickets_newest(tickets, now + hour - 1, &second), 0);
+	assert_memory_equal(&first, &second, sizeof(first));
+	assert_true(tls_tickets_find(tickets, now + hour - 1, first.name, &found, &is_newest));
+	assert_true(is_newest);
+	assert_false(tls_tickets_find(other, now, first.name, &found, &is_newest));
+
+	assert_true(tls_tickets_find(tickets, now + hour, first.name, &found, &is_newest));
+	assert_false(is_newest); /* whoever comes with it gets a fresh one */
+	assert_int_equal(tls_tickets_newest(tickets, now + hour, &second), 0);
+	assert_memory_not_equal(&first, &second, sizeof(first));
+	assert_true(tls_tickets_find(tickets, now + 2 * hour - 1, first.name, &found, &is_newest));
+	assert_memory_equal(&first, &found, sizeof(first));
+	assert_false(tls_tickets_find(tickets, now + 2 * hour, first.name, &found, &is_newest));
+
+	/* A reload: the new one holds before the old one lets go. */
+	struct tls_tickets *again = tls_tickets_hold(id, hour);
+	tls_tickets_release(tickets);
+	assert_true(tls_tickets_find(again, now + 2 * hour, second.name, &found, &is_newest));
+	tls_tickets_release(again);
+	again = tls_tickets_hold(id, hour); /* nobody held it: gone */
+	assert_false(tls_tickets_find(again, now + 2 * hour, second.name, &found, &is_newest));
+	assert_int_equal(tls_tickets_newest(again, now, &third), 0);
+	assert_memory_not_equal(&third, &second, sizeof(third));
+	tls_tickets_release(again);
+	tls_tickets_release(other);
+}
+
+/* One connection of the far filter to a plain server; whether it was resumed. */
+static bool
+visit_server(const struct tls_conf *far, struct plain *plain, const char *target)
+{
+	struct end end;
+	plain_begin(plain, NULL);
+	end_open(&end, far, FILTER_FAR, target);
+	assert_talks(&end, plain);
+	bool is_resumed = SSL_session_reused(plain->ssl);
+	end_close(&end);
+	plain_end(plain);
+	return is_resumed;
+}
+
+static void
+test_sessions_of_servers(void **unused)
+{
+	static const int versions[] = { TLS1_2_VERSION, TLS1_3_VERSION };
+	(void)unused;
+	for (int i = 0; i < 2; i++) {
+		struct tls_conf *far = SECTION({ "ca", "ca.pem" });
+		struct tls_conf *other =
+			SECTION({ "ca", "ca.pem" }, { "certificate", "client.pem" });
+		struct plain plain;
+		plain_context(&plain, true, &server);
+		SSL_CTX_set_max_proto_version(plain.context, versions[i]);
+		uint64_t resumed = tls_counters_read(FILTER_FAR, TLS_RESUMED);
+		assert_false(visit_server(far, &plain, "server.example"));
+		assert_true(visit_server(far, &plain, "server.example"));
+		assert_true(visit_server(far, &plain, "server.example"));
+		assert_false(visit_server(far, &plain, "192.0.2.1"));
+		assert_false(visit_server(other, &plain, "server.example"));
+		struct tls_conf *reloaded = SECTION({ "ca", "ca.pem" });
+		discard(far);
+		assert_true(visit_server(reloaded, &plain, "server.example"));
+		assert_int_equal(tls_counters_read(FILTER_FAR, TLS_RESUMED), resumed + 3);
+		plain_close(&plain);
+		discard(reloaded);
+		discard(other);
+	}
+}
+
+static void
+test_psk_tickets(void **unused)
+{
+	(void)unused;
+	struct tls_conf *near = SECTION({ "psk", "psk" });
+	struct plain plain;
+	plain_context(&plain, false, NULL);
+	psk_identity = "site-a";
+	for (size_t i = 0; i < sizeof(psk_key); i++)
+		psk_key[i] = (unsigned char)i;
+	SSL_CTX_set_psk_client_callback(plain.context, on_psk);
+	uint64_t psk = tls_counters_read(FILTER_NEAR, TLS_PSK);
+	uint64_t resumed = tls_counters_read(FILTER_NEAR, TLS_RESUMED);
+	visit(near, &plain, NULL);
+	assert_int_equal(plain.tickets, 1);
+	visit(near, &plain, NULL);
+	assert_int_equal(tls_counters_read(FILTER_NEAR, TLS_PSK), psk + 1);
+	assert_int_equal(tls_counters_read(FILTER_NEAR, TLS_RESUMED), resumed + 1);
+	plain_close(&plain);
+	discard(near);
+}
+
+/* --- Ends --------------------------------------------------------------------------------------- */
+
+static void
+test_half_close(void **unused)
+{
+	static const char *const versions[] = { "1.2", "1.3" };
+	(void)unused;
+	for (int i = 0; i < 4; i++) {
+		struct tls_conf *near = SECTION({ "certificate", "server.pem" });
+		struct tls_conf *far =
+			SECTION({ "ca", "ca.pem" }, { "max_version", versions[i % 2] });
+		struct end left, right;
+		end_open(&left, near, FILTER_NEAR, "");
+		end_open(&right, far, FILTER_FAR, "server.example");
+		struct end *first = i < 2 ? &left : &right, *second = i < 2 ? &right : &left;
+		end_say(first, "and over");
+		end_finish(first);
+		talk(&left, &right);
+		assert_string_equal(end_heard(second), "and over");
+		assert_true(second->flows[FILTER_IN].ended);
+		assert_true(first->flows[FILTER_OUT].ended);
+		assert_false(first->flows[FILTER_IN].ended);
+		for (int j = 0; j < 3; j++) {
+			end_say(second, "still here");
+			talk(&left, &right);
+			assert_string_equal(end_heard(first), "still here");
+		}
+		end_finish(second);
+		talk(&left, &right);
+		assert_true(first->flows[FILTER_IN].ended);
+		assert_true(second->flows[FILTER_OUT].ended);
+		assert_false(left.has_failed || right.has_failed);
+		end_close(&left);
+		end_close(&right);
+		discard(near);
+		discard(far);
+	}
+}
+
+static void
+test_truncation(void **unused)
+{
+	(void)unused;
+	for (int i = 0; i < 4; i++) {
+		bool is_lenient = i & 1, is_cut = i & 2;
+		struct tls_conf *near = SECTION({ "certificate", "server.pem" },
+						{ "truncation", is_lenient ? "eof" : "reset" });
+		struct end end;
+		struct plain plain;
+		plain_context(&plain, false, NULL);
+		plain_begin(&plain, NULL);
+		end_open(&end, near, FILTER_NEAR, "");
+		assert_talks(&end, &plain);
+		SSL_write(plain.ssl, "tail", 4);
+		char bytes[256];
+		int length = BIO_read(plain.out, bytes, sizeof(bytes));
+		evbuffer_add(end.flows[FILTER_IN].src, bytes, (size_t)(length - is_cut));
+		end.flows[FILTER_IN].flush = FILTER_FINISHED;
+		end_step(&end);
+		assert_string_equal(end_heard(&end), is_cut ? "" : "tail");
+		assert_int_equal(end.has_failed, !is_lenient || is_cut);
+		if (end.has_failed) {
+			assert_int_equal(end.why.kind, FAILURE_TRUNCATED);
+			assert_refused(&end, "close_notify");
+		}
+		end_close(&end);
+		plain_close(&plain);
+		discard(near);
+	}
+}
+
+static void
+test_other_protocols(void **unused)
+{
+	static const struct {
+		const char *text, *words;
+	} cases[] = {
+		{ "GET / HTTP/1.1\r\nHost: x\r\n\r\n", "the peer does not speak TLS but HTTP" },
+		{ "SSH-2.0-OpenSSH_9.2p1\r\n", "the peer does not speak TLS" },
+		{ "\x16\x16\x16\x16\x16\x16\x16\x16", "the peer does not speak TLS" },
+		{ "220 mail.example ESMTP\r\n", "the peer does not speak TLS" },
+	};
+	(void)unused;
+	struct tls_conf *conf = SECTION({ "certificate", "server.pem" }, { "ca", "ca.pem" });
+	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		for (int side = 0; side < 2; side++) {
+			struct end end;
+			uint64_t before = tls_counters_read((enum filter_side)side, TLS_FAILED);
+			end_open(&end, conf, (enum filter_side)side, "server.example");
+			evbuffer_add(end.flows[FILTER_IN].src, cases[i].text,
+				     strlen(cases[i].text));
+			end_step(&end);
+			assert_refused(&end, side ? "the peer does not speak TLS" : cases[i].words);
+			assert_int_equal(tls_counters_read((enum filter_side)side, TLS_FAILED),
+					 before + 1);
+			end_close(&end);
+		}
+	}
+	discard(conf);
+}
+
+/* --- Behind the handshake ----------------------------------------------------------------------- */
+
+static void
+test_key_updates(void **unused)
+{
+	(void)unused;
+	struct tls_conf *near = SECTION({ "certificate", "server.pem" });
+	struct end end;
+	struct plain plain;
+	plain_context(&plain, false, NULL);
+	plain_begin(&plain, NULL);
+	end_open(&end, near, FILTER_NEAR, "");
+	talk_plain(&end, &plain);
+	/* One at a time, as often as it likes. */
+	for (int i = 0; i < 500; i++) {
+		assert_true(SSL_key_update(plain.ssl, SSL_KEY_UPDATE_REQUESTED));
+		SSL_do_handshake(plain.ssl);
+		talk_plain(&end, &plain);
+	}
+	assert_talks(&end, &plain);
+	/* A flood: all of them in one go. */
+	for (int i = 0; i < 10000; i++) {
+		assert_true(SSL_key_update(plain.ssl, SSL_KEY_UPDATE_REQUESTED));
+		SSL_do_handshake(plain.ssl);
+	}
+	talk_plain(&end, &plain);
+	assert_refused(&end, "the peer sends KeyUpdates without end");
+	end_close(&end);
+	plain_close(&plain);
+	discard(near);
+}
+
+/* With no room for what KeyUpdates ask for, what waits stays bounded. */
+static void
+test_key_updates_without_room(void **unused)
+{
+	(void)unused;
+	struct tls_conf *near = SECTION({ "certificate", "server.pem" });
+	struct end end;
+	struct plain plain;
+	char bytes[4096];
+	plain_context(&plain, false, NULL);
+	plain_begin(&plain, NULL);
+	end_open(&end, near, FILTER_NEAR, "");
+	talk_plain(&end, &plain);
+	for (int i = 0; i < 5000 && !end.has_failed; i++) {
+		int length;
+		assert_true(SSL_key_update(plain.ssl, SSL_KEY_UPDATE_REQUESTED));
+		SSL_do_handshake(plain.ssl);
+		while ((length = BIO_read(plain.out, bytes, sizeof(bytes))) > 0)
+			evbuffer_add(end.flows[FILTER_IN].src, bytes, (size_t)length);
+		end.flows[FILTER_IN].room_bytes = 1 << 20;
+		end.flows[FILTER_OUT].room_bytes = 0;
+		end.has_failed = stack_step(end.stack, end.flows, &end.why) == STACK_FAILED;
+		assert_true(stack_kept_bytes(end.stack) <= FILTER_KEPT_BYTES);
+	}
+	assert_true(stack_kept_bytes(end.stack) > FILTER_KEPT_BYTES / 2);
+	talk_plain(&end, &plain); /* with room all goes on, or is over for good */
+	end_close(&end);
+	plain_close(&plain);
+	discard(near);
+}
+
+static void
+test_renegotiation_is_refused(void **unused)
+{
+	(void)unused;
+	struct tls_conf *near = SECTION({ "certificate", "server.pem" }, { "max_version", "1.2" });
+	struct end end;
+	struct plain plain;
+	plain_context(&plain, false, NULL);
+	plain_begin(&plain, NULL);
+	end_open(&end, near, FILTER_NEAR, "");
+	assert_talks(&end, &plain);
+	uint64_t full = tls_counters_read(FILTER_NEAR, TLS_FULL);
+	SSL_renegotiate(plain.ssl);
+	SSL_do_handshake(plain.ssl);
+	talk_plain(&end, &plain);
+	assert_int_equal(plain.alert, SSL_AD_NO_RENEGOTIATION);
+	assert_int_equal(tls_counters_read(FILTER_NEAR, TLS_FULL), full);
+	end_close(&end);
+	plain_close(&plain);
+	discard(near);
+}
+
+static void
+test_bulk(void **unused)
+{
+	enum { BYTES = 3000000 };
+	(void)unused;
+	struct tls_conf *near = SECTION({ "certificate", "server.pem" });
+	struct tls_conf *far = SECTION({ "ca", "ca.pem" });
+	struct end left, right;
+	end_open(&left, near, FILTER_NEAR, "");
+	end_open(&right, far, FILTER_FAR, "server.example");
+	talk(&left, &right);
+	unsigned char *bytes = malloc(BYTES), *got = malloc(BYTES);
+	for (size_t i = 0; i < BYTES; i++)
+		bytes[i] = (unsigned char)(i * i >> 7);
+	/* Extents of all sizes. */
+	for (size_t at = 0, length = 1; at < BYTES; at += length) {
+		length = length * 7 / 3 % 90000 + 1;
+		if (length > BYTES - at)
+			length = BYTES - at;
+		evbuffer_add_reference(right.flows[FILTER_OUT].src, bytes + at, length, NULL, NULL);
+	}
+	end_finish(&right);
+	talk(&left, &right);
+	assert_int_equal(evbuffer_remove(left.flows[FILTER_IN].dst, got, BYTES), BYTES);
+	assert_memory_equal(bytes, got, BYTES);
+	assert_true(left.flows[FILTER_IN].ended);
+	free(bytes);
+	free(got);
+	end_close(&left);
+	end_close(&right);
+	discard(near);
+	discard(far);
+}
+
+/* --- Mistakes of the operator ------------------------------------------------------------------- */
+
+static void
+expect_mistake(const struct setting *settings, const char *words)
+{
+	struct tls_conf *conf;
+	struct failure why = { .kind = FAILURE_NONE };
+	if (!try_section(&conf, settings, &why))
+		fail_msg("no mistake found; \"%s\" was expected", words);
+	if (why.kind != FAILURE_CONFIG || !strstr(why.text, words))
+		fail_msg("\"%s\" does not say \"%s\"", why.text, words);
+	discard(conf);
+}
+
+static void
+write_mistakes(void)
+{
+	struct paper old = paper_make((struct paper_plan){
+		.name = "old", .issuer = &authority, .from_days = -60, .to_days = -2 });
+	struct paper young = paper_make(
+		(struct paper_plan){ .name = "young", .issuer = &authority, .from_days = 10 });
+	paper_write("old.pem", "w", old.certificate, old.key);
+	paper_write("young.pem", "w", young.certificate, young.key);
+	paper_write("chain.pem", "w", server.certificate, server.key);
+	paper_write("chain.pem", "a", other_authority.certificate, NULL);
+	paper_write("bare.pem", "w", server.certificate, NULL);
+	paper_write("public.key", "w", NULL, server.key);
+	chmod(world_path("public.key"), 0644);
+	FILE *file = fopen(world_path("locked.key"), "w");
+	PEM_write_PKCS8PrivateKey(file, server.key, EVP_aes_128_cbc(), "secret", 6, NULL, NULL);
+	fclose(file);
+	chmod(world_path("locked.key"), 0600);
+	text_write("damaged.pem", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n");
+	text_write("short.psk", "site:abcd\n");
+	text_write("odd.psk", "\n\nno colon\n");
+	text_write("twice.psk", "a:" SECRET "\na:" SECRET "\n");
+	text_write("wrong", "not it\n");
+	paper_free(&old);
+	paper_free(&young);
+}
+
+static void
+test_mistakes(void **unused)
+{
+	(void)unused;
+	write_mistakes();
+	write_crl("late-crl.pem", NULL, -1);
+	write_ocsp("client.der", &client, 3);
+	write_ocsp("late.der", &server, -1);
+	const struct {
+		struct setting settings[SETTINGS];
+		const char *words;
+	} cases[] = {
+		{ { { "certificate", "missing.pem" } }, "missing.pem: No such file" },
+		{ { { "certificate", "." } }, "is not a file" },
+		{ { { "certificate", "psk" } }, "psk holds no certificate" },
+		{ { { "certificate", "damaged.pem" } }, "damaged.pem holds a damaged certificate" },
+		{ { { "certificate", "bare.pem" } }, "bare.pem holds no private key" },
+		{ { { "certificate", "old.pem" } }, "old.pem expired 20" },
+		{ { { "certificate", "young.pem" } }, "young.pem is valid only from 20" },
+		{ { { "certificate", "chain.pem" } },
+		  "chain.pem: certificate 2 did not issue certificate 1" },
+		{ { { "certificate", "server.pem" }, { "key", "client.pem" } }, "is not that of" },
+		{ { { "certificate", "bare.pem" }, { "key", "public.key" } },
+		  "public.key holds a secret and everybody may read it; chmod 640" },
+		{ { { "certificate", "bare.pem" }, { "key", "locked.key" } },
+		  "locked.key is encrypted" },
+		{ { { "certificate", "bare.pem" },
+		    { "key", "locked.key" },
+		    { "passphrase", "wrong" } },
+		  "locked.key cannot be decrypted" },
+		{ { { "certificate", "server.pem" },
+		    { "certificate", "client.pem" },
+		    { "key", "server.pem" } },
+		  "2 files in certificate and 1 in key" },
+		{ { { "key", "server.pem" } }, "key needs certificate" },
+		{ { { "pkcs12", "server.pem" } }, "server.pem is not a PKCS#12 file" },
+		{ { { "client_ca", "psk" }, { "certificate", "server.pem" } },
+		  "psk holds no certificate" },
+		{ { { "ca", "missing.pem" } }, "missing.pem: No such file" },
+		{ { { "crl", "late-crl.pem" } }, "late-crl.pem expired 20" },
+		{ { { "crl", "ca.pem" } }, "ca.pem holds no CRL" },
+		{ { { "ocsp", "client.der" }, { "certificate", "server.pem" } },
+		  "client.der is about none of the certificates" },
+		{ { { "ocsp", "late.der" }, { "certificate", "server.pem" } },
+		  "late.der expired 20" },
+		{ { { "psk", "short.psk" } }, "short.psk: line 1 holds no key" },
+		{ { { "psk", "odd.psk" } }, "odd.psk: line 3 is not IDENTITY:HEX" },
+		{ { { "psk", "twice.psk" } }, "twice.psk: line 2 repeats an identity" },
+		{ { { "psk", "psk" }, { "psk_identity", "site-z" } }, "has no identity 'site-z'" },
+		{ { { "psk_identity", "site-z" } }, "psk_identity needs psk" },
+		{ { { "allow", "client" } }, "'client' allows nobody" },
+		{ { { "allow", "ip:here" } }, "is not ip:" },
+		{ { { "allow", "cn:x" }, { "verify", "none" } }, "allow says nothing" },
+		{ { { "pin", "sha256/abc" } }, "is not the digest of a public key" },
+		{ { { "min_version", "1.3" }, { "max_version", "1.2" } },
+		  "min_version is above max_version" },
+		{ { { "ciphers", "NONSENSE" } }, "names no cipher" },
+		{ { { "ciphersuites", "NONSENSE" } }, "are not ciphersuites" },
+		{ { { "groups", "NONSENSE" } }, "are not groups" },
+	};
+	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++)
+		expect_mistake(cases[i].settings, cases[i].words);
+}
+
+static void
+expect_unfit(const struct setting *settings, enum filter_side side, const char *words)
+{
+	struct tls_conf *conf = section(settings);
+	struct failure why;
+	assert_int_equal(tls_conf_fits(conf, side, &why), -1);
+	if (!strstr(why.text, words))
+		fail_msg("\"%s\" does not say \"%s\"", why.text, words);
+	discard(conf);
+}
+
+static void
+test_fits(void **unused)
+{
+	(void)unused;
+	expect_unfit(LIST({ "ca", "ca.pem" }), FILTER_NEAR, "needs certificate, pkcs12 or psk");
+	expect_unfit(LIST({ "certificate", "server.pem" }, { "verify", "required" }), FILTER_NEAR,
+		     "without client_ca");
+	expect_unfit(LIST({ "certificate", "server.pem" }, { "allow", "cn:x" }), FILTER_NEAR,
+		     "without client_ca");
+	expect_unfit(LIST({ "certificate", "server.pem" }, { "client_ca", "ca.pem" },
+			  { "verify", "none" }),
+		     FILTER_NEAR, "client_ca is not used");
+	expect_unfit(LIST({ "certificate", "server.pem" }, { "psk", "psk" }), FILTER_NEAR,
+		     "psk keeps nobody out");
+	expect_unfit(LIST({ "verify", "optional" }), FILTER_FAR, "\"required\" or \"none\"");
+	setenv("SSL_CERT_FILE", "/nonexistent", 1);
+	setenv("SSL_CERT_DIR", "/nonexistent", 1);
+	expect_unfit(LIST({ "verify", "required" }), FILTER_FAR, "the system trusts no authority");
+	unsetenv("SSL_CERT_FILE");
+	unsetenv("SSL_CERT_DIR");
+}
+
+int
+main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_versions),
+		cmocka_unit_test(test_old_versions_are_refused),
+		cmocka_unit_test(test_certificate_by_name),
+		cmocka_unit_test(test_pkcs12),
+		cmocka_unit_test(test_alpn),
+		cmocka_unit_test(test_client_certificates),
+		cmocka_unit_test(test_allow),
+		cmocka_unit_test(test_revocation),
+		cmocka_unit_test(test_server_is_verified),
+		cmocka_unit_test(test_no_name_to_check),
+		cmocka_unit_test(test_pins),
+		cmocka_unit_test(test_own_certificate),
+		cmocka_unit_test(test_ocsp),
+		cmocka_unit_test(test_psk),
+		cmocka_unit_test(test_tickets),
+		cmocka_unit_test(test_no_sessions_at_all),
+		cmocka_unit_test(test_ticket_waits_for_data),
+		cmocka_unit_test(test_sessions_across_reloads),
+		cmocka_unit_test(test_ticket_keys_rotate),
+		cmocka_unit_test(test_sessions_of_servers),
+		cmocka_unit_test(test_psk_tickets),
+		cmocka_unit_test(test_half_close),
+		cmocka_unit_test(test_truncation),
+		cmocka_unit_test(test_other_protocols),
+		cmocka_unit_test(test_key_updates),
+		cmocka_unit_test(test_key_updates_without_room),
+		cmocka_unit_test(test_renegotiation_is_refused),
+		cmocka_unit_test(test_bulk),
+		cmocka_unit_test(test_mistakes),
+		cmocka_unit_test(test_fits),
+	};
+	return cmocka_run_group_tests_name("tls", tests, make_papers, free_papers);
+}
