@@ -28,9 +28,9 @@ struct compression_conf {
 	{                                                                                          \
 		.name = "level",                                                                   \
 		.type = KEYWORD_COUNT,                                                             \
-		.fallback = level_default,                                                         \
+		.fallback = (level_default),                                                       \
 		.least = 1,                                                                        \
-		.most = level_most,                                                                \
+		.most = (level_most),                                                              \
 		.offset = offsetof(struct compression_conf, level),                                \
 		.effect = EFFECT_NEW_CONNECTIONS,                                                  \
 		.help = "How hard to compress; more costs more time.",                             \
@@ -38,9 +38,9 @@ struct compression_conf {
 		{                                                                                  \
 			.name = "window",                                                          \
 			.type = KEYWORD_SIZE,                                                      \
-			.fallback = window_default,                                                \
-			.least = window_least,                                                     \
-			.most = window_most,                                                       \
+			.fallback = (window_default),                                              \
+			.least = (window_least),                                                   \
+			.most = (window_most),                                                     \
 			.offset = offsetof(struct compression_conf, window_bytes),                 \
 			.effect = EFFECT_NEW_CONNECTIONS,                                          \
 			.unit = "bytes",                                                           \

@@ -623,6 +623,46 @@ test_streams_that_are_refused(void **unused)
 
 /* --- Memory --------------------------------------------------------------------------------- */
 
+static struct bytes
+packed_by_us(const struct format *format, struct compression_conf conf, struct bytes plain)
+{
+	struct side side;
+	side_open(&side, format, conf);
+	assert_int_equal(give(&side, FILTER_OUT, plain, FILTER_FINISHED), FILTER_END);
+	struct bytes packed = taken(side.dst[FILTER_OUT]);
+	side_close(&side);
+	return packed;
+}
+
+static void
+expect_held(const struct format *format, struct compression_conf conf, size_t most_bytes)
+{
+	struct bytes plain = text(300000), packed = packed_by_us(format, conf, plain);
+	struct bytes last = { packed.at + --packed.count, 1 }, nothing = { NULL, 0 };
+	size_t empty = allocated();
+	struct side side;
+	side_open(&side, format, conf);
+	step(&side, FILTER_IN, FILTER_FLUSH, MIB);
+	step(&side, FILTER_OUT, FILTER_FLUSH, MIB);
+	assert_true(allocated() - empty < 2 * KIB);
+	give(&side, FILTER_IN, packed, FILTER_FLUSH);
+	give(&side, FILTER_OUT, plain, FILTER_FLUSH);
+	for (int flow = 0; flow < FILTER_FLOWS; flow++)
+		evbuffer_drain(side.dst[flow], SIZE_MAX);
+	size_t full = allocated() - empty;
+	print_message("%s, level %d, window %zu KiB: %zu KiB for a connection\n", format->name,
+		      (int)conf.level, (size_t)conf.window_bytes / KIB, full / KIB);
+	assert_true(full <= most_bytes);
+	assert_int_equal(give(&side, FILTER_IN, last, FILTER_FINISHED), FILTER_END);
+	assert_int_equal(give(&side, FILTER_OUT, nothing, FILTER_FINISHED), FILTER_END);
+	for (int flow = 0; flow < FILTER_FLOWS; flow++)
+		evbuffer_drain(side.dst[flow], SIZE_MAX);
+	assert_true(allocated() - empty < 2 * KIB);
+	side_close(&side);
+	free(packed.at);
+	free(plain.at);
+}
+
 /* What penstock.conf(5) says of a connection's memory, and that a silent one has none. */
 static void
 test_memory_of_a_connection(void **unused)
@@ -631,38 +671,24 @@ test_memory_of_a_connection(void **unused)
 #ifdef HAS_OWN_MALLOC
 	skip();
 #endif
-	static const size_t most_bytes[] = { 240 * KIB, 2500 * KIB };
-	for_each_format(format)
-	{
-		struct compression_conf conf = { .level =
-							 format->kind == COMPRESSION_ZSTD ? 3 : 6 };
-		struct bytes plain = text(300000), packed = format->pack(plain);
-		struct side side;
-		side_open(&side, format, conf);
-		side_close(&side);
-
-		size_t empty = allocated();
-		side_open(&side, format, conf);
-		step(&side, FILTER_IN, FILTER_FLUSH, MIB);
-		step(&side, FILTER_OUT, FILTER_FLUSH, MIB);
-		assert_true(allocated() - empty < 2 * KIB);
-		give(&side, FILTER_IN, (struct bytes){ packed.at, packed.count - 1 }, FILTER_FLUSH);
-		give(&side, FILTER_OUT, plain, FILTER_FLUSH);
-		for (int flow = 0; flow < FILTER_FLOWS; flow++)
-			evbuffer_drain(side.dst[flow], SIZE_MAX);
-		size_t full = allocated() - empty;
-		print_message("%s: %zu KiB for a connection\n", format->name, full / KIB);
-		assert_true(full <= most_bytes[format - formats]);
-		struct bytes last = { packed.at + packed.count - 1, 1 };
-		assert_int_equal(give(&side, FILTER_IN, last, FILTER_FINISHED), FILTER_END);
-		give(&side, FILTER_OUT, (struct bytes){ NULL, 0 }, FILTER_FINISHED);
-		for (int flow = 0; flow < FILTER_FLOWS; flow++)
-			evbuffer_drain(side.dst[flow], SIZE_MAX);
-		assert_true(allocated() - empty < 2 * KIB);
-		side_close(&side);
-		free(packed.at);
-		free(plain.at);
-	}
+	static const struct {
+		uint64_t level, window_kib;
+		size_t most_kib;
+	} zstds[] = {
+		{ 1, 256, 1946 },   { 3, 256, 2662 },   { 6, 256, 5018 },    { 9, 256, 5018 },
+		{ 12, 256, 5018 },  { 19, 256, 6758 },  { 1, 8192, 18432 },  { 3, 8192, 19456 },
+		{ 6, 8192, 21504 }, { 9, 8192, 30720 }, { 12, 8192, 67584 }, { 19, 8192, 101376 },
+	};
+	for (uint64_t window = 512; window <= 32 * KIB; window *= 2)
+		expect_held(&formats[0],
+			    (struct compression_conf){ .level = 9, .window_bytes = window },
+			    5 * window + 80 * KIB);
+	for (size_t i = 0; i < sizeof(zstds) / sizeof(zstds[0]); i++)
+		expect_held(&formats[1],
+			    (struct compression_conf){ .level = zstds[i].level,
+						       .window_bytes = zstds[i].window_kib * KIB,
+						       .adaptive = i % 2 },
+			    zstds[i].most_kib * KIB);
 }
 
 /* --- Adaptive ------------------------------------------------------------------------------- */
