@@ -114,12 +114,15 @@ class Cutter:
             self._ends = [near, socket.create_connection(self.address)]
             for end in self._ends:
                 end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            alive = [True, True]
-            while any(alive):
-                sources = [end for end, is_alive in zip(self._ends, alive) if is_alive]
-                for source in select.select(sources, [], [], DEADLINE)[0]:
-                    number = self._ends.index(source)
-                    alive[number] = self._pass_on(number)
+            poll = select.poll()  # select takes no descriptor above 1023
+            alive = {end.fileno(): number for number, end in enumerate(self._ends)}
+            for descriptor in alive:
+                poll.register(descriptor, select.POLLIN)
+            while alive:
+                for descriptor, _ in poll.poll():
+                    if not self._pass_on(alive[descriptor]):
+                        poll.unregister(descriptor)
+                        del alive[descriptor]
         for end in self._ends:
             end.close()
 

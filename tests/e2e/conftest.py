@@ -57,7 +57,7 @@ def pytest_runtest_makereport(item):
     if report.failed:
         for daemon in item.stash.get(DAEMONS, []):
             if daemon.log_file.exists():
-                report.sections.append((f"penstockd {daemon.pid}: configuration", daemon.text))
+                report.sections.append((f"penstockd {daemon.pid}: configuration", shortened(daemon.text)))
                 report.sections.append((f"penstockd {daemon.pid}: log", shortened(daemon.log())))
 
 

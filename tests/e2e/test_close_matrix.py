@@ -4,19 +4,22 @@
 - a reset becomes a reset, and what came before it is a prefix of what was sent;
 - who answers early and goes is still heard: the whole answer first, then the reset;
 - a reset after that side's own FIN only ends the flow towards it;
-- without a target the client gets a reset.
+- without a target the client gets a reset;
+- a wire that ends without the end mark of what is spoken on it becomes a reset.
 
 Evidence is what the sockets of both ends saw, and the daemon's closing line."""
 
 import concurrent.futures
 import contextlib
 import dataclasses
+import itertools
 import signal
 import traceback
 from typing import Callable, Optional
 
 import pytest
 
+from chains import Cutter, facing, has_doubles, is_marked, make_certificate
 from daemon import Daemon, configuration, tunnel
 from peers import (CLIENT_STREAM, KIB, MIB, TARGET_STREAM, ClosedPort, FullTarget, Target, connect, transfer,
                    wait_readable)
@@ -26,9 +29,9 @@ pytestmark = pytest.mark.sanitize
 PATHS = ("copy", "splice", "pair", "chained")
 
 # What moves each way beforehand, so that the daemon is in its bulk mode (splice) or is not (copy) …
-BEFORE = {"copy": 1 * KIB, "splice": 4 * MIB, "pair": 1 * KIB, "chained": 700 * KIB}
+BEFORE = {"copy": 1 * KIB, "filters": 1 * KIB, "splice": 4 * MIB, "pair": 1 * KIB, "chained": 700 * KIB}
 # … and what moves while the end comes.
-DATA = {"copy": 8 * KIB, "splice": 1 * MIB, "pair": 100 * KIB, "chained": 300 * KIB}
+DATA = {"copy": 8 * KIB, "filters": 8 * KIB, "splice": 1 * MIB, "pair": 100 * KIB, "chained": 300 * KIB}
 
 
 class Unreachable:
@@ -50,6 +53,7 @@ class Event:
     target: Callable = Target
     timeouts: Optional[dict] = None
     why_no_splice: str = ""  # if it has no meaning there
+    only_filters: bool = False
     no_target: bool = False  # "first" is then only whether the client has spoken before
 
 
@@ -155,6 +159,10 @@ class Cell:
             assert int(line["up"]) == self.client.sent_bytes, f"the log says up={line['up']}"
             assert int(line["down"]) == self.client.got_bytes, f"the log says down={line['down']}"
 
+    def before_last(self):
+        """Daemons that only lead to the last one."""
+        return []
+
     def expect_reset_log(self):
         self.expect_log("reset", "client" if self.first_is_client else "target")
 
@@ -162,6 +170,84 @@ class Cell:
         """A daemon for this cell alone, since it will be stopped for a while."""
         workers = self.daemon.text.partition("\n")[0]
         return Daemon(self.directory / self.name, f"{workers}\n{self.text}")
+
+
+class FilterCell(Cell):
+    """Over tunnels one behind the other that speak a chain of filters between them: two, of which the last has the
+    chain on its near side, or three, of which the middle one has it on both sides."""
+
+    def __init__(self, number, event, first, chain, both):
+        super().__init__(number, event, first, "filters")
+        self.chain, self.hops = chain, 3 if both else 2
+        self.label += f"{'+'.join(chain)}, {'both sides' if both else 'near'}"
+        self.cutter, self.daemons, self.own = None, [], []  # front first
+
+    def not_applicable(self):
+        if self.event.only_filters and not is_marked(self.chain):
+            return "no end mark"
+        return ""
+
+    def begin(self):
+        self.target = self.event.target()
+        self.leads_to = self.target.text
+
+    def hop(self, number, certificates):
+        """Its sections and its tunnel there. Hops count from the last, which the one before it has to find."""
+        is_last, is_front = number == 0, number == self.hops - 1
+        if is_front and self.event.only_filters:
+            self.cutter = Cutter(self.daemons[0].address(self.name))
+            self.leads_to = self.cutter.text
+        return facing(self.chain, self.leads_to, name=self.name, near=not is_front, far=not is_last,
+                      certificates=certificates, timeouts=self.event.timeouts if is_last else None)
+
+    def has_hop(self, daemon):
+        self.daemons.insert(0, daemon)
+        self.leads_to = "{}:{}".format(*daemon.address(self.name))
+
+    def run(self, certificates, directory):
+        self.certificates = certificates
+        try:
+            return super().run(self.daemons[-1], None, directory)
+        finally:
+            if self.cutter:
+                self.cutter.close()
+            for daemon in self.own:
+                daemon.stop()
+
+    def dial(self):
+        self.client = connect(self.daemons[0].address(self.name))
+        return self.client
+
+    def before_last(self):
+        return self.daemons[:-1]
+
+    def expect_log(self, reason, ended_by=None, whole=False):
+        """The closing line of the last tunnel. Bytes on a wire are not those of the client here."""
+        line = self.daemons[-1].ended(self.name)
+        assert line["reason"] == reason, f"the log says reason={line['reason']}, not {reason}"
+        if ended_by:
+            assert line["ended_by"] == ended_by, f"the log says ended_by={line['ended_by']}, not {ended_by}"
+
+    def own_daemon(self):
+        """The last of daemons for this cell alone."""
+        self.daemons = []
+        self.leads_to = self.target.text
+        start_hops([self], lambda number, text: Daemon(self.directory / f"{self.name}-{number}", text),
+                   self.certificates, workers=1)
+        self.own = self.daemons
+        return self.daemons[-1]
+
+
+def start_hops(cells, begin_daemon, certificates, workers):
+    """The daemons of all these cells: the last tunnels in one, those before them in the next, and so on."""
+    for number in range(max(cell.hops for cell in cells)):
+        those = [cell for cell in cells if number < cell.hops]
+        pieces = [cell.hop(number, certificates) for cell in those]
+        lines = dict.fromkeys(line for text, _ in pieces for line in text.splitlines())
+        daemon = begin_daemon(number, configuration("\n".join(lines), "\n", *(text for _, text in pieces),
+                                                    workers=workers))
+        for cell in those:
+            cell.has_hop(daemon)
 
 
 # --- the events between two sockets
@@ -211,7 +297,7 @@ def fin_of_target_before_connect_is_seen(cell):
         cell.target.open()
         target = cell.accept()
         target.send_in_background(cell.data, then=target.finish)
-        if cell.path == "copy":  # elsewhere it is more than a stopped daemon's kernel takes
+        if cell.path in ("copy", "filters"):  # elsewhere it is more than a stopped daemon's kernel takes
             target.join_sender()
             target.wait_acknowledged()
         cell.daemon.signal(signal.SIGCONT)
@@ -254,7 +340,7 @@ def fin_with_unread(cell):
 
 def rst_after_early_answer(cell):
     first, other = cell.open()
-    if cell.path == "copy":
+    if cell.path in ("copy", "filters"):
         other.send(cell.data)
     else:
         other.send_in_background(64 * MIB)
@@ -295,7 +381,20 @@ def no_target(reason):
         cell.expect_log(reason)
         if cell.path == "chained":
             cell.daemon.ended(cell.name, client=cell.client_text, reason="reset", ended_by="target")
+        for daemon in cell.before_last():
+            daemon.ended(cell.name, reason="reset", ended_by="target")
     return run
+
+
+def wire_ends_without_its_mark(cell):
+    """What is spoken between the first two tunnels is cut, by a FIN, on its way from `first` to `other`."""
+    first, other = cell.open()
+    transfer(first, other, cell.data)
+    cell.cutter.cut(cell.first_is_client)
+    other.expect_reset()
+    assert other.got_bytes == first.sent_bytes
+    noticed = cell.daemons[1 if cell.first_is_client else 0].ended(cell.name)
+    assert noticed["reason"] == "truncated", f"the log says reason={noticed['reason']}, not truncated"
 
 
 # --- the events with a built-in service behind a pair; the client is always first
@@ -396,13 +495,15 @@ EVENTS = [
           no_target=True, why_no_splice=NOTHING_TO_SPLICE),
     Event("target never answers", no_target("timeout"), why_no_pair=CONNECTS_AT_ONCE, target=FullTarget,
           timeouts={"connect": "1s"}, no_target=True, why_no_splice=NOTHING_TO_SPLICE),
+    Event("wire ends without its mark", wire_ends_without_its_mark, only_filters=True),
 ]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_close_matrix(workers, start, directory, report):
     cells = [Cell(number, *key) for number, key in enumerate(
-        (event, first, path) for event in EVENTS for first in ("client", "server") for path in PATHS)]
+        (event, first, path) for event in EVENTS if not event.only_filters for first in ("client", "server")
+        for path in PATHS)]
     texts = {cell: cell.tunnels() for cell in cells if not cell.not_applicable()}
     daemon = start(configuration(*texts.values(), workers=workers))
     sockets = daemon.descriptors("socket:")
@@ -418,3 +519,39 @@ def test_close_matrix(workers, start, directory, report):
     assert not wrong, "\n".join(wrong)
     assert daemon.descriptors("pipe:") > 0, "nothing was spliced"
     daemon.wait_sockets(sockets)
+
+
+# What a wire can speak: each filter alone, and each two of them in either order.
+FILTERS = ("zlib:adaptive", "zstd:adaptive", "tls", "proxy_protocol")
+CHAINS = [(name,) for name in FILTERS] + list(itertools.permutations(FILTERS, 2))
+
+
+def test_close_matrix_of_filters(start, directory, report):
+    """All ways to end, over all chains of one and two filters (in the sanitizers' builds of one only), near only and
+    on both sides of a tunnel."""
+    make_certificate(directory)
+    chains = CHAINS[:len(FILTERS)] if has_doubles() else CHAINS
+    cells = [FilterCell(number, *key) for number, key in enumerate(
+        (event, first, chain, both) for event in EVENTS for first in ("client", "server") for chain in chains
+        for both in (False, True))]
+    cells = [cell for cell in cells if not cell.not_applicable()]
+    for cell in cells:
+        cell.begin()
+    daemons = []
+
+    def begin_daemon(number, text):
+        daemons.append(start(text, name=f"hop{number}"))
+        return daemons[-1]
+
+    start_hops(cells, begin_daemon, directory, workers=2)
+    sockets = [daemon.descriptors("socket:") for daemon in daemons]
+
+    with concurrent.futures.ThreadPoolExecutor(24) as pool:
+        outcomes = list(pool.map(lambda cell: cell.run(directory, directory), cells))
+
+    wrong = [row for is_well, row in outcomes if not is_well]
+    report(f"close matrix × {len(chains)} chains of filters, near only and both sides: "
+           f"{len(cells) - len(wrong)} of {len(cells)}")
+    assert not wrong, "\n".join(wrong)
+    for daemon, count in zip(daemons, sockets):
+        daemon.wait_sockets(count)
