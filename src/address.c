@@ -500,6 +500,22 @@ prefix_parse(const char *text, struct prefix *out, struct failure *why)
 	return 0;
 }
 
+const char *
+prefix_format(const struct prefix *prefix, char text[SOCKET_ADDRESS_TEXT])
+{
+	char ip[IP_TEXT];
+	if (prefix->base.family == AF_UNIX && !prefix->bits)
+		snprintf(text, SOCKET_ADDRESS_TEXT, "unix");
+	else if (prefix->base.family == AF_UNIX)
+		snprintf(text, SOCKET_ADDRESS_TEXT, "uid:%" PRIu32, prefix->base.uid);
+	else if (prefix->bits == ip_bytes(prefix->base.family) * 8)
+		snprintf(text, SOCKET_ADDRESS_TEXT, "%s", ip_text(&prefix->base, ip));
+	else
+		snprintf(text, SOCKET_ADDRESS_TEXT, "%s/%u", ip_text(&prefix->base, ip),
+			 prefix->bits);
+	return text;
+}
+
 bool
 prefix_contains(const struct prefix *prefix, const struct socket_address *address)
 {

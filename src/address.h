@@ -16,6 +16,9 @@
 #include <stdint.h>
 #include <sys/socket.h>
 
+/* The longest text of a numeric address, with its end. */
+#define SOCKET_ADDRESS_TEXT 72
+
 /* A peer's or our own socket address in 28 bytes. IPv4-mapped IPv6 addresses are stored as IPv4. */
 struct socket_address {
 	sa_family_t family; /* AF_INET, AF_INET6, AF_UNIX; AF_UNSPEC = not known */
@@ -74,6 +77,8 @@ void address_list_release(struct address_list *list);
 
 /* Parses "IP/BITS", "IP", "unix" or "uid:N"; host bits set are an error that names the network meant. */
 int prefix_parse(const char *text, struct prefix *out, struct failure *why);
+/* "10.0.0.0/8", "127.0.0.1", "unix", "uid:1000". Returns text. */
+const char *prefix_format(const struct prefix *prefix, char text[SOCKET_ADDRESS_TEXT]);
 bool prefix_contains(const struct prefix *prefix, const struct socket_address *address);
 /* Whether all that `narrow` contains is in `wide`. */
 bool prefix_covers(const struct prefix *wide, const struct prefix *narrow);
@@ -97,7 +102,6 @@ bool socket_address_equal(const struct socket_address *a, const struct socket_ad
 
 /* "10.0.0.7:41234", "[2001:db8::1%2]:80", "unix:uid=1000" ("unix" if not known), "unknown". Always
  * terminated; never fails. */
-#define SOCKET_ADDRESS_TEXT 72
 const char *socket_address_text(const struct socket_address *address,
 				char text[SOCKET_ADDRESS_TEXT]);
 

@@ -130,13 +130,24 @@ admission_set_descriptors(int limit)
 	descriptor_limit = limit;
 }
 
+static bool
+leads_to_admin(const struct tunnel_conf *conf)
+{
+	for (size_t i = 0; i < conf->connect.count; i++)
+		if (!strcmp(conf->connect.at[i].text, "internal:admin"))
+			return true;
+	return false;
+}
+
 bool
 admission_is_reserved(int fd, const struct tunnel_conf *conf)
 {
 	if (!descriptor_limit || fd < descriptor_limit - ADMISSION_RESERVE)
 		return false;
-	for (size_t i = 0; i < conf->connect.count; i++)
-		if (!strcmp(conf->connect.at[i].text, "internal:admin"))
+	if (!conf->group)
+		return !leads_to_admin(conf);
+	for (size_t i = 0; i < conf->group->count; i++)
+		if (leads_to_admin(conf->group->tunnels[i]))
 			return false;
 	return true;
 }
@@ -313,14 +324,35 @@ count_up(atomic_uint_fast64_t *counter, uint64_t most)
 	return false;
 }
 
+static int
+count_in_tunnel(const struct tunnel_conf *conf, struct failure *why)
+{
+	if (count_up(&conf->live->open, conf->max_connections))
+		return 0;
+	return failure_set(why, FAILURE_ADMISSION,
+			   "max_connections: the tunnel has %llu connections open",
+			   (unsigned long long)conf->max_connections);
+}
+
+void
+admission_refused(const struct tunnel_conf *conf)
+{
+	atomic_fetch_add_explicit(&conf->live->refused, 1, memory_order_relaxed);
+}
+
+static void
+count_admitted(const struct tunnel_conf *conf)
+{
+	atomic_fetch_add_explicit(&conf->live->admitted, 1, memory_order_relaxed);
+}
+
 int
 admission_enter(const struct tunnel_conf *conf, const struct socket_address *source,
 		uint64_t now_ns, struct failure *why)
 {
-	struct tunnel_live *live = conf->live;
 	uint64_t most = atomic_load_explicit(&roster.most, memory_order_relaxed);
 
-	if (allowed(conf, source, why) < 0)
+	if (source && allowed(conf, source, why) < 0)
 		goto refused;
 	if (!count_up(&roster.open, most)) {
 		failure_set(why, FAILURE_ADMISSION,
@@ -328,23 +360,46 @@ admission_enter(const struct tunnel_conf *conf, const struct socket_address *sou
 			    (unsigned long long)most);
 		goto refused;
 	}
-	if (!count_up(&live->open, conf->max_connections)) {
-		failure_set(why, FAILURE_ADMISSION,
-			    "max_connections: the tunnel has %llu connections open",
-			    (unsigned long long)conf->max_connections);
+	if (count_in_tunnel(conf, why) < 0)
 		goto leave_daemon;
-	}
-	if (counts_sources(conf) && enter_source(conf, source, now_ns, why) < 0)
+	if (source && counts_sources(conf) && enter_source(conf, source, now_ns, why) < 0)
 		goto leave_tunnel;
-	atomic_fetch_add_explicit(&live->admitted, 1, memory_order_relaxed);
+	if (source)
+		count_admitted(conf);
 	return 0;
 leave_tunnel:
-	atomic_fetch_sub(&live->open, 1);
+	atomic_fetch_sub(&conf->live->open, 1);
 leave_daemon:
 	atomic_fetch_sub(&roster.open, 1);
 refused:
-	atomic_fetch_add_explicit(&live->refused, 1, memory_order_relaxed);
+	admission_refused(conf);
 	return -1;
+}
+
+int
+admission_judge(const struct tunnel_conf *conf, const struct socket_address *source,
+		uint64_t now_ns, struct failure *why)
+{
+	if (allowed(conf, source, why) < 0 ||
+	    (counts_sources(conf) && enter_source(conf, source, now_ns, why) < 0)) {
+		admission_refused(conf);
+		return -1;
+	}
+	count_admitted(conf);
+	return 0;
+}
+
+int
+admission_move(const struct tunnel_conf *front, const struct tunnel_conf *conf, struct failure *why)
+{
+	if (front->live == conf->live)
+		return 0;
+	if (count_in_tunnel(conf, why) < 0) {
+		admission_refused(conf);
+		return -1;
+	}
+	atomic_fetch_sub(&front->live->open, 1);
+	return 0;
 }
 
 void
@@ -354,7 +409,7 @@ admission_leave(const struct tunnel_conf *conf, const struct socket_address *sou
 
 	atomic_fetch_sub(&roster.open, 1);
 	atomic_fetch_sub(&conf->live->open, 1);
-	if (!counts_sources(conf))
+	if (!source || !counts_sources(conf))
 		return;
 	pthread_mutex_lock(&sources->lock);
 	struct source *known = find(sources, source);

@@ -46,9 +46,23 @@ bool admission_is_reserved(int fd, const struct tunnel_conf *conf);
 
 /* Asks for one more connection from `source` (allow, deny, caps, rate). 0: counted, and admission_leave
  * must follow with the same arguments. -1: refused with *why (FAILURE_ADMISSION), counted as that. Any
- * thread; a lock is taken only if the tunnel has a cap or a rate for each source. */
+ * thread; a lock is taken only if the tunnel has a cap or a rate for each source. `source` NULL: only
+ * max_connections are asked for, as it is to be judged later. */
 int admission_enter(const struct tunnel_conf *conf, const struct socket_address *source,
 		    uint64_t now_ns, struct failure *why);
 void admission_leave(const struct tunnel_conf *conf, const struct socket_address *source);
+
+/* Judges one that has entered without a source, which is known now. 0: admission_leave must follow with
+ * that source. -1: refused with *why, counted as that; it is still to leave, without a source. */
+int admission_judge(const struct tunnel_conf *conf, const struct socket_address *source,
+		    uint64_t now_ns, struct failure *why);
+
+/* One that has entered the front, without a source, goes on into one of its tunnels. -1: refused with
+ * *why, counted as that; it is still in the front. */
+int admission_move(const struct tunnel_conf *front, const struct tunnel_conf *conf,
+		   struct failure *why);
+
+/* Counts a refusal that somebody else has decided on. */
+void admission_refused(const struct tunnel_conf *conf);
 
 #endif

@@ -38,7 +38,10 @@ static const struct section_kind timeouts_kind = { .name = "timeouts",
 static const struct section_kind log_kind = { .name = "log",
 					      .keywords = log_keywords,
 					      .inside = nothing };
-static const struct section_kind *const in_tunnel[] = { &timeouts_kind, NULL };
+static const struct section_kind match_kind = { .name = "match",
+						.keywords = match_keywords,
+						.inside = nothing };
+static const struct section_kind *const in_tunnel[] = { &timeouts_kind, &match_kind, NULL };
 static const struct section_kind tunnel_kind = {
 	.name = "tunnel", .keywords = tunnel_keywords, .has_title = true, .inside = in_tunnel
 };
@@ -774,12 +777,23 @@ check_title(struct load *load, const struct section *section, struct origin orig
 			section->title);
 }
 
+/* Converts the sections of that kind inside of a tunnel's into `object`; *first says where. */
+static void
+apply_inside(struct load *load, const struct document *document, const struct section *section,
+	     const struct section_kind *kind, void *object, struct origin *first)
+{
+	struct origin seen[ROWS_MOST] = { { 0 } };
+	for (const struct section *inner = section->next; inner && inner->parent == section;
+	     inner = inner->next)
+		if (inner->kind == kind && !is_repeated_section(load, document, inner, first))
+			apply_written(load, document, inner, object, seen);
+}
+
 static void
 apply_tunnel(struct load *load, const struct document *document, const struct section *section)
 {
 	struct origin origin = origin_of(document, section->line);
-	struct origin seen[ROWS_MOST] = { { 0 } }, seen_timeouts[ROWS_MOST] = { { 0 } };
-	struct origin first = { 0 };
+	struct origin seen[ROWS_MOST] = { { 0 } }, first = { 0 };
 	const struct tunnel_conf *other = generation_find(load->generation, section->title);
 	check_title(load, section, origin, other ? &other->origin : NULL);
 	struct tunnel_conf *tunnel = add_tunnel(load, section->title, origin);
@@ -787,10 +801,8 @@ apply_tunnel(struct load *load, const struct document *document, const struct se
 		return;
 	apply_written(load, document, section, tunnel, seen);
 	apply_defaults(load, section->kind, section, origin, tunnel, seen);
-	for (const struct section *inner = section->next; inner && inner->parent == section;
-	     inner = inner->next)
-		if (!is_repeated_section(load, document, inner, &first))
-			apply_written(load, document, inner, &tunnel->timeouts, seen_timeouts);
+	apply_inside(load, document, section, &timeouts_kind, &tunnel->timeouts, &first);
+	apply_inside(load, document, section, &match_kind, &tunnel->match, &tunnel->match.origin);
 }
 
 static void
@@ -885,8 +897,13 @@ keep_file_names(struct generation *generation, const struct config_report *repor
 			return -1;
 		generation->files[generation->file_count++] = file;
 	}
-	for (size_t i = 0; i < generation->tunnel_count; i++)
+	for (size_t i = 0; i < generation->tunnel_count; i++) {
 		keep_file_name(generation, report, &generation->tunnels[i]->origin);
+		if (generation->tunnels[i]->match.origin.line)
+			keep_file_name(generation, report, &generation->tunnels[i]->match.origin);
+	}
+	for (size_t i = 0; i < generation->front_count; i++)
+		keep_file_name(generation, report, &generation->fronts[i]->origin);
 	for (size_t i = 0; i < generation->section_count; i++)
 		keep_file_name(generation, report, &generation->sections[i]->origin);
 	for (size_t i = 0; i < generation->limit_count; i++)
@@ -984,7 +1001,7 @@ static void
 print_section(FILE *out, int depth, const struct section_kind *kind)
 {
 	for (const struct keyword *row = kind->keywords; row->name; row++)
-		print_keyword(out, depth, row, depth > 1);
+		print_keyword(out, depth, row, depth > 1 && kind == &timeouts_kind);
 	for (const struct section_kind *const *inside = kind->inside; *inside; inside++) {
 		fprintf(out, "%*s%s %s{\n", depth * 8, "", (*inside)->name,
 			(*inside)->has_title ? "\"NAME\" " : "");

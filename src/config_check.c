@@ -1,5 +1,6 @@
 #include "config_check.h"
 
+#include "config_groups.h"
 #include "nearest.h"
 #include "pair.h"
 
@@ -110,12 +111,23 @@ find_service(const struct check *check, const char *name)
 	return NULL;
 }
 
+/* How many places from this one on share its address. */
+static size_t
+count_sharing(const struct check *check, size_t first)
+{
+	const struct address *address = listen_of(check, &check->listens->at[first]);
+	size_t count = 1;
+	while (!has_no_port(address) && first + count < check->listens->count &&
+	       strcmp(listen_of(check, &check->listens->at[first + count])->text, address->text) ==
+		       0)
+		count++;
+	return count;
+}
+
 static void
-check_duplicate(const struct check *check, struct config_place *place, struct config_place *other)
+refuse_duplicate(const struct check *check, struct config_place *place, struct config_place *other)
 {
 	const struct address *address = listen_of(check, place);
-	if (has_no_port(address) || strcmp(address->text, listen_of(check, other)->text) != 0)
-		return;
 	place->is_used = other->is_used = true; /* which of them is meant is not known */
 	config_report_error(
 		check->report, place->origin,
@@ -123,6 +135,28 @@ check_duplicate(const struct check *check, struct config_place *place, struct co
 		"choose another address",
 		tunnel_of(check, place)->name, address->text, tunnel_of(check, other)->name,
 		other->origin.file, other->origin.line);
+}
+
+/* Of those who share an address only one may take every client. */
+static void
+check_sharing(const struct check *check, size_t first, size_t count)
+{
+	struct config_place *rest = NULL;
+	size_t errors = check->report->errors;
+	for (size_t i = 0; i < count; i++) {
+		struct config_place *place = &check->listens->at[first + i];
+		bool is_twice = i > 0 && place[-1].tunnel == place->tunnel;
+		if (is_twice)
+			refuse_duplicate(check, place, place - 1);
+		if (is_twice || tunnel_of(check, place)->match.origin.line)
+			continue;
+		if (rest)
+			refuse_duplicate(check, place, rest);
+		rest = place;
+	}
+	if (errors == check->report->errors)
+		config_groups_join(check->generation, &check->listens->at[first], count,
+				   check->report);
 }
 
 static void
@@ -197,9 +231,12 @@ resolve(const struct check *check, struct config_place *place)
 		refuse_name(check, place, address->name);
 		return;
 	}
-	internal->tunnel = tunnel_of(check, listener);
-	place->next = listener->tunnel;
-	listener->is_used = true;
+	const struct tunnel_conf *target = tunnel_of(check, listener);
+	const struct tunnel_conf *front = target->fronts[listener->index];
+	internal->tunnel = front ? front : target;
+	place->next = (size_t)(listener - check->listens->at);
+	for (size_t i = 0; i < count_sharing(check, place->next); i++)
+		listener[i].is_used = true;
 }
 
 /* Internal names are left to the search for cycles. */
@@ -262,8 +299,9 @@ check_bind(const struct check *check, const struct config_place *place)
 
 /* ------------------------------------------------------------------ cycles of internal names */
 
+/* `place` leads back to the tunnel `next`. */
 static void
-refuse_cycle(const struct check *check, const struct config_place *place)
+refuse_cycle(const struct check *check, const struct config_place *place, size_t next)
 {
 	char *text = NULL;
 	size_t size;
@@ -275,11 +313,11 @@ refuse_cycle(const struct check *check, const struct config_place *place)
 		return;
 	}
 	size_t from = 0;
-	while (check->path[from] != place->next)
+	while (check->path[from] != next)
 		from++;
 	for (size_t i = from; i < check->depth; i++)
 		fprintf(out, "%s → ", check->generation->tunnels[check->path[i]]->name);
-	fprintf(out, "%s", check->generation->tunnels[place->next]->name);
+	fprintf(out, "%s", check->generation->tunnels[next]->name);
 	if (fclose(out) == 0)
 		config_report_error(check->report, place->origin,
 				    "internal names form a cycle: %s; let one of them connect "
@@ -289,20 +327,31 @@ refuse_cycle(const struct check *check, const struct config_place *place)
 }
 
 /* Recursion as deep as the longest chain of tunnels, at most CONFIG_SECTIONS_MOST. */
+static void search_cycles(struct check *check, size_t tunnel);
+
+/* Goes on to every tunnel that may be chosen where `place` connects. */
+static void
+follow(struct check *check, const struct config_place *place)
+{
+	if (place->next == SIZE_MAX)
+		return;
+	size_t count = count_sharing(check, place->next);
+	for (size_t i = 0; i < count; i++) {
+		size_t next = check->listens->at[place->next + i].tunnel;
+		if (check->states[next] == ON_PATH)
+			refuse_cycle(check, place, next);
+		else if (check->states[next] == NEW)
+			search_cycles(check, next);
+	}
+}
+
 static void
 search_cycles(struct check *check, size_t tunnel)
 {
 	check->states[tunnel] = ON_PATH;
 	check->path[check->depth++] = tunnel;
-	for (size_t i = check->first_connect[tunnel]; i < check->first_connect[tunnel + 1]; i++) {
-		const struct config_place *place = &check->connects->at[i];
-		if (place->next == SIZE_MAX)
-			continue;
-		if (check->states[place->next] == ON_PATH)
-			refuse_cycle(check, place);
-		else if (check->states[place->next] == NEW)
-			search_cycles(check, place->next);
-	}
+	for (size_t i = check->first_connect[tunnel]; i < check->first_connect[tunnel + 1]; i++)
+		follow(check, &check->connects->at[i]);
 	check->depth--;
 	check->states[tunnel] = DONE;
 }
@@ -340,7 +389,8 @@ allocate_internal(const struct check *check)
 	for (size_t i = 0; i < check->generation->tunnel_count; i++) {
 		struct tunnel_conf *tunnel = check->generation->tunnels[i];
 		tunnel->internal = calloc(tunnel->connect.count + 1, sizeof(*tunnel->internal));
-		if (!tunnel->internal)
+		tunnel->fronts = calloc(tunnel->listen.count + 1, sizeof(*tunnel->fronts));
+		if (!tunnel->internal || !tunnel->fronts)
 			return -1;
 	}
 	return 0;
@@ -363,11 +413,12 @@ config_check_generation(struct generation *generation, struct config_places *lis
 	}
 	if (listens->count)
 		qsort_r(listens->at, listens->count, sizeof(*listens->at), compare_places, &check);
-	for (size_t i = 0; i < listens->count; i++) {
+	for (size_t i = 0; i < generation->tunnel_count; i++)
+		config_groups_prepare(generation->tunnels[i], report);
+	for (size_t i = 0; i < listens->count; i++)
 		check_listener(&check, &listens->at[i]);
-		if (i > 0)
-			check_duplicate(&check, &listens->at[i], &listens->at[i - 1]);
-	}
+	for (size_t i = 0; i < listens->count; i += count_sharing(&check, i))
+		check_sharing(&check, i, count_sharing(&check, i));
 	for (size_t i = 0; i < connects->count; i++)
 		check_target(&check, &connects->at[i]);
 	for (size_t i = 0; i < binds->count; i++)

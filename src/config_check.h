@@ -15,7 +15,7 @@ struct config_place {
 	size_t tunnel; /* index into the generation's tunnels (or limits) */
 	size_t index;  /* into its listen or connect */
 	struct origin origin;
-	size_t next;  /* connect: the tunnel that listens there, SIZE_MAX = none */
+	size_t next; /* connect: the first that listens there, into the sorted listens; SIZE_MAX = none */
 	bool is_used; /* listen: somebody connects there */
 };
 

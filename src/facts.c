@@ -10,6 +10,7 @@ static const size_t texts[] = {
 	offsetof(struct facts, certificate),
 	offsetof(struct facts, common_name),
 	offsetof(struct facts, sni),
+	offsetof(struct facts, alpn_offered),
 	offsetof(struct facts, authority),
 	offsetof(struct facts, unique_id),
 	offsetof(struct facts, told_alpn),

@@ -29,9 +29,11 @@ struct facts {
 	char *certificate; /* "sha256/HEX" of the public key, verified */
 	char *common_name; /* of that certificate */
 	/* Told. */
-	char *sni;       /* the server's name that TLS asks for */
-	char *authority; /* the same, from a PROXY header */
-	char *unique_id; /* from a PROXY header; printable */
+	char *sni;          /* the server's name that TLS asks for */
+	char *alpn_offered; /* "h2,http/1.1": what TLS offers, if a look at the first bytes found any */
+	bool begins_with_tls; /* that look found a ClientHello; `sni` is what it asks for */
+	char *authority;      /* the same, from a PROXY header */
+	char *unique_id;      /* from a PROXY header; printable */
 
 	/* What a PROXY header tells of the TLS between the client and the relay that sent it. */
 	bool tls_is_told;

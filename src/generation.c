@@ -162,16 +162,23 @@ generation_find_limit(const struct generation *generation, const char *name)
 }
 
 static void
+discard_tunnels(struct tunnel_conf **tunnels, size_t count)
+{
+	for (size_t i = 0; i < count; i++) {
+		targets_release(tunnels[i]->targets);
+		admission_release(tunnels[i]->live);
+		tunnel_conf_release(tunnels[i]);
+		free(tunnels[i]);
+	}
+	free(tunnels);
+}
+
+static void
 discard(struct counted *counted)
 {
 	struct generation *generation = (struct generation *)counted;
-	for (size_t i = 0; i < generation->tunnel_count; i++) {
-		targets_release(generation->tunnels[i]->targets);
-		admission_release(generation->tunnels[i]->live);
-		tunnel_conf_release(generation->tunnels[i]);
-		free(generation->tunnels[i]);
-	}
-	free(generation->tunnels);
+	discard_tunnels(generation->fronts, generation->front_count);
+	discard_tunnels(generation->tunnels, generation->tunnel_count);
 	for (size_t i = 0; i < generation->section_count; i++)
 		section_free(generation->sections[i]);
 	free(generation->sections);

@@ -39,6 +39,9 @@ struct generation {
 	struct tunnel_conf **tunnels; /* owned, in the order of the files */
 	size_t tunnel_count;
 
+	struct tunnel_conf **fronts; /* owned: what stands before tunnels that share an address */
+	size_t front_count;
+
 	struct filter_section **sections; /* owned, in the order of the files */
 	size_t section_count;
 

@@ -398,7 +398,9 @@ admit(struct acceptor *acceptor, int fd, struct socket_address *client)
 		endpoint_reset_socket(fd);
 		return;
 	}
-	if (admission_enter(acceptor->conf, client, clock_now_ns(), &why) < 0) {
+	const struct socket_address *judged =
+		tunnel_conf_judges_late(acceptor->conf) ? NULL : client;
+	if (admission_enter(acceptor->conf, judged, clock_now_ns(), &why) < 0) {
 		refuse(acceptor, fd, client, &why);
 		return;
 	}

@@ -2,6 +2,7 @@
 
 #include "clock.h"
 
+#include <assert.h>
 #include <event2/buffer.h>
 #include <stdio.h>
 #include <string.h>
@@ -77,8 +78,11 @@ is_handshaking(const struct stream *stream)
 static enum step
 rest(struct stream *stream, enum wait cause)
 {
-	stream->flow->waiting =
-		(struct waiting){ .cause = is_handshaking(stream) ? WAIT_HANDSHAKE : cause };
+	if (stream->pump->is_choosing)
+		cause = WAIT_CHOICE;
+	else if (is_handshaking(stream))
+		cause = WAIT_HANDSHAKE;
+	stream->flow->waiting = (struct waiting){ .cause = cause };
 	return STEP_REST;
 }
 
@@ -550,8 +554,9 @@ step(struct stream *stream, struct failure *why)
 	if (is_core_metered(stream) && length(flow->store) && !length(flow->paid) &&
 	    flow->state == FLOW_OPEN)
 		return leave_core(stream, why);
-	/* An end that comes within the near handshake waits for the far side. */
-	if (flow->state == FLOW_OPEN && all_ended(stream) && stream->sink->endpoint.kind) {
+	if (flow->state == FLOW_OPEN && all_ended(stream)) {
+		if (!stream->sink->endpoint.kind) /* the handshakes' time: the target comes later */
+			return rest(stream, stream->unwritable);
 		pass_end(stream);
 		return STEP_REST;
 	}
@@ -903,6 +908,25 @@ pump_is_held_up(const struct pump *pump)
 		    pump_waiting(pump, name).cause == WAIT_LIMIT)
 			return true;
 	return false;
+}
+
+void
+pump_unread(struct pump *pump)
+{
+	struct side *near = &pump->side[SIDE_NEAR];
+	struct flow *up = &pump->flow[FLOW_UP];
+
+	assert(stack_is_empty(near->stack, FILTER_IN) && stack_is_empty(near->stack, FILTER_OUT));
+	stack_close(near->stack);
+	near->stack = NULL;
+	near->in_ended = near->out_ended = false;
+	if (!near->in) {
+		near->in = up->store;
+		up->store = NULL;
+	} else if (up->store) {
+		evbuffer_prepend_buffer(near->in, up->store);
+		drop(&up->store);
+	}
 }
 
 bool

@@ -55,6 +55,7 @@ struct pump {
 	uint64_t clock_ns; /* up to when the waits are accounted */
 	size_t kept_bytes; /* what its filters have made, for as long as it waits; in the loop's, too */
 	bool may_splice;
+	bool is_choosing;    /* its tunnel is still to be chosen: what the handshakes are for */
 	bool moved;          /* whether the last run moved a byte */
 	uint8_t broken_side; /* valid after PUMP_BROKEN */
 	bool filter_failed;  /* the same: not the endpoint but a filter of that side broke */
@@ -85,6 +86,10 @@ void pump_wait(struct pump *pump, enum wait cause, uint64_t now_ns);
 
 /* Accounts the time up to now, for a report in between. */
 void pump_account(struct pump *pump, uint64_t now_ns);
+
+/* Takes back what has come through the near side's stack, which has passed: it is closed, and a new one
+ * may be given to work on those bytes again. */
+void pump_unread(struct pump *pump);
 
 /* Whether the filters' handshakes are not done yet: of the sides whose stacks are open. */
 bool pump_is_handshaking(const struct pump *pump);

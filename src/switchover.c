@@ -36,6 +36,23 @@ key_of(const struct tunnel_conf *conf, size_t index, char *key, size_t size)
 	return key;
 }
 
+/* A front counts as what it is: of one tunnel alone as that tunnel, of several for itself. */
+static int
+prepare_front(struct tunnel_conf *front, struct failure *why)
+{
+	const struct tunnel_group *group = front->group;
+	front->live =
+		admission_hold(group->count == 1 ? group->tunnels[0]->name : front->name, why);
+	return front->live ? 0 : -1;
+}
+
+/* Under what a connection to that address is accepted. */
+static const struct tunnel_conf *
+accepts_for(const struct tunnel_conf *conf, size_t index)
+{
+	return conf->fronts[index] ? conf->fronts[index] : conf;
+}
+
 static struct listener *
 find(const struct listeners *listeners, const char *key)
 {
@@ -63,9 +80,11 @@ listen_for(const struct tunnel_conf *conf, const struct listeners *open, unsigne
 		if (address->kind == ADDRESS_INTERNAL)
 			continue;
 		char key[KEY_BYTES];
-		struct listener *listener = find(open, key_of(conf, i, key, sizeof(key)));
+		if (find(listeners, key_of(conf, i, key, sizeof(key))))
+			continue; /* a tunnel before this one shares it */
+		struct listener *listener = find(open, key);
 		if (!listener)
-			listener = listener_open(key, address, conf, workers, why);
+			listener = listener_open(key, address, accepts_for(conf, i), workers, why);
 		if (!listener)
 			return -1;
 		listeners->at[listeners->count++] = listener;
@@ -90,6 +109,11 @@ switchover_prepare(struct generation *next, const struct generation *current,
 		switchover_close(listeners, open);
 		return -1;
 	}
+	for (size_t i = 0; i < next->front_count; i++)
+		if (prepare_front(next->fronts[i], why) < 0) {
+			switchover_close(listeners, open);
+			return -1;
+		}
 	for (size_t i = 0; i < next->tunnel_count; i++)
 		if (prepare_tunnel(next->tunnels[i], current, why) < 0 ||
 		    listen_for(next->tunnels[i], open, workers, listeners, why) < 0) {
@@ -125,7 +149,7 @@ switchover_commit(struct generation *next, const struct listeners *listeners)
 			struct listener *listener =
 				find(listeners, key_of(conf, j, key, sizeof(key)));
 			if (listener)
-				listener_adopt(listener, conf);
+				listener_adopt(listener, accepts_for(conf, j));
 		}
 	}
 }

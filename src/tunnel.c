@@ -1,7 +1,9 @@
 #include "tunnel.h"
 
 #include "admission.h"
+#include "choice.h"
 #include "clock.h"
+#include "filters/client_hello.h"
 #include "log.h"
 #include "pair.h"
 #include "pump.h"
@@ -24,6 +26,7 @@
 #define FLUSH_LOOK_NS (10 * NS_PER_MS)
 
 enum connection_state {
+	CONNECTION_CHOOSING, /* under the front of several tunnels, or of one that waits for a header */
 	CONNECTION_OPENING, /* the near filters' handshakes come first */
 	CONNECTION_DIALLING,
 	CONNECTION_OPEN,
@@ -62,10 +65,13 @@ struct connection {
 	size_t unsent_bytes;           /* at the last look */
 	size_t target;                 /* index in the connect list */
 	struct facts facts;
+	struct socket_address source; /* is_judged: what it was let in as */
 
 	uint8_t state;     /* enum connection_state */
 	uint8_t first_end; /* enum ended_by: whose end came first */
 	bool has_target;   /* `target` counts as active */
+	bool is_judged;    /* its source is counted */
+	bool has_looked;   /* for a ClientHello, to choose its tunnel */
 	bool slow;         /* half-open or blocked when the timer was last set */
 };
 
@@ -103,7 +109,9 @@ log_end(const struct connection *connection, enum ended_by ended_by, const struc
 		{ .name = "client",
 		  .text = socket_address_text(&connection->facts.client, client) },
 		{ .name = "target",
-		  .text = targets_name(connection->conf->targets, connection->target) },
+		  .text = connection->conf->targets
+				  ? targets_name(connection->conf->targets, connection->target)
+				  : "" },
 		{ .name = "up", .number = pump->flow[FLOW_UP].bytes },
 		{ .name = "down", .number = pump->flow[FLOW_DOWN].bytes },
 		{ .name = "duration_ms",
@@ -148,7 +156,7 @@ release(struct connection *connection)
 	pump_close(&connection->pump);
 	if (connection->has_target)
 		targets_disconnected(connection->conf->targets, connection->target);
-	admission_leave(connection->conf, &connection->facts.client);
+	admission_leave(connection->conf, connection->is_judged ? &connection->source : NULL);
 	*connection->link = connection->next;
 	if (connection->next)
 		connection->next->link = connection->link;
@@ -266,7 +274,7 @@ deadline(const struct connection *connection, const char **said)
 		due_ns = handshake_ns;
 		*said = "handshake";
 	}
-	if (connection->state == CONNECTION_OPENING)
+	if (connection->state <= CONNECTION_OPENING)
 		return due_ns;
 
 	bool half_open = pump_is_half_open(pump);
@@ -284,6 +292,19 @@ deadline(const struct connection *connection, const char **said)
 		*said = "first_byte";
 	}
 	return due_ns;
+}
+
+/* When the tunnel's lifetime is over, counted from the connection's begin. */
+static void
+set_lifetime(struct connection *connection)
+{
+	uint64_t lifetime_ns = connection->conf->timeouts.lifetime;
+	/* Up to a tenth more, so that connections made together do not end together. */
+	uint64_t spread = (connection->id * UINT64_C(0x9e3779b97f4a7c15)) >> 54; /* 0 .. 1023 */
+
+	connection->over_ns =
+		lifetime_ns ? connection->opened_ns + lifetime_ns + lifetime_ns / 10240 * spread
+			    : 0;
 }
 
 /* Whether some peer is not being read or does not read: the kernel tells nothing then, so we look. */
@@ -431,8 +452,19 @@ note_first_end(struct connection *connection)
 		connection->first_end = ENDED_BY_TARGET;
 }
 
-static void dial(struct connection *connection);
 static void learn(struct connection *connection);
+static void choose(struct connection *connection);
+static void go_on(struct connection *connection);
+
+/* The near filters have done their part: what comes next. */
+static void
+leave_opening(struct connection *connection)
+{
+	if (connection->state == CONNECTION_CHOOSING)
+		choose(connection);
+	else
+		go_on(connection);
+}
 
 static void
 run(struct connection *connection)
@@ -440,7 +472,7 @@ run(struct connection *connection)
 	struct pump *pump = &connection->pump;
 	struct failure why;
 
-	if (connection->state != CONNECTION_OPEN && connection->state != CONNECTION_OPENING)
+	if (connection->state > CONNECTION_OPEN || connection->state == CONNECTION_DIALLING)
 		return;
 	enum pump_result result = pump_run(pump, &why);
 	note_first_end(connection);
@@ -458,8 +490,9 @@ run(struct connection *connection)
 	}
 	if (connection->limits)
 		learn(connection);
-	if (connection->state == CONNECTION_OPENING && !pump_is_handshaking(pump)) {
-		dial(connection);
+	if (connection->state <= CONNECTION_OPENING) {
+		if (!pump_is_handshaking(pump))
+			leave_opening(connection);
 		return;
 	}
 	/* Only a change of what the deadlines hang on is worth a look at the timer. */
@@ -479,21 +512,24 @@ on_turn(struct task *task)
 	run((struct connection *)((char *)task - offsetof(struct connection, pump.turn)));
 }
 
+/* What its deadline hangs on. */
+static void
+begin_handshake(struct connection *connection)
+{
+	connection->handshake_ns = clock_now_ns();
+	connection->handshake_limited_ns = limited_ns(connection);
+}
+
 /* The handshakes of a side's filters begin. On failure the connection is over. */
 static int
-open_stack(struct connection *connection, enum pump_side side)
+open_stack(struct connection *connection, enum pump_side side, const struct chain *chain)
 {
-	bool near = side == SIDE_NEAR;
-	const struct chain *chain =
-		near ? &connection->conf->near_chain : &connection->conf->far_chain;
 	struct failure why;
 
 	if (!chain->count)
 		return 0;
-	connection->handshake_ns = clock_now_ns();
-	connection->handshake_limited_ns = limited_ns(connection);
-	if (stack_open(&connection->pump.side[side].stack, chain, near ? FILTER_NEAR : FILTER_FAR,
-		       &connection->facts, &why) == 0)
+	if (stack_open(&connection->pump.side[side].stack, chain,
+		       side == SIDE_NEAR ? FILTER_NEAR : FILTER_FAR, &connection->facts, &why) == 0)
 		return 0;
 	connection_end(connection, ENDED_BY_US, RESET_BOTH, &why);
 	return -1;
@@ -615,7 +651,8 @@ open_far(struct connection *connection)
 	connection->state = CONNECTION_OPEN;
 	char host[INET6_ADDRSTRLEN];
 	connection->facts.target_host = target_host(connection, host);
-	int opened = open_stack(connection, SIDE_FAR);
+	begin_handshake(connection);
+	int opened = open_stack(connection, SIDE_FAR, &connection->conf->far_chain);
 	connection->facts.target_host = "";
 	if (opened < 0)
 		return;
@@ -641,12 +678,14 @@ static int
 join_tunnel(struct connection *connection, const struct tunnel_conf *conf, struct failure *why)
 {
 	struct connections *home = connection->home;
+	const struct socket_address *client = &connection->facts.client;
+	const struct socket_address *judged = tunnel_conf_judges_late(conf) ? NULL : client;
 
-	if (admission_enter(conf, &connection->facts.client, clock_now_ns(), why) < 0)
+	if (admission_enter(conf, judged, clock_now_ns(), why) < 0)
 		return -1;
 	struct connection *joined = connection_new(home, conf, &connection->facts);
 	if (!joined) {
-		admission_leave(conf, &connection->facts.client);
+		admission_leave(conf, judged);
 		return failure_set(why, FAILURE_MEMORY, "no memory for a connection");
 	}
 	atomic_fetch_add(&home->count, 1);
@@ -754,27 +793,159 @@ dial(struct connection *connection)
 		set_timer(connection, connection->opened_ns);
 }
 
+/* --- before dialling ---------------------------------------------------------------------------- */
+
+static void
+refuse(struct connection *connection, const struct failure *why)
+{
+	connection_end(connection, ENDED_BY_US, RESET_BOTH, why);
+}
+
+/* Who the client is said to be is known now. */
+static int
+judge(struct connection *connection, struct failure *why)
+{
+	if (admission_judge(connection->conf, &connection->facts.client, clock_now_ns(), why) < 0)
+		return -1;
+	connection->source = connection->facts.client;
+	connection->is_judged = true;
+	return 0;
+}
+
+static void
+go_on(struct connection *connection)
+{
+	struct failure why;
+	if (!connection->is_judged && judge(connection, &why) < 0)
+		refuse(connection, &why);
+	else
+		dial(connection);
+}
+
+/* Runs near filters that were just opened, until they have done their part. */
+static void
+open_near(struct connection *connection, enum connection_state state)
+{
+	connection->state = (uint8_t)state;
+	if (!pump_is_handshaking(&connection->pump)) {
+		leave_opening(connection);
+		return;
+	}
+	/* A client that speaks first has most often done so by now: a read is tried before it is told. */
+	endpoint_of(connection, SIDE_NEAR)->readable = true;
+	run(connection);
+	if (connection->state <= CONNECTION_OPENING)
+		set_timer(connection, connection->pump.clock_ns);
+}
+
 /* The near side is there. Its filters' handshakes come first: an unproved stranger costs no target. */
 static void
 begin(struct connection *connection)
 {
-	if (open_stack(connection, SIDE_NEAR) < 0 || obey_limits(connection) < 0)
-		return;
-	if (!pump_is_handshaking(&connection->pump)) {
-		dial(connection);
+	const struct tunnel_conf *conf = connection->conf;
+	const struct tunnel_group *group = conf->group;
+
+	connection->handshake_ns = connection->opened_ns;
+	connection->pump.is_choosing = group && group->has_match;
+	if (open_stack(connection, SIDE_NEAR, &conf->near_chain) == 0 &&
+	    obey_limits(connection) == 0)
+		open_near(connection, group ? CONNECTION_CHOOSING : CONNECTION_OPENING);
+}
+
+/* What its front was given because another tunnel behind it may have it, is not for this one. */
+static bool
+is_reserved(const struct connection *connection, const struct tunnel_conf *conf,
+	    struct failure *why)
+{
+	const struct endpoint *near = &connection->pump.side[SIDE_NEAR].endpoint;
+	if (!endpoint_is_socket(near) || !admission_is_reserved(near->socket.fd, conf))
+		return false;
+	failure_set(why, FAILURE_DESCRIPTORS, "out of descriptors");
+	return true;
+}
+
+/* From here on the connection is that tunnel's; what its front's filters have left unread is for those of
+ * its own. */
+static void
+enter(struct connection *connection, const struct tunnel_conf *conf)
+{
+	size_t leading = tunnel_conf_leading(conf);
+	struct chain chain = { conf->near_chain.at + leading, conf->near_chain.count - leading };
+	struct failure why;
+
+	if (is_reserved(connection, conf, &why) ||
+	    admission_move(connection->conf, conf, &why) < 0) {
+		refuse(connection, &why);
 		return;
 	}
-	connection->state = CONNECTION_OPENING;
-	/* A client that speaks first has most often done so by now: a read is tried before it is told. */
-	endpoint_of(connection, SIDE_NEAR)->readable = true;
-	run(connection);
-	if (connection->state == CONNECTION_OPENING)
-		set_timer(connection, connection->pump.clock_ns);
+	connection->conf = conf;
+	connection->pump.is_choosing = false;
+	begin_handshake(connection);
+	set_lifetime(connection);
+	if (!tunnel_conf_judges_late(conf) && judge(connection, &why) < 0) {
+		refuse(connection, &why);
+		return;
+	}
+	if (chain.count)
+		pump_unread(&connection->pump);
+	if (open_stack(connection, SIDE_NEAR, &chain) == 0 && obey_limits(connection) == 0)
+		open_near(connection, CONNECTION_OPENING);
+}
+
+static void
+look_for_hello(struct connection *connection)
+{
+	static const struct chain_link link = { .type = &client_hello_filter };
+	const struct chain chain = { (struct chain_link *)&link, 1 };
+
+	connection->has_looked = true;
+	pump_unread(&connection->pump);
+	if (open_stack(connection, SIDE_NEAR, &chain) == 0)
+		open_near(connection, CONNECTION_CHOOSING);
+}
+
+static void
+refuse_unwanted(struct connection *connection)
+{
+	const struct facts *facts = &connection->facts;
+	bool has_name = connection->has_looked && facts->begins_with_tls && facts->sni;
+	const char *name = has_name ? facts->sni : "";
+	struct failure why;
+	admission_refused(connection->conf);
+	failure_set(&why, FAILURE_ADMISSION, "match: no tunnel wants this client%s%.128s",
+		    *name ? ", who asks for " : "", name);
+	refuse(connection, &why);
+}
+
+static void
+choose(struct connection *connection)
+{
+	const struct tunnel_conf *chosen;
+	switch (choice_make(connection->conf->group, &connection->facts, connection->has_looked,
+			    &chosen)) {
+	case CHOICE_MADE:
+		enter(connection, chosen);
+		break;
+	case CHOICE_LOOK:
+		look_for_hello(connection);
+		break;
+	case CHOICE_NOBODY:
+		refuse_unwanted(connection);
+		break;
+	}
 }
 
 /* --- birth -------------------------------------------------------------------------------------- */
 
 static atomic_uint_fast64_t last_id;
+
+static enum wait
+first_wait(const struct tunnel_conf *conf)
+{
+	if (conf->group && conf->group->has_match)
+		return WAIT_CHOICE;
+	return conf->near_chain.count ? WAIT_HANDSHAKE : WAIT_CONNECT;
+}
 
 static struct connection *
 connection_new(struct connections *home, const struct tunnel_conf *conf, const struct facts *facts)
@@ -794,14 +965,10 @@ connection_new(struct connections *home, const struct tunnel_conf *conf, const s
 	connection->id = atomic_fetch_add_explicit(&last_id, 1, memory_order_relaxed) + 1;
 	connection->opened_ns = clock_now_ns();
 	connection->first_end = ENDED_BY_US;
-	if (conf->timeouts.lifetime) {
-		/* Up to a tenth more, so that connections made together do not end together. */
-		uint64_t spread =
-			(connection->id * UINT64_C(0x9e3779b97f4a7c15)) >> 54; /* 0 .. 1023 */
-		connection->over_ns = connection->opened_ns + conf->timeouts.lifetime +
-				      conf->timeouts.lifetime / 10240 * spread;
-	}
-	pump_open(&connection->pump, home->loop, WAIT_CONNECT, connection->opened_ns);
+	set_lifetime(connection);
+	connection->is_judged = !tunnel_conf_judges_late(conf);
+	connection->source = facts->client;
+	pump_open(&connection->pump, home->loop, first_wait(conf), connection->opened_ns);
 	connection->pump.turn.run = on_turn;
 	connection->end.run = on_end;
 	evtimer_assign(&connection->timer, home->loop->base, on_timer, connection);
@@ -819,7 +986,7 @@ tunnel_accept(struct connections *connections, const struct tunnel_conf *conf, i
 {
 	struct connection *connection = connection_new(connections, conf, facts);
 	if (!connection) {
-		admission_leave(conf, &facts->client);
+		admission_leave(conf, tunnel_conf_judges_late(conf) ? NULL : &facts->client);
 		endpoint_reset_socket(fd);
 		count_down(connections);
 		return;

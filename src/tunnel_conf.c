@@ -159,6 +159,49 @@ const struct keyword timeouts_keywords[] = {
 };
 #undef TIMEOUT
 
+#define AT(field) offsetof(struct match_conf, field)
+const struct keyword match_keywords[] = {
+	{ .name = "sni",
+	  .type = KEYWORD_TEXTS,
+	  .fallback = "",
+	  .offset = AT(sni),
+	  .effect = EFFECT_NEW_CONNECTIONS,
+	  .help = "Server names that a TLS client asks for: NAME, *.DOMAIN for all below it, or * "
+		  "for any." },
+	{ .name = "alpn",
+	  .type = KEYWORD_TEXTS,
+	  .fallback = "",
+	  .offset = AT(alpn),
+	  .effect = EFFECT_NEW_CONNECTIONS,
+	  .help = "Protocols of which a TLS client offers one, such as h2." },
+	{ .name = "source",
+	  .type = KEYWORD_PREFIXES,
+	  .fallback = "",
+	  .offset = AT(source),
+	  .effect = EFFECT_NEW_CONNECTIONS,
+	  .help = "Addresses that a client comes from, by a PROXY header if one is received." },
+	{ .name = NULL },
+};
+#undef AT
+
+size_t
+tunnel_conf_leading(const struct tunnel_conf *conf)
+{
+	const struct chain *chain = &conf->near_chain;
+	return chain->count && chain->at[0].type->traits & FILTER_TELLS_CLIENT;
+}
+
+bool
+tunnel_conf_judges_late(const struct tunnel_conf *conf)
+{
+	if (conf->group)
+		return true;
+	for (size_t i = tunnel_conf_leading(conf); i < conf->near_chain.count; i++)
+		if (conf->near_chain.at[i].type->traits & FILTER_TELLS_CLIENT)
+			return true;
+	return false;
+}
+
 void
 tunnel_conf_release(struct tunnel_conf *conf)
 {
@@ -167,5 +210,10 @@ tunnel_conf_release(struct tunnel_conf *conf)
 	free(conf->near_chain.at);
 	free(conf->far_chain.at);
 	free(conf->internal);
+	free(conf->fronts);
+	keyword_release(match_keywords, &conf->match);
+	if (conf->group)
+		free(conf->group->tunnels);
+	free(conf->group);
 	*conf = (struct tunnel_conf){ 0 };
 }

@@ -26,6 +26,21 @@ struct timeouts {
 	uint64_t drain;      /* after TERM, until what is left is reset */
 };
 
+/* What a client must say to get into a tunnel: something of each list that is not empty. */
+struct match_conf {
+	struct text_list sni;      /* in small letters: "a.example", "*.example", "*" */
+	struct text_list alpn;     /* "h2" */
+	struct prefix_list source; /* of the client as it is known then, told or seen */
+	struct origin origin;      /* line 0 = not written: the tunnel takes what no other wants */
+};
+
+/* The tunnels that listen on one address, which is behind their front. */
+struct tunnel_group {
+	const struct tunnel_conf **tunnels; /* in the order they are tried; owned array */
+	size_t count;
+	bool has_match; /* there is something to choose */
+};
+
 enum balance { BALANCE_ORDER, BALANCE_ROUND_ROBIN, BALANCE_LEAST };
 
 struct tunnel_conf {
@@ -50,6 +65,7 @@ struct tunnel_conf {
 	uint64_t max_per_source;  /* 0 = no cap */
 	struct frequency max_new_per_source;
 	struct timeouts timeouts; /* with the global section's values filled in */
+	struct match_conf match;
 
 	/* What follows from it. */
 	struct counted *generation;               /* hold it for as long as the conf is used */
@@ -59,10 +75,17 @@ struct tunnel_conf {
 	struct tunnel_live
 		*live; /* counters and caps that outlive generations; owned by the roster */
 
+	/* A front stands before tunnels that share an address, that match, or that begin with a header
+	 * about the client: it is what a connection is under until its tunnel is known. It has the
+	 * leading filter as its near_chain, no targets and no rules of its own. */
+	struct tunnel_group *group; /* of a front, owned; NULL = this is a tunnel */
+	/* For each entry of `listen` the front that stands there, or NULL; owned array. */
+	const struct tunnel_conf **fronts;
+
 	/* For each entry of `connect` that is internal:NAME, the tunnel or the built-in service that
 	 * listens there; both NULL for other kinds of address. */
 	struct internal_target {
-		const struct tunnel_conf *tunnel;
+		const struct tunnel_conf *tunnel; /* or the front before it */
 		const struct service *service;
 	} * internal; /* connect.count entries, owned */
 };
@@ -70,6 +93,14 @@ struct tunnel_conf {
 extern const struct keyword
 	tunnel_keywords[]; /* offsets into struct tunnel_conf; ends with name NULL */
 extern const struct keyword timeouts_keywords[]; /* offsets into struct timeouts */
+extern const struct keyword match_keywords[];    /* offsets into struct match_conf */
+
+/* How many filters at the wire's end of near_chain the front has run: 0 or 1. */
+size_t tunnel_conf_leading(const struct tunnel_conf *conf);
+
+/* Whether a client's source is judged (allow, deny, caps) only after it was accepted: in a tunnel that the
+ * front chooses, or after a filter of near_chain behind the leading one that may tell another client. */
+bool tunnel_conf_judges_late(const struct tunnel_conf *conf);
 
 /* Frees what was written and what follows from it, except generation, live and targets' users. */
 void tunnel_conf_release(struct tunnel_conf *conf);

@@ -1,5 +1,7 @@
 #include "client_hello.h"
 
+#include <event2/buffer.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define RECORD_HEAD_BYTES    5
@@ -176,17 +178,32 @@ read_server_name(struct part extension, struct client_hello *out, struct failure
 	return 0;
 }
 
+/* What is no plain word no operator can ask for: it is left out. */
+static void
+list_protocol(struct part protocol, struct client_hello *out)
+{
+	size_t length = strlen(out->alpn);
+	if (protocol.left + 2 > sizeof(out->alpn) - length)
+		return;
+	for (size_t i = 0; i < protocol.left; i++)
+		if (protocol.at[i] <= ' ' || protocol.at[i] >= 0x7f || protocol.at[i] == ',')
+			return;
+	if (length)
+		out->alpn[length++] = ',';
+	memcpy(out->alpn + length, protocol.at, protocol.left);
+	out->alpn[length + protocol.left] = '\0';
+}
+
 static int
 read_alpn(struct part extension, struct client_hello *out, struct failure *why)
 {
 	struct part list, protocol;
 	if (take_part(&extension, 2, &list) || extension.left || !list.left)
 		return refuse("the list of protocols is malformed", why);
-	out->alpn = list.at;
-	out->alpn_bytes = list.left;
 	while (list.left) {
 		if (take_part(&list, 1, &protocol) || !protocol.left)
 			return refuse("a protocol is empty or cut off", why);
+		list_protocol(protocol, out);
 	}
 	return 0;
 }
@@ -194,16 +211,17 @@ read_alpn(struct part extension, struct client_hello *out, struct failure *why)
 static int
 read_extensions(struct part extensions, struct client_hello *out, struct failure *why)
 {
-	bool has_name = false;
+	bool has_name = false, has_alpn = false;
 	while (extensions.left) {
 		size_t type;
 		struct part extension;
 		if (take_number(&extensions, 2, &type) || take_part(&extensions, 2, &extension))
 			return refuse("an extension is cut off", why);
 		bool is_name = type == EXTENSION_SERVER_NAME, is_alpn = type == EXTENSION_ALPN;
-		if ((is_name && has_name) || (is_alpn && out->alpn))
+		if ((is_name && has_name) || (is_alpn && has_alpn))
 			return refuse("an extension stands there twice", why);
 		has_name = has_name || is_name;
+		has_alpn = has_alpn || is_alpn;
 		if ((is_name && read_server_name(extension, out, why)) ||
 		    (is_alpn && read_alpn(extension, out, why)))
 			return -1;
@@ -237,10 +255,9 @@ enum client_hello_result
 client_hello_parse(const uint8_t *bytes, size_t count, struct client_hello *out,
 		   struct failure *why)
 {
-	out->sni[0] = '\0';
+	out->sni[0] = out->alpn[0] = '\0';
 	out->wanted_bytes = 1;
-	out->alpn = NULL;
-	out->alpn_bytes = out->message_bytes = 0;
+	out->message_bytes = 0;
 
 	enum client_hello_result result = guess(bytes, count);
 	if (result == CLIENT_HELLO_MORE && count > 0)
@@ -250,14 +267,94 @@ client_hello_parse(const uint8_t *bytes, size_t count, struct client_hello *out,
 	return result;
 }
 
-bool
-client_hello_offers(const struct client_hello *hello, const char *protocol)
+/* --- The filter --------------------------------------------------------------------------------- */
+
+struct look {
+	struct facts *facts;
+	size_t wanted_bytes;
+	bool is_done;
+};
+
+static void *
+look_open(const void *conf, enum filter_side side, struct facts *facts, struct failure *why)
 {
-	struct part list = { hello->alpn, hello->alpn_bytes }, offered;
-	size_t length = strlen(protocol);
-	while (list.left && take_part(&list, 1, &offered) == 0) {
-		if (offered.left == length && memcmp(offered.at, protocol, length) == 0)
-			return true;
+	struct look *look = calloc(1, sizeof(*look));
+	(void)conf;
+	(void)side;
+	if (!look) {
+		failure_set(why, FAILURE_MEMORY, "no memory to look at a ClientHello");
+		return NULL;
 	}
-	return false;
+	look->facts = facts;
+	look->wanted_bytes = 1;
+	return look;
 }
+
+static int
+set_or_clear(char **slot, const char *text)
+{
+	free(*slot);
+	*slot = NULL;
+	return *text ? facts_set(slot, text, strlen(text)) : 0;
+}
+
+static int
+learn(struct facts *facts, const struct client_hello *hello, struct failure *why)
+{
+	facts->begins_with_tls = true;
+	if (set_or_clear(&facts->sni, hello->sni) ||
+	    set_or_clear(&facts->alpn_offered, hello->alpn))
+		return failure_set(why, FAILURE_MEMORY, "no memory for what a ClientHello has");
+	return 0;
+}
+
+static enum filter_result
+look_at(struct look *look, struct filter_io *io)
+{
+	uint8_t bytes[CLIENT_HELLO_MOST];
+	struct client_hello hello;
+	if (evbuffer_get_length(io->src) < look->wanted_bytes && io->flush != FILTER_FINISHED)
+		return FILTER_REST;
+	size_t count = (size_t)evbuffer_copyout(io->src, bytes, sizeof(bytes));
+	look->facts->begins_with_tls = false;
+	switch (client_hello_parse(bytes, count, &hello, io->why)) {
+	case CLIENT_HELLO_MORE:
+		look->wanted_bytes = hello.wanted_bytes;
+		if (io->flush != FILTER_FINISHED)
+			return FILTER_REST;
+		break; /* it never will be one */
+	case CLIENT_HELLO_NOT_TLS:
+		break;
+	case CLIENT_HELLO_BAD:
+		return FILTER_FAIL;
+	case CLIENT_HELLO_FOUND:
+		if (learn(look->facts, &hello, io->why))
+			return FILTER_FAIL;
+		break;
+	}
+	look->is_done = true;
+	return FILTER_PASS;
+}
+
+static enum filter_result
+look_step(void *state, enum filter_flow flow, struct filter_io *io)
+{
+	struct look *look = state;
+	if (look->is_done || flow == FILTER_OUT)
+		return FILTER_PASS;
+	return look_at(look, io);
+}
+
+static bool
+look_ready(const void *state)
+{
+	return ((const struct look *)state)->is_done;
+}
+
+const struct filter_type client_hello_filter = {
+	.name = "client_hello",
+	.open = look_open,
+	.step = look_step,
+	.ready = look_ready,
+	.close = free,
+};

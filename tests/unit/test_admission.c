@@ -139,6 +139,59 @@ test_deny_wins_over_allow(void **state)
 	assert_int_equal(admission_enter(&conf, &stranger, BEGIN_NS, &why), -1);
 }
 
+/* Where a header is to tell the source, only the caps of all are asked for until it is there. */
+static void
+test_judged_later(void **state)
+{
+	(void)state;
+	struct socket_address source = host(1);
+	conf.max_connections = 3;
+	conf.max_per_source = 1;
+	for (int i = 0; i < 3; i++)
+		assert_int_equal(admission_enter(&conf, NULL, BEGIN_NS, &why), 0);
+	assert_int_equal(admission_enter(&conf, NULL, BEGIN_NS, &why), -1);
+	assert_int_equal(admission_judge(&conf, &source, BEGIN_NS, &why), 0);
+	assert_int_equal(admission_judge(&conf, &source, BEGIN_NS, &why), -1);
+	assert_int_equal(why.kind, FAILURE_ADMISSION);
+	assert_int_equal(conf.live->open, 3);
+	assert_int_equal(conf.live->admitted, 1);
+	assert_int_equal(conf.live->refused, 2);
+	admission_leave(&conf, NULL);
+	admission_leave(&conf, &source);
+	assert_int_equal(admission_judge(&conf, &source, BEGIN_NS, &why), 0);
+	admission_leave(&conf, &source);
+	assert_int_equal(conf.live->open, 0);
+}
+
+static void
+test_from_the_front_into_a_tunnel(void **state)
+{
+	(void)state;
+	const struct tunnel_conf *tunnels[] = { &conf };
+	struct tunnel_group group = { tunnels, 1, true };
+	struct tunnel_conf front = { .group = &group, .live = admission_hold("front", &why) };
+	assert_non_null(front.live);
+	conf.max_connections = 1;
+	assert_int_equal(admission_enter(&front, NULL, BEGIN_NS, &why), 0);
+	assert_int_equal(admission_enter(&front, NULL, BEGIN_NS, &why), 0);
+	assert_int_equal(admission_move(&front, &conf, &why), 0);
+	assert_int_equal(admission_move(&front, &conf, &why), -1);
+	assert_int_equal(front.live->open, 1);
+	assert_int_equal(conf.live->open, 1);
+	assert_int_equal(admission_open(), 2);
+	admission_leave(&conf, NULL);
+	admission_leave(&front, NULL);
+	assert_int_equal(front.live->open, 0);
+	admission_release(front.live);
+
+	front.live = conf.live; /* before one tunnel alone */
+	front.max_connections = 1;
+	assert_int_equal(admission_enter(&front, NULL, BEGIN_NS, &why), 0);
+	assert_int_equal(admission_move(&front, &conf, &why), 0);
+	assert_int_equal(conf.live->open, 1);
+	admission_leave(&conf, NULL);
+}
+
 static void
 test_counters_outlive_a_generation(void **state)
 {
@@ -179,6 +232,13 @@ test_the_last_descriptors_are_the_operators(void **state)
 	assert_true(admission_is_reserved(936, &conf));
 	conf.connect = (struct address_list){ .at = &admin, .count = 1 };
 	assert_false(admission_is_reserved(999, &conf));
+	struct tunnel_conf web = { .name = NULL };
+	const struct tunnel_conf *tunnels[] = { &web, &conf };
+	struct tunnel_group group = { tunnels, 2, true };
+	struct tunnel_conf front = { .group = &group };
+	assert_false(admission_is_reserved(999, &front));
+	group.count = 1;
+	assert_true(admission_is_reserved(999, &front));
 	admission_set_descriptors(0);
 }
 
@@ -192,6 +252,8 @@ main(void)
 		TEST(test_a_source_is_a_host_and_not_a_port),
 		TEST(test_a_rate_of_new_ones),
 		TEST(test_deny_wins_over_allow),
+		TEST(test_judged_later),
+		TEST(test_from_the_front_into_a_tunnel),
 		TEST(test_counters_outlive_a_generation),
 		TEST(test_sources_are_forgotten),
 		TEST(test_the_last_descriptors_are_the_operators),

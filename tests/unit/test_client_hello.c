@@ -164,11 +164,7 @@ test_browser(void **unused)
 {
 	(void)unused;
 	expect(hello_of(browser()), "www.example.org");
-	assert_true(client_hello_offers(&hello, "h2"));
-	assert_true(client_hello_offers(&hello, "http/1.1"));
-	assert_false(client_hello_offers(&hello, "http/1"));
-	assert_false(client_hello_offers(&hello, "h"));
-	assert_false(client_hello_offers(&hello, ""));
+	assert_string_equal(hello.alpn, "h2,http/1.1");
 }
 
 static void
@@ -178,7 +174,7 @@ test_little(void **unused)
 	static struct bytes extensions;
 	extensions.count = 0;
 	expect(hello_of(NULL), "");
-	assert_false(client_hello_offers(&hello, "h2"));
+	assert_string_equal(hello.alpn, "");
 	expect(hello_of(&extensions), "");
 	put_extension(&extensions, 43, "\x02\x03\x04", 3);
 	expect(hello_of(&extensions), "");
@@ -205,7 +201,7 @@ test_prefixes(void **unused)
 		}
 		put(records, "\x17\x03\x03\0\1x", 6);
 		expect(records, "example.org");
-		assert_true(client_hello_offers(&hello, "h2"));
+		assert_string_equal(hello.alpn, "h2");
 	}
 }
 
@@ -306,6 +302,20 @@ test_protocols(void **unused)
 	put_alpn(&extensions, "\2h2", 3);
 	put_alpn(&extensions, "\2h2", 3);
 	expect_bad(hello_of(&extensions), "twice");
+
+	/* What nobody can ask for is left out, and so is what there is no room for. */
+	extensions.count = 0;
+	put_alpn(&extensions, "\2\x8a\x8a\3a,b\3a b\1\0\2h2\1x", 18);
+	expect(hello_of(&extensions), "");
+	assert_string_equal(hello.alpn, "h2,x");
+	static uint8_t many[1536];
+	memset(many, 'p', sizeof(many));
+	for (size_t at = 0; at < sizeof(many); at += 256)
+		many[at] = 255;
+	extensions.count = 0;
+	put_alpn(&extensions, many, sizeof(many));
+	expect(hello_of(&extensions), "");
+	assert_int_equal(strlen(hello.alpn), 255 * 4 + 3);
 }
 
 /* Each length in the message, made wrong in turn, is either refused or changes what is skipped. */

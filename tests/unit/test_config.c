@@ -523,6 +523,132 @@ test_names(void **state)
 	       "(t.conf:5); choose another address\n");
 }
 
+/* ------------------------------------------------------------------ tunnels on one address */
+
+#define AT_ONE  "listen = { 127.0.0.1:1, \"[::1]:1\" } connect = 127.0.0.1:2"
+#define LEADING "proxy_protocol lb { trust = 127.0.0.1 }\n"
+
+static void
+test_groups(void **state)
+{
+	(void)state;
+	struct generation *generation = load(
+		LEADING
+		"tunnel rest { " AT_ONE " accept_filters = proxy_protocol:lb }\n"
+		"tunnel a { " AT_ONE " accept_filters = { proxy_protocol:lb, proxy_protocol:lb }\n"
+		" match { sni = { A.Example., \"*.B.example\" } } }\n"
+		"tunnel b { listen = { 127.0.0.1:1, 127.0.0.1:3 } connect = internal:c\n"
+		" accept_filters = proxy_protocol:lb match { alpn = h2 source = unix } }\n"
+		"tunnel c { listen = internal:c connect = 127.0.0.1:2 match { sni = \"*\" } }\n"
+		"tunnel d { listen = 127.0.0.1:4 connect = 127.0.0.1:2 }\n");
+	struct tunnel_conf **tunnels = generation->tunnels;
+	assert_int_equal(generation->front_count, 4);
+	const struct tunnel_conf *front = tunnels[0]->fronts[0];
+	assert_non_null(front);
+	assert_ptr_equal(tunnels[1]->fronts[0], front);
+	assert_ptr_equal(tunnels[2]->fronts[0], front);
+	assert_string_equal(front->name, "a|b|rest"); /* who takes the rest comes last */
+	assert_true(front->group->has_match);
+	assert_ptr_equal(front->group->tunnels[2], tunnels[0]);
+	assert_int_equal(front->near_chain.count, 1);
+	assert_int_equal(front->timeouts.handshake, generation->timeouts.handshake);
+	assert_true(tunnel_conf_judges_late(front));
+	assert_int_equal(tunnel_conf_leading(tunnels[0]), 1);
+	assert_false(tunnel_conf_judges_late(tunnels[0]));
+	assert_true(tunnel_conf_judges_late(tunnels[1])); /* behind the second header */
+	assert_string_equal(tunnels[1]->match.sni.at[0], "a.example");
+	assert_string_equal(tunnels[1]->match.sni.at[1], "*.b.example");
+
+	assert_ptr_not_equal(tunnels[0]->fronts[1], front); /* b is not there */
+	assert_ptr_equal(tunnels[0]->fronts[1], tunnels[1]->fronts[1]);
+	assert_string_equal(tunnels[2]->fronts[1]->name, "b");
+	assert_string_equal(tunnels[2]->internal[0].tunnel->name, "c");
+	assert_non_null(tunnels[2]->internal[0].tunnel->group);
+	assert_null(tunnels[4]->fronts[0]);
+	unload(generation);
+}
+
+static void
+test_bad_matches(void **state)
+{
+	(void)state;
+	refuse("tunnel a { listen = 127.0.0.1:1 connect = 127.0.0.1:2 match {\n"
+	       " sni = { \"a.*\", \"a..b\", \"*a\" } alpn = { \"h 2\", \"h2,h3\" }\n"
+	       "} }\n"
+	       "tunnel b { listen = 127.0.0.1:3 connect = 127.0.0.1:2 match { } }\n"
+	       "tunnel c { listen = 127.0.0.1:4 connect = 127.0.0.1:2 match { sni = a }\n"
+	       " match { sni = a } }\n",
+	       "t.conf:1: sni: 'a.*' is not a server name; write NAME, *.DOMAIN or *\n"
+	       "t.conf:1: sni: 'a..b' is not a server name; write NAME, *.DOMAIN or *\n"
+	       "t.conf:1: sni: '*a' is not a server name; write NAME, *.DOMAIN or *\n"
+	       "t.conf:1: alpn: 'h 2' is not a protocol; write one such as h2 or http/1.1\n"
+	       "t.conf:1: alpn: 'h2,h3' is not a protocol; write one such as h2 or http/1.1\n"
+	       "t.conf:4: match says nothing; write sni, alpn or source in it, or leave it out\n"
+	       "t.conf:6: section 'match' is written twice (t.conf:5); join them\n");
+}
+
+static void
+test_never_reached(void **state)
+{
+	(void)state;
+	refuse("tunnel a { " AT_ONE " match { sni = { \"*.example\", b.org } } }\n"
+	       "tunnel b { " AT_ONE " match { sni = { a.example, c.org } } }\n"
+	       "tunnel c { " AT_ONE " match { sni = b.org alpn = h2 } }\n"
+	       "tunnel d { " AT_ONE " match { source = { 10.0.0.0/8, unix } } }\n"
+	       "tunnel e { " AT_ONE " match { source = { 10.1.0.0/16, 11.0.0.1 } } }\n"
+	       "tunnel f { " AT_ONE " match { alpn = h2 source = uid:7 } }\n"
+	       "tunnel g { " AT_ONE " match { alpn = { h2, h3 } } }\n"
+	       "tunnel h { " AT_ONE " match { alpn = { h3, h4 } } }\n"
+	       "tunnel i { " AT_ONE " }\n",
+	       "t.conf:2: sni 'a.example' is never reached on 127.0.0.1:1: tunnel \"a\" stands "
+	       "before it and takes those clients (t.conf:1); put the narrower match first, or "
+	       "leave it out\n"
+	       "t.conf:3: tunnel \"c\" is never reached on 127.0.0.1:1: tunnel \"a\" stands "
+	       "before it and takes all its clients (t.conf:1); put the narrower match first, or "
+	       "leave it out\n"
+	       "t.conf:5: source '10.1.0.0/16' is never reached on 127.0.0.1:1: tunnel \"d\" "
+	       "stands before it and takes those clients (t.conf:4); put the narrower match first, "
+	       "or leave it out\n"
+	       "t.conf:6: tunnel \"f\" is never reached on 127.0.0.1:1: tunnel \"d\" stands "
+	       "before it and takes all its clients (t.conf:4); put the narrower match first, or "
+	       "leave it out\n"
+	       "t.conf:8: alpn 'h3' is never reached on 127.0.0.1:1: tunnel \"g\" stands before "
+	       "it and takes those clients (t.conf:7); put the narrower match first, or leave it "
+	       "out\n");
+}
+
+static void
+test_bad_groups(void **state)
+{
+	(void)state;
+	refuse(LEADING "tunnel a { listen = 127.0.0.1:1 connect = 127.0.0.1:2 match { sni = a } }\n"
+		       "tunnel b { listen = 127.0.0.1:1 connect = 127.0.0.1:2\n"
+		       " accept_filters = proxy_protocol:lb }\n"
+		       "tunnel c { listen = 127.0.0.1:1 connect = 127.0.0.1:2 }\n"
+		       "tunnel d { listen = unix:/d connect = 127.0.0.1:2 match { sni = a } }\n"
+		       "tunnel e { listen = unix:/d connect = 127.0.0.1:2 unix_mode = 0666 }\n"
+		       "tunnel f { listen = 127.0.0.1:3 connect = 127.0.0.1:2 match { sni = a } }\n"
+		       "tunnel g { listen = 127.0.0.1:3 connect = 127.0.0.1:2\n"
+		       " accept_filters = proxy_protocol:lb }\n"
+		       "tunnel h { listen = internal:h connect = 127.0.0.1:2 match { sni = a } }\n"
+		       "tunnel i { listen = internal:h connect = internal:j }\n"
+		       "tunnel j { listen = internal:j connect = internal:h }\n",
+	       "t.conf:5: tunnel \"c\" listens on 127.0.0.1:1, where tunnel \"b\" listens already "
+	       "(t.conf:3); choose another address\n"
+	       "t.conf:7: tunnels \"e\" and \"d\" (t.conf:6) share unix:/d and differ in "
+	       "unix_mode or unix_owner; write the same for both\n"
+	       "t.conf:9: tunnels \"g\" and \"f\" (t.conf:8) share 127.0.0.1:3 and do not begin "
+	       "with the same proxy_protocol section; write the same one first in the "
+	       "accept_filters of both\n"
+	       "t.conf:13: internal names form a cycle: i → j → i; let one of them connect "
+	       "elsewhere\n");
+	refuse("proxy_protocol p { version = 1 }\n"
+	       "tunnel a { listen = 127.0.0.1:1 connect = 127.0.0.1:2\n"
+	       " accept_filters = proxy_protocol:p }\n",
+	       "t.conf:3: proxy_protocol:p: trust is missing, and no header is received without "
+	       "it; write trust = { \"PREFIX\" }\n");
+}
+
 /* ------------------------------------------------------------------ bad files */
 
 static void
@@ -905,6 +1031,10 @@ main(void)
 		TEST(test_values),
 		TEST(test_addresses),
 		TEST(test_names),
+		TEST(test_groups),
+		TEST(test_bad_matches),
+		TEST(test_never_reached),
+		TEST(test_bad_groups),
 		TEST(test_includes),
 		TEST(test_many_includes),
 		TEST(test_no_files),
