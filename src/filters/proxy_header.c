@@ -436,16 +436,18 @@ to_ipv6(const struct socket_address *address, uint8_t out[16])
 	memcpy(out + 12, address->ip, 4);
 }
 
-/* Hexadecimal groups alone: the form of the specification has no dots, which inet_ntop writes for some
- * addresses. */
+/* In hexadecimal groups alone: the form of the specification has no dots, which inet_ntop writes for
+ * some addresses. */
 static const char *
 ipv6_text(const struct socket_address *address, char text[INET6_ADDRSTRLEN])
 {
 	uint8_t ip[16];
 	to_ipv6(address, ip);
-	snprintf(text, INET6_ADDRSTRLEN, "%x:%x:%x:%x:%x:%x:%x:%x", read_16(ip), read_16(ip + 2),
-		 read_16(ip + 4), read_16(ip + 6), read_16(ip + 8), read_16(ip + 10),
-		 read_16(ip + 12), read_16(ip + 14));
+	inet_ntop(AF_INET6, ip, text, INET6_ADDRSTRLEN);
+	if (strchr(text, '.'))
+		snprintf(text, INET6_ADDRSTRLEN, "%x:%x:%x:%x:%x:%x:%x:%x", read_16(ip),
+			 read_16(ip + 2), read_16(ip + 4), read_16(ip + 6), read_16(ip + 8),
+			 read_16(ip + 10), read_16(ip + 12), read_16(ip + 14));
 	return text;
 }
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from daemon import PENSTOCKD, Daemon
+from programs import PEERS, write_peers
 
 DAEMONS = pytest.StashKey[list]()
 ROWS = []
@@ -66,6 +67,11 @@ def shortened(text, most=200):
     if len(lines) > most:
         lines[most // 2:-most // 2] = [f"… {len(lines) - most} lines …"]
     return "\n".join(lines)
+
+
+def pytest_sessionfinish(session):
+    if PEERS and not session.testsfailed:
+        write_peers([item.name.partition("[")[0] for item in session.items])
 
 
 @pytest.fixture

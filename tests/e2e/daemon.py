@@ -40,12 +40,18 @@ def _rows(rows):
     return "".join(f"        {name} = {_value(value)}\n" for name, value in rows.items())
 
 
-def tunnel(name, connect, listen="127.0.0.1:0", timeouts=None, **rows):
+def tunnel(name, connect, listen="127.0.0.1:0", timeouts=None, match=None, **rows):
     """The text of one tunnel section; `listen` and `connect` may be one address or several."""
     as_list = lambda value: [value] if isinstance(value, str) else value
     rows = {"listen": as_list(listen), "connect": as_list(connect), **rows}
-    inner = f"        timeouts {{\n{_rows(timeouts)}        }}\n" if timeouts else ""
+    inner = "".join(f"        {section} {{\n{_rows(values)}        }}\n"
+                    for section, values in (("timeouts", timeouts), ("match", match)) if values)
     return f'tunnel "{name}" {{\n{_rows(rows)}{inner}}}\n'
+
+
+def section(kind, name, **rows):
+    """The text of a filter's section."""
+    return f'{kind} "{name}" {{\n{_rows(rows)}}}\n'
 
 
 def configuration(*tunnels, workers=1, timeouts=None, log=None, **rows):

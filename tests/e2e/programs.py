@@ -1,5 +1,8 @@
-"""Real programs as peers: found or the test fails, started, waited for, ended by their process id."""
+"""Real programs as peers: found or the test fails, started, waited for, ended by their process id. What
+talked through a tunnel is written to PEERS.md."""
 
+import os
+import re
 import shutil
 import socket
 import subprocess
@@ -18,6 +21,41 @@ def program(name):
     found = shutil.which(name, path=path)
     assert found, f"{name} is not installed"
     return found
+
+
+PEERS_FILE = Path(__file__).with_name("PEERS.md")
+HEADER = """# Real peers of the end-to-end tests
+
+Written by the tests as they run: what talked through a tunnel, and how.
+
+| program | version | command |
+| --- | --- | --- |
+"""
+PEERS = {}
+
+
+def peer(name, *version_command, command):
+    """Notes a peer for PEERS.md."""
+    done = subprocess.run([program(version_command[0]), *version_command[1:]], capture_output=True, text=True, check=False)
+    version = re.search(r"\d+\.\d[\w.]*", done.stdout + done.stderr)
+    assert version, f"{name} does not tell its version"
+    PEERS[name, command.replace("|", "\\|")] = version[0]
+
+
+def write_peers(ran):
+    """After a run without a failure; `ran` are the names of its tests. Rows that no test wrote any more
+    go when all tests that write some ran."""
+    texts = [path.read_text() for path in PEERS_FILE.parent.glob("test_*.py")]
+    writers = {name for text in texts if "peer(" in text for name in re.findall(r"^def (test_\w+)", text, re.M)}
+    rows = {}
+    if not writers <= set(ran):
+        known = re.findall(r"^\| (.*?) \| (\S+) \| `(.*)` \|$", PEERS_FILE.read_text(), re.M)
+        rows = {(name, command): version for name, version, command in known}
+    rows.update(PEERS)
+    lines = [f"| {name} | {version} | `{command}` |\n" for (name, command), version in sorted(rows.items())]
+    fresh = PEERS_FILE.with_suffix(f".{os.getpid()}") # other variants may run at the same time
+    fresh.write_text(HEADER + "".join(lines))
+    fresh.rename(PEERS_FILE)
 
 
 def free_port():

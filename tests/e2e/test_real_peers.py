@@ -1,4 +1,4 @@
-"""Programs that people really put behind and before a tunnel. What ran is written to PEERS.md."""
+"""Programs that people really put behind and before a tunnel."""
 
 import hashlib
 import json
@@ -13,37 +13,7 @@ import pytest
 
 from daemon import configuration, tunnel
 from peers import MIB
-from programs import Server, free_port, program, run
-
-PEERS = {}
-HEADER = """# Real peers of the end-to-end tests
-
-Written by `tests/e2e/test_real_peers.py` as it runs: what talked through a tunnel, and how.
-
-| program | version | command |
-| --- | --- | --- |
-"""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def peers_file(request):
-    """PEERS.md, rewritten when every test of this module ran and none failed."""
-    before = request.session.testsfailed
-    yield
-    ran = {item.name for item in request.session.items if item.module is request.module}
-    written = {name for name in dir(request.module) if name.startswith("test_")}
-    if {name.partition("[")[0] for name in ran} == written and request.session.testsfailed == before:
-        rows = [f"| {name} | {version} | `{command.replace('|', chr(92) + '|')}` |\n" for (name, command), version in sorted(PEERS.items())]
-        Path(__file__).with_name("PEERS.md").write_text(HEADER + "".join(rows))
-
-
-def peer(name, *version_command, command):
-    """Notes a peer for PEERS.md."""
-    done = subprocess.run([program(version_command[0]), *version_command[1:]], capture_output=True, text=True, check=False)
-    version = re.search(r"\d+\.\d[\w.]*", done.stdout + done.stderr)
-    assert version, f"{name} does not tell its version"
-    PEERS[name, command] = version[0]
-
+from programs import Server, free_port, peer, program, run
 
 @pytest.fixture
 def memory_directory():

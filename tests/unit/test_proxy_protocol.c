@@ -578,8 +578,7 @@ test_exact_bytes(void **unused)
 	uint8_t bytes[PROXY_HEADER_MOST];
 	struct proxy_header said = { .source = ip("192.0.2.7:4711"),
 				     .destination = ip("[2001:db8::1]:443") };
-	static const char line[] =
-		"PROXY TCP6 0:0:0:0:0:ffff:c000:207 2001:db8:0:0:0:0:0:1 4711 443\r\n";
+	static const char line[] = "PROXY TCP6 0:0:0:0:0:ffff:c000:207 2001:db8::1 4711 443\r\n";
 	assert_int_equal(proxy_header_write(1, PROXY_TLVS_ALL, &said, bytes), sizeof(line) - 1);
 	assert_memory_equal(bytes, line, sizeof(line) - 1);
 
