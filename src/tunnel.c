@@ -869,8 +869,7 @@ is_reserved(const struct connection *connection, const struct tunnel_conf *conf,
 static void
 enter(struct connection *connection, const struct tunnel_conf *conf)
 {
-	size_t leading = tunnel_conf_leading(conf);
-	struct chain chain = { conf->near_chain.at + leading, conf->near_chain.count - leading };
+	struct chain chain = conf->near_chain;
 	struct failure why;
 
 	if (is_reserved(connection, conf, &why) ||
@@ -885,6 +884,10 @@ enter(struct connection *connection, const struct tunnel_conf *conf)
 	if (!tunnel_conf_judges_late(conf) && judge(connection, &why) < 0) {
 		refuse(connection, &why);
 		return;
+	}
+	if (tunnel_conf_leading(conf)) {
+		chain.at++;
+		chain.count--;
 	}
 	if (chain.count)
 		pump_unread(&connection->pump);
