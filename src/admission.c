@@ -350,6 +350,7 @@ int
 admission_enter(const struct tunnel_conf *conf, const struct socket_address *source,
 		uint64_t now_ns, struct failure *why)
 {
+	struct tunnel_live *live = conf->live;
 	uint64_t most = atomic_load_explicit(&roster.most, memory_order_relaxed);
 
 	if (source && allowed(conf, source, why) < 0)
@@ -368,7 +369,7 @@ admission_enter(const struct tunnel_conf *conf, const struct socket_address *sou
 		count_admitted(conf);
 	return 0;
 leave_tunnel:
-	atomic_fetch_sub(&conf->live->open, 1);
+	atomic_fetch_sub(&live->open, 1);
 leave_daemon:
 	atomic_fetch_sub(&roster.open, 1);
 refused:

@@ -457,10 +457,8 @@ write_v1(const struct proxy_header *header, uint8_t out[PROXY_HEADER_MOST])
 	char source[INET6_ADDRSTRLEN], destination[INET6_ADDRSTRLEN];
 	unsigned int family = common_family(header);
 	int length;
-	if (family != FAMILY_INET && family != FAMILY_INET6) {
-		memcpy(out, "PROXY UNKNOWN\r\n", 15);
-		return 15;
-	}
+	if (family != FAMILY_INET && family != FAMILY_INET6)
+		return (size_t)snprintf((char *)out, PROXY_HEADER_MOST, "PROXY UNKNOWN\r\n");
 	if (family == FAMILY_INET) {
 		inet_ntop(AF_INET, header->source.ip, source, sizeof(source));
 		inet_ntop(AF_INET, header->destination.ip, destination, sizeof(destination));
