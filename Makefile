@@ -21,6 +21,8 @@ LIBRARIES := libevent_core libconfuse libsystemd jansson libssl libcrypto zlib l
 PKG_CONFIG := pkg-config
 lib_cflags := $(shell $(PKG_CONFIG) --cflags $(LIBRARIES) 2>&1 || echo MISSING)
 lib_libs   := $(shell $(PKG_CONFIG) --libs $(LIBRARIES) 2>&1 || echo MISSING)
+# No pkg-config file comes with it.
+lib_libs   += -lhttp_parser
 
 ifeq ($(filter-out deps deps-% help clean check demo lint cover mutants bench fuzz,$(or $(MAKECMDGOALS),all)),)
 else ifneq ($(filter MISSING,$(lib_cflags)),)
