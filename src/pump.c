@@ -820,7 +820,8 @@ count_kept(struct pump *pump)
 		const struct side *side = &pump->side[i];
 		if (side->stack)
 			kept_bytes += stack_kept_bytes(side->stack) + length(side->out) +
-				      length(pump->flow[i].store); /* i begins at side i */
+				      length(pump->flow[i].store) + /* i begins at side i */
+				      length(pump->flow[i].paid);
 	}
 	pump->loop->kept_bytes += kept_bytes - pump->kept_bytes;
 	pump->kept_bytes = kept_bytes;

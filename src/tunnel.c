@@ -696,6 +696,7 @@ join_tunnel(struct connection *connection, const struct tunnel_conf *conf, struc
 		return -1;
 	}
 	open_side(joined, SIDE_NEAR);
+	far->owner = connection; /* whom the joined one finds there, for limits that both share */
 	near->pair.waiting[FLOW_UP] = &joined->pump.flow[FLOW_UP].waiting;
 	near->pair.waiting[FLOW_DOWN] = &joined->pump.flow[FLOW_DOWN].waiting;
 	far->pair.waiting[FLOW_UP] = &connection->pump.flow[FLOW_UP].waiting;

@@ -9,13 +9,14 @@ import contextlib
 import os
 import socket
 import struct
+import subprocess
 import threading
 import time
 
 import pytest
 
 from daemon import DEADLINE, configuration, tunnel, wait_until
-from metered import Acceptor, Readers, StallMeter, Writers, dial, dial_many
+from metered import Acceptor, Readers, StallMeter, Writers, dial, dial_many, free_port
 from peers import KIB, Target, connect, transfer
 
 KB, MB = 1000, 1000 * 1000
@@ -190,6 +191,64 @@ def test_client_with_a_hundred_connections(start, report):
                 break
     report(f"limit fairness: client with 1 connection : client with 100 = {one / many:.3f}")
     assert 0.95 <= one / many <= 1.05
+
+
+# --- chains ---------------------------------------------------------------------------------------
+
+@pytest.fixture(name="tls")
+def tls_sections(directory):
+    """Sections of both ends of TLS."""
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
+                    "-keyout", directory / "key.pem", "-out", directory / "cert.pem", "-days", "2", "-subj",
+                    "/CN=limits.test", "-addext", "subjectAltName=DNS:limits.test"], check=True, capture_output=True)
+    return (f'tls "edge" {{ certificate = "{directory}/cert.pem" key = "{directory}/key.pem" }}\n'
+            f'tls "out" {{ ca = "{directory}/cert.pem" server_name = "limits.test" }}\n')
+
+
+PROXY = 'proxy_protocol "lb" { trust = "127.0.0.0/8" }\n'
+CHAINS = {  # rows of the metered tunnel, rows of the one that leads to it
+    "plain": ({}, {}),
+    "tls": ({"accept_filters": ["tls:edge"]}, {"connect_filters": ["tls:out"]}),
+    "tls payload": ({"accept_filters": ["tls:edge"]}, {"connect_filters": ["tls:out"]}),
+    "zlib": ({"accept_filters": ["zlib"]}, {"connect_filters": ["zlib"]}),
+    "tls and zlib": ({"accept_filters": ["tls:edge", "zlib"]}, {"connect_filters": ["tls:out", "zlib"]}),
+    "proxy": ({"accept_filters": ["proxy_protocol:lb"]}, {"connect_filters": ["proxy_protocol"]}),
+}
+
+
+@pytest.mark.parametrize("chain, target", [
+    ("plain", "pair"), ("plain", "socket"), ("plain", "hop"), ("tls", "socket"), ("tls", "hop"),
+    ("tls payload", "pair"), ("zlib", "pair"), ("tls and zlib", "hop"), ("proxy", "socket")])
+def test_chain(start, report, directory, tls, chain, target):
+    """The same number on the wire whatever is in it; and counted once where two tunnels share a limit."""
+    rate, seconds = 2 * MB, 0.8
+    count = "payload" if "payload" in chain else "wire"
+    metered, leading = CHAINS[chain]
+    text = tls + (PROXY if chain == "proxy" else "") + limit("uplink", count=count, **bucket(rate, 0.05))
+    text += limit("l", parent="uplink", per="source/32", count=count)
+    inner = {"pair": "internal:chargen", "socket": f"unix:{directory}/free", "hop": "internal:hop"}[target]
+    address = f"127.0.0.1:{free_port()}"
+    text += tunnel("metered", inner, limit="l", listen=address, **metered)
+    text += tunnel("leading", address, **leading)
+    text += chargen("free", listen=f"unix:{directory}/free", unix_mode="0666")
+    if target == "hop":
+        text += chargen("hop", listen="internal:hop", limit="l", connect_limit="uplink")
+    if "tls" not in chain:
+        text = text.replace(tls, "")
+    daemon = before_others(start(configuration(text, workers=2)))
+    with Readers([dial(daemon.address("leading"))]) as readers:
+        readers.wait_total(1)
+        time.sleep(seconds)
+        plain = readers.total
+    line = daemon.ended("metered")
+    took = int(line["duration_ms"]) / 1000
+    passed = plain if count == "payload" else int(line["down"])
+    bound = burst_of(rate, 0.05) + rate * took
+    report(f"limit of {rate:,} B/s, {chain}, {target}: {passed / bound:.1%} of what it allows in {took * 1000:.0f} ms, "
+           f"as {plain:,} bytes")
+    assert passed <= bound + SEGMENT
+    if share_of_waits(line, "down_wait") > 10:
+        assert passed >= rate * seconds * 0.95
 
 
 # --- small flows under a saturated parent ------------------------------------------------------------
