@@ -147,6 +147,11 @@ build/bench/load: $(loads:%.c=build/obj/%.o)
 	$(call say,LINK)
 	$(Q)gcc $(LDFLAGS) $^ $(LDLIBS) -o $@
 
+build/bench/limits-sim: build/obj/bench/sim/limits.o build/libpenstock.a
+	@mkdir -p $(@D)
+	$(call say,LINK)
+	$(Q)gcc $(LDFLAGS) $^ $(LDLIBS) -o $@
+
 build/fuzz/fuzz_%: build/fuzz/obj/tests/fuzz/fuzz_%.o build/fuzz/libpenstock.a
 	$(call say,LINK)
 	$(Q)clang $(LDFLAGS) -fsanitize=fuzzer,address,undefined $^ $(LDLIBS) -o $@

@@ -73,8 +73,14 @@ settle(struct limits_heap *heap, uint32_t index, struct limits_heap_entry entry)
 int
 limits_heap_reserve(struct limits_heap *heap, uint32_t objects)
 {
+	bool was_one = heap->at == &heap->one;
 	uint64_t room;
 
+	if (objects == 1 && !heap->room) {
+		heap->at = &heap->one;
+		heap->room = 1;
+		return 0;
+	}
 	if (objects > heap->room)
 		room = objects + (uint64_t)objects / 2;
 	else if (objects < heap->room / 4)
@@ -87,9 +93,11 @@ limits_heap_reserve(struct limits_heap *heap, uint32_t objects)
 		limits_heap_release(heap);
 		return 0;
 	}
-	struct limits_heap_entry *at = realloc(heap->at, room * sizeof(*at));
+	struct limits_heap_entry *at = realloc(was_one ? NULL : heap->at, room * sizeof(*at));
 	if (!at)
 		return objects > heap->room ? -1 : 0;
+	if (was_one)
+		*at = heap->one;
 	heap->at = at;
 	heap->room = (uint32_t)room;
 	return 0;
@@ -124,6 +132,7 @@ limits_heap_rekey(struct limits_heap *heap, uint32_t *slot, uint64_t key)
 void
 limits_heap_release(struct limits_heap *heap)
 {
-	free(heap->at);
+	if (heap->at != &heap->one)
+		free(heap->at);
 	*heap = (struct limits_heap){ 0 };
 }

@@ -12,9 +12,11 @@ struct limits_heap_entry {
 	uint32_t *slot; /* in the object: its place + 1, 0 = not in the heap */
 };
 
+/* Not to be moved while it has room. */
 struct limits_heap {
-	struct limits_heap_entry *at; /* owned */
+	struct limits_heap_entry *at; /* owned, or `one` */
 	uint32_t count, room;
+	struct limits_heap_entry one; /* room for one object costs no memory of its own, nor a look there */
 };
 
 /* Makes room for so many objects in all, or gives back room for many more. -1 without memory. */
