@@ -130,6 +130,8 @@ on_message(int is_written, int version, int content, const void *bytes, size_t l
 	(void)bytes;
 	(void)length;
 	(void)ssl;
+	if (content == SSL3_RT_HANDSHAKE)
+		tls->holds_buffers = true;
 	if (is_written || content != SSL3_RT_HANDSHAKE)
 		return;
 	tls->has_heard = true;
@@ -600,6 +602,9 @@ tls_step(void *state, enum filter_flow flow, struct filter_io *io)
 		result = step_out(tls, io);
 	}
 	tls->src = tls->dst = NULL;
+	/* A message of a handshake leaves buffers of 16 KiB behind, both of them, for what may come. */
+	if (tls->holds_buffers && !SSL_in_init(tls->ssl) && SSL_free_buffers(tls->ssl))
+		tls->holds_buffers = false;
 	if (tls->failure)
 		return step_failed(tls, FILTER_IN, io, evbuffer_get_length(io->dst) > had);
 	return result;
