@@ -78,8 +78,8 @@ is_handshaking(const struct stream *stream)
 static enum step
 rest(struct stream *stream, enum wait cause)
 {
-	if (stream->pump->is_choosing)
-		cause = WAIT_CHOICE;
+	if (stream->pump->front)
+		cause = (enum wait)stream->pump->front;
 	else if (is_handshaking(stream))
 		cause = WAIT_HANDSHAKE;
 	stream->flow->waiting = (struct waiting){ .cause = cause };
@@ -472,8 +472,30 @@ fill_buffer(struct stream *stream, size_t most, struct failure *why)
 	if (result != ENDPOINT_MOVED)
 		return not_read(stream, result);
 	pay(in, moved);
+	if (stream->pump->front)
+		stream->pump->owed_bytes += moved;
 	spend(stream, moved);
 	return STEP_ON;
+}
+
+/* Whether what was read before the tunnel was known is paid for. */
+static bool
+settle(struct stream *stream)
+{
+	struct pump *pump = stream->pump;
+	struct meter *in = stream->source->in_meter;
+
+	if (pump->front || stream->source != &pump->side[SIDE_NEAR])
+		return true;
+	while (pump->owed_bytes && in) {
+		size_t bytes = allow(stream, in, pump->owed_bytes);
+		if (!bytes)
+			return false;
+		pay(in, bytes);
+		pump->owed_bytes -= bytes;
+	}
+	pump->owed_bytes = 0;
+	return true;
 }
 
 /* Lets bytes out of a metered core. */
@@ -548,6 +570,8 @@ step(struct stream *stream, struct failure *why)
 	struct flow *flow = stream->flow;
 
 	if (flow->state == FLOW_ENDED)
+		return STEP_REST;
+	if (stream->pump->owed_bytes && !settle(stream))
 		return STEP_REST;
 	if (flow->pipe || length(*last(stream)))
 		return drain(stream);

@@ -512,7 +512,6 @@ on_turn(struct task *task)
 	run((struct connection *)((char *)task - offsetof(struct connection, pump.turn)));
 }
 
-/* What its deadline hangs on. */
 static void
 begin_handshake(struct connection *connection)
 {
@@ -617,7 +616,9 @@ tunnel_obey_limits(struct connections *connections,
 	for (connection = connections->first; connection; connection = connection->next) {
 		const struct tunnel_conf *conf = find(context, connection->conf->name);
 		struct tunnel_limits_of of = limits_of(connection);
-		if (conf && connection->state < CONNECTION_FLUSHING)
+		/* Under its front it has none, and obeys once it is in a tunnel. */
+		if (conf && connection->state < CONNECTION_FLUSHING &&
+		    connection->state != CONNECTION_CHOOSING)
 			tunnel_limits_obey(&connection->limits, conf, &of, &ignored);
 	}
 	for (connection = connections->first; connection; connection = connection->next)
@@ -825,9 +826,8 @@ go_on(struct connection *connection)
 
 /* Runs near filters that were just opened, until they have done their part. */
 static void
-open_near(struct connection *connection, enum connection_state state)
+open_near(struct connection *connection)
 {
-	connection->state = (uint8_t)state;
 	if (!pump_is_handshaking(&connection->pump)) {
 		leave_opening(connection);
 		return;
@@ -846,11 +846,13 @@ begin(struct connection *connection)
 	const struct tunnel_conf *conf = connection->conf;
 	const struct tunnel_group *group = conf->group;
 
-	connection->handshake_ns = connection->opened_ns;
-	connection->pump.is_choosing = group && group->has_match;
+	connection->state = group ? CONNECTION_CHOOSING : CONNECTION_OPENING;
+	if (group)
+		connection->pump.front = group->has_match ? WAIT_CHOICE : WAIT_HANDSHAKE;
+	begin_handshake(connection);
 	if (open_stack(connection, SIDE_NEAR, &conf->near_chain) == 0 &&
 	    obey_limits(connection) == 0)
-		open_near(connection, group ? CONNECTION_CHOOSING : CONNECTION_OPENING);
+		open_near(connection);
 }
 
 /* What its front was given because another tunnel behind it may have it, is not for this one. */
@@ -879,7 +881,8 @@ enter(struct connection *connection, const struct tunnel_conf *conf)
 		return;
 	}
 	connection->conf = conf;
-	connection->pump.is_choosing = false;
+	connection->pump.front = 0;
+	connection->state = CONNECTION_OPENING;
 	begin_handshake(connection);
 	set_lifetime(connection);
 	if (!tunnel_conf_judges_late(conf) && judge(connection, &why) < 0) {
@@ -893,7 +896,7 @@ enter(struct connection *connection, const struct tunnel_conf *conf)
 	if (chain.count)
 		pump_unread(&connection->pump);
 	if (open_stack(connection, SIDE_NEAR, &chain) == 0 && obey_limits(connection) == 0)
-		open_near(connection, CONNECTION_OPENING);
+		open_near(connection);
 }
 
 static void
@@ -905,7 +908,7 @@ look_for_hello(struct connection *connection)
 	connection->has_looked = true;
 	pump_unread(&connection->pump);
 	if (open_stack(connection, SIDE_NEAR, &chain) == 0)
-		open_near(connection, CONNECTION_CHOOSING);
+		open_near(connection);
 }
 
 static void

@@ -11,15 +11,6 @@ conf_of(const struct tunnel_conf *conf, enum pump_side side)
 	return side == SIDE_NEAR ? conf->limit : conf->connect_limit;
 }
 
-static bool
-tells_client(const struct chain *chain)
-{
-	for (size_t i = 0; i < chain->count; i++)
-		if (chain->at[i].type->traits & FILTER_TELLS_CLIENT)
-			return true;
-	return false;
-}
-
 /* --- meters ------------------------------------------------------------------------------------- */
 
 /* Puts the side's meters where its bytes are counted, or takes them away. */
@@ -162,7 +153,7 @@ tunnel_limits_obey(struct tunnel_limits **limits, const struct tunnel_conf *conf
 		*limits = calloc(1, sizeof(**limits));
 		if (!*limits)
 			return failure_set(why, FAILURE_MEMORY, "no memory for limits");
-		(*limits)->waits_for_client = tells_client(&conf->near_chain);
+		(*limits)->waits_for_client = tunnel_conf_judges_late(conf);
 	}
 	(*limits)->is_settled = of->is_settled;
 	(*limits)->is_told = of->facts->client_is_told;

@@ -237,6 +237,33 @@ def test_caps_of_the_chosen(start, address):
     wait_until(lambda: ask(address, b"y") == b"y", "a free place")
 
 
+@pytest.mark.parametrize("alone", [True, False])
+def test_what_was_looked_at_is_charged(start, address, alone):
+    """The chosen tunnel's limit counts the hello, too, before it lets anything on."""
+    limit = section("limit", "slow", up="20kB/s", burst="8KiB")
+    others = [] if alone else [tunnel("rest", "internal:echo", text(address))]
+    daemon = start(configuration(limit, tunnel("a", "internal:echo", text(address), match={"sni": ["a"]}, limit="slow"), *others))
+    said = hello("a", ["p" * 200 + str(number) for number in range(50)]) + bytes(10000)
+    assert 20000 < len(said) < 22000
+    began = time.monotonic()
+    assert ask(address, said) == said
+    assert time.monotonic() - began > (len(said) - 8192) / 20000 - 0.05
+    assert "limit" in daemon.ended("a")["up_wait"]
+
+
+def test_limit_of_the_told_source(start, address):
+    """A header's bytes count, and each client that it tells has a bucket of its own."""
+    limit = section("limit", "slow", per="source/32", up="20kB/s", burst="8KiB")
+    trusting = section("proxy_protocol", "in", trust=["127.0.0.1"])
+    daemon = start(configuration(limit, trusting, tunnel("a", "internal:echo", text(address), accept_filters=["proxy_protocol:in"], limit="slow")))
+    said = bytes(7000)
+    for source, waits in (("10.0.0.1", False), ("10.0.0.2", False), ("10.0.0.1", True)):
+        began = time.monotonic()
+        assert ask(address, version_1((source, 1), ("10.9.9.9", 2)) + said) == said
+        assert (time.monotonic() - began > 0.2) == waits
+    assert daemon.ended("a", 3)[-1]["up_wait"].startswith("limit ")
+
+
 @pytest.mark.parametrize("kind", ["internal", "unix"])
 def test_other_addresses(start, directory, kind):
     """The same over a pair, and over a UNIX socket."""
