@@ -1,7 +1,9 @@
 /* client_hello: hellos made here byte by byte, as clients make them and as nobody should; every prefix,
  * every cut into records. */
 #include "filters/client_hello.h"
+#include "stack.h"
 
+#include <event2/buffer.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -378,14 +380,127 @@ test_sizes(void **unused)
 	expect_bad(&big, "empty");
 }
 
+/* --- The filter --------------------------------------------------------------------------------- */
+
+struct look {
+	struct facts facts;
+	struct stack *stack;
+	struct stack_flow flows[FILTER_FLOWS];
+};
+
+static void
+look_open(struct look *look)
+{
+	struct chain_link link = { &client_hello_filter, NULL };
+	struct chain chain = { &link, 1 };
+	*look = (struct look){ .facts.target_host = "" };
+	for (int flow = 0; flow < FILTER_FLOWS; flow++) {
+		look->flows[flow].src = evbuffer_new();
+		look->flows[flow].dst = evbuffer_new();
+		look->flows[flow].room_bytes = 1 << 20;
+		look->flows[flow].flush = FILTER_FLUSH;
+	}
+	assert_int_equal(stack_open(&look->stack, &chain, FILTER_NEAR, &look->facts, &why), 0);
+}
+
+static void
+look_close(struct look *look)
+{
+	stack_close(look->stack);
+	facts_release(&look->facts);
+	for (int flow = 0; flow < FILTER_FLOWS; flow++) {
+		evbuffer_free(look->flows[flow].src);
+		evbuffer_free(look->flows[flow].dst);
+	}
+}
+
+static enum stack_result
+look_step(struct look *look, const void *bytes, size_t count)
+{
+	evbuffer_add(look->flows[FILTER_IN].src, bytes, count);
+	return stack_step(look->stack, look->flows, &why);
+}
+
+static void
+assert_untouched(struct look *look, const void *bytes, size_t count)
+{
+	assert_true(stack_is_ready(look->stack));
+	assert_true(stack_is_empty(look->stack, FILTER_IN) &&
+		    stack_is_empty(look->stack, FILTER_OUT));
+	struct evbuffer *got = look->flows[FILTER_IN].dst;
+	assert_int_equal(evbuffer_get_length(got), count);
+	assert_memory_equal(evbuffer_pullup(got, -1), bytes, count);
+}
+
+/* Nothing moves until it is known; then all does, as it came. */
+static void
+test_filter_looks(void **unused)
+{
+	(void)unused;
+	struct look look;
+	struct bytes *said = hello_of(browser());
+	look_open(&look);
+	for (size_t at = 0; at < said->count; at++) {
+		assert_false(stack_is_ready(look.stack));
+		assert_int_equal(evbuffer_get_length(look.flows[FILTER_IN].dst), 0);
+		assert_int_not_equal(look_step(&look, said->at + at, 1), STACK_FAILED);
+	}
+	assert_untouched(&look, said->at, said->count);
+	assert_true(look.facts.begins_with_tls);
+	assert_string_equal(look.facts.sni, "www.example.org");
+	assert_string_equal(look.facts.alpn_offered, "h2,http/1.1");
+	look_close(&look);
+}
+
+static void
+test_filter_sees_no_tls(void **unused)
+{
+	(void)unused;
+	struct look look;
+	look_open(&look);
+	/* What a tunnel before this one has learnt of a TLS that is over stays known, but is not this. */
+	assert_int_equal(facts_set(&look.facts.sni, "before", 6), 0);
+	look.facts.begins_with_tls = true;
+	assert_int_not_equal(look_step(&look, "G", 1), STACK_FAILED);
+	assert_untouched(&look, "G", 1);
+	assert_false(look.facts.begins_with_tls);
+	assert_string_equal(look.facts.sni, "before");
+	look_close(&look);
+
+	look_open(&look); /* half a hello and the end */
+	assert_int_not_equal(look_step(&look, "\x16\x03\x01\0\x80\1", 6), STACK_FAILED);
+	assert_false(stack_is_ready(look.stack));
+	look.flows[FILTER_IN].flush = FILTER_FINISHED;
+	assert_int_not_equal(look_step(&look, "", 0), STACK_FAILED);
+	assert_untouched(&look, "\x16\x03\x01\0\x80\1", 6);
+	assert_true(look.flows[FILTER_IN].ended);
+	look_close(&look);
+
+	look_open(&look); /* a hello without a name */
+	assert_int_equal(facts_set(&look.facts.sni, "before", 6), 0);
+	struct bytes *said = hello_of(NULL);
+	assert_int_not_equal(look_step(&look, said->at, said->count), STACK_FAILED);
+	assert_true(look.facts.begins_with_tls);
+	assert_null(look.facts.sni);
+	look_close(&look);
+
+	look_open(&look);
+	assert_int_equal(look_step(&look, "\x16\x03\x01\0\1\1\x17\x03\x03\0\1\1", 12),
+			 STACK_FAILED);
+	assert_int_equal(why.kind, FAILURE_PROTOCOL);
+	assert_false(stack_is_ready(look.stack));
+	look_close(&look);
+}
+
 int
 main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_browser),  cmocka_unit_test(test_little),
-		cmocka_unit_test(test_prefixes), cmocka_unit_test(test_other_protocols),
-		cmocka_unit_test(test_names),    cmocka_unit_test(test_protocols),
-		cmocka_unit_test(test_damage),   cmocka_unit_test(test_sizes),
+		cmocka_unit_test(test_browser),      cmocka_unit_test(test_little),
+		cmocka_unit_test(test_prefixes),     cmocka_unit_test(test_other_protocols),
+		cmocka_unit_test(test_names),        cmocka_unit_test(test_protocols),
+		cmocka_unit_test(test_damage),       cmocka_unit_test(test_sizes),
+		cmocka_unit_test(test_filter_looks), cmocka_unit_test(test_filter_sees_no_tls),
 	};
 	return cmocka_run_group_tests_name("client_hello", tests, NULL, NULL);
 }
