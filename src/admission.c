@@ -18,6 +18,9 @@ struct source {
 
 #define SOURCE_ROWS_LEAST 64
 
+/* Above the daemon's cap, for those who come to see to it; each takes two descriptors at most. */
+#define ADMIN_CONNECTIONS (ADMISSION_RESERVE / 2 - 4)
+
 struct sources {
 	pthread_mutex_t lock;
 	struct source **rows;
@@ -130,11 +133,14 @@ admission_set_descriptors(int limit)
 	descriptor_limit = limit;
 }
 
+/* Internal hops are followed; there is no circle. */
 static bool
 leads_to_admin(const struct tunnel_conf *conf)
 {
 	for (size_t i = 0; i < conf->connect.count; i++)
-		if (!strcmp(conf->connect.at[i].text, "internal:admin"))
+		if (!strcmp(conf->connect.at[i].text, "internal:admin") ||
+		    (conf->internal && conf->internal[i].tunnel &&
+		     leads_to_admin(conf->internal[i].tunnel)))
 			return true;
 	return false;
 }
@@ -276,7 +282,7 @@ counts_sources(const struct tunnel_conf *conf)
 
 static int
 enter_source(const struct tunnel_conf *conf, const struct socket_address *host, uint64_t now_ns,
-	     struct failure *why)
+	     enum refusal *refusal, struct failure *why)
 {
 	struct sources *sources = conf->live->sources;
 	const struct frequency *rate = &conf->max_new_per_source;
@@ -285,13 +291,16 @@ enter_source(const struct tunnel_conf *conf, const struct socket_address *host, 
 	pthread_mutex_lock(&sources->lock);
 	struct source *source = find_or_add(sources, host, rate, now_ns);
 	if (!source) {
+		*refusal = REFUSAL_MEMORY;
 		result = failure_set(why, FAILURE_MEMORY, "no memory to count a source");
 	} else if (conf->max_per_source && source->open >= conf->max_per_source) {
+		*refusal = REFUSAL_SOURCE_FULL;
 		result = failure_set(why, FAILURE_ADMISSION,
 				     "max_per_source: %llu connections of this source are open",
 				     (unsigned long long)source->open);
 	} else if (rate->count) {
 		refill(source, rate, now_ns);
+		*refusal = REFUSAL_SOURCE_RATE;
 		if (source->tokens < rate->period_ns)
 			result = failure_set(why, FAILURE_ADMISSION,
 					     "max_new_per_source: this source connects too often");
@@ -305,13 +314,38 @@ enter_source(const struct tunnel_conf *conf, const struct socket_address *host, 
 }
 
 static int
-allowed(const struct tunnel_conf *conf, const struct socket_address *source, struct failure *why)
+allowed(const struct tunnel_conf *conf, const struct socket_address *source, enum refusal *refusal,
+	struct failure *why)
 {
+	*refusal = REFUSAL_DRAINED;
+	if (atomic_load_explicit(&conf->live->drained, memory_order_relaxed))
+		return failure_set(why, FAILURE_ADMISSION, "the tunnel was drained");
+	*refusal = REFUSAL_DENY;
 	if (prefix_list_contains(&conf->deny, source))
 		return failure_set(why, FAILURE_ADMISSION, "deny: this source is denied");
+	*refusal = REFUSAL_ALLOW;
 	if (conf->allow.count && !prefix_list_contains(&conf->allow, source))
 		return failure_set(why, FAILURE_ADMISSION, "allow: this source is not listed");
 	return 0;
+}
+
+static const char *const refusal_names[REFUSALS] = {
+	[REFUSAL_DENY] = "deny",
+	[REFUSAL_ALLOW] = "allow",
+	[REFUSAL_DAEMON_FULL] = "max_connections",
+	[REFUSAL_TUNNEL_FULL] = "tunnel_max_connections",
+	[REFUSAL_SOURCE_FULL] = "max_per_source",
+	[REFUSAL_SOURCE_RATE] = "max_new_per_source",
+	[REFUSAL_DRAINED] = "drained",
+	[REFUSAL_UNMATCHED] = "match",
+	[REFUSAL_DESCRIPTORS] = "descriptors",
+	[REFUSAL_MEMORY] = "memory",
+};
+
+const char *
+admission_refusal_name(enum refusal refusal)
+{
+	return refusal_names[refusal];
 }
 
 /* Counts one more, unless that would be more than `most` (0 = no cap). */
@@ -335,9 +369,9 @@ count_in_tunnel(const struct tunnel_conf *conf, struct failure *why)
 }
 
 void
-admission_refused(const struct tunnel_conf *conf)
+admission_refused(const struct tunnel_conf *conf, enum refusal refusal)
 {
-	atomic_fetch_add_explicit(&conf->live->refused, 1, memory_order_relaxed);
+	atomic_fetch_add_explicit(&conf->live->refused[refusal], 1, memory_order_relaxed);
 }
 
 static void
@@ -352,18 +386,22 @@ admission_enter(const struct tunnel_conf *conf, const struct socket_address *sou
 {
 	struct tunnel_live *live = conf->live;
 	uint64_t most = atomic_load_explicit(&roster.most, memory_order_relaxed);
+	enum refusal refusal;
 
-	if (source && allowed(conf, source, why) < 0)
+	if (source && allowed(conf, source, &refusal, why) < 0)
 		goto refused;
-	if (!count_up(&roster.open, most)) {
+	if (!count_up(&roster.open, most) &&
+	    !(leads_to_admin(conf) && count_up(&roster.open, most + ADMIN_CONNECTIONS))) {
+		refusal = REFUSAL_DAEMON_FULL;
 		failure_set(why, FAILURE_ADMISSION,
 			    "max_connections: the daemon has %llu connections open",
 			    (unsigned long long)most);
 		goto refused;
 	}
+	refusal = REFUSAL_TUNNEL_FULL;
 	if (count_in_tunnel(conf, why) < 0)
 		goto leave_daemon;
-	if (source && counts_sources(conf) && enter_source(conf, source, now_ns, why) < 0)
+	if (source && counts_sources(conf) && enter_source(conf, source, now_ns, &refusal, why) < 0)
 		goto leave_tunnel;
 	if (source)
 		count_admitted(conf);
@@ -373,7 +411,7 @@ leave_tunnel:
 leave_daemon:
 	atomic_fetch_sub(&roster.open, 1);
 refused:
-	admission_refused(conf);
+	admission_refused(conf, refusal);
 	return -1;
 }
 
@@ -381,9 +419,11 @@ int
 admission_judge(const struct tunnel_conf *conf, const struct socket_address *source,
 		uint64_t now_ns, struct failure *why)
 {
-	if (allowed(conf, source, why) < 0 ||
-	    (counts_sources(conf) && enter_source(conf, source, now_ns, why) < 0)) {
-		admission_refused(conf);
+	enum refusal refusal;
+
+	if (allowed(conf, source, &refusal, why) < 0 ||
+	    (counts_sources(conf) && enter_source(conf, source, now_ns, &refusal, why) < 0)) {
+		admission_refused(conf, refusal);
 		return -1;
 	}
 	count_admitted(conf);
@@ -396,7 +436,7 @@ admission_move(const struct tunnel_conf *front, const struct tunnel_conf *conf, 
 	if (front->live == conf->live)
 		return 0;
 	if (count_in_tunnel(conf, why) < 0) {
-		admission_refused(conf);
+		admission_refused(conf, REFUSAL_TUNNEL_FULL);
 		return -1;
 	}
 	atomic_fetch_sub(&front->live->open, 1);

@@ -13,11 +13,39 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+/* Why one was not let in. */
+enum refusal {
+	REFUSAL_DENY,
+	REFUSAL_ALLOW,
+	REFUSAL_DAEMON_FULL,
+	REFUSAL_TUNNEL_FULL,
+	REFUSAL_SOURCE_FULL,
+	REFUSAL_SOURCE_RATE,
+	REFUSAL_DRAINED,
+	REFUSAL_UNMATCHED,
+	REFUSAL_DESCRIPTORS,
+	REFUSAL_MEMORY,
+	REFUSALS
+};
+const char *admission_refusal_name(enum refusal refusal); /* "deny", "max_connections" ... static */
+
+/* What workers count for a tunnel, each in a block of its own, so that they do not meet. Relaxed. */
+enum { ADMISSION_COUNTERS = 8, TUNNEL_STATES = 6, TUNNEL_ENDERS = 3 };
+struct tunnel_counters {
+	atomic_uint_fast64_t bytes[2][2];         /* by side and flow: read or written there */
+	atomic_int_fast64_t state[TUNNEL_STATES]; /* connections now, by enum connection_state */
+	atomic_uint_fast64_t ended[TUNNEL_ENDERS]
+				  [FAILURE_KINDS]; /* by whom, and why (NONE: well) */
+	char apart[64];
+};
+
 /* What of a tunnel goes on while its configuration changes. Relaxed statistics, exact `open`. */
 struct tunnel_live {
-	atomic_uint_fast64_t open;     /* connections now */
-	atomic_uint_fast64_t admitted; /* since the start */
-	atomic_uint_fast64_t refused;
+	struct tunnel_counters counters[ADMISSION_COUNTERS]; /* of worker N modulo their number */
+	atomic_uint_fast64_t open;                           /* connections now */
+	atomic_uint_fast64_t admitted;                       /* since the start */
+	atomic_uint_fast64_t refused[REFUSALS];
+	atomic_bool drained;     /* by an operator: nobody is let in until the next reload */
 	struct sources *sources; /* by source; its own lock */
 	struct tunnel_live *next;
 	char *name;
@@ -31,7 +59,8 @@ void admission_release(struct tunnel_live *live); /* NULL is allowed. Any thread
 /* How many sources are remembered: those with connections, and those whose rate is not fresh yet. */
 size_t admission_sources(const struct tunnel_live *live);
 
-/* The daemon's own cap, 0 = none. Any thread; counts from then on. */
+/* The daemon's own cap, 0 = none; some more may come to tunnels that lead to internal:admin. Any thread;
+ * counts from then on. */
 void admission_set_most(uint64_t connections);
 uint64_t admission_most(void);
 uint64_t admission_open(void); /* connections of all tunnels now */
@@ -63,6 +92,6 @@ int admission_move(const struct tunnel_conf *front, const struct tunnel_conf *co
 		   struct failure *why);
 
 /* Counts a refusal that somebody else has decided on. */
-void admission_refused(const struct tunnel_conf *conf);
+void admission_refused(const struct tunnel_conf *conf, enum refusal refusal);
 
 #endif

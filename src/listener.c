@@ -368,8 +368,7 @@ refuse_waiting(struct acceptor *acceptor)
 		int fd = accept4(acceptor->fd, NULL, NULL, SOCK_CLOEXEC);
 		if (fd >= 0) {
 			endpoint_reset_socket(fd);
-			atomic_fetch_add_explicit(&acceptor->conf->live->refused, 1,
-						  memory_order_relaxed);
+			admission_refused(acceptor->conf, REFUSAL_DESCRIPTORS);
 		}
 		open_spare(door);
 		if (fd < 0)
@@ -394,7 +393,7 @@ admit(struct acceptor *acceptor, int fd, struct socket_address *client)
 	}
 	if (admission_is_reserved(fd, acceptor->conf)) {
 		complain(door);
-		atomic_fetch_add_explicit(&acceptor->conf->live->refused, 1, memory_order_relaxed);
+		admission_refused(acceptor->conf, REFUSAL_DESCRIPTORS);
 		endpoint_reset_socket(fd);
 		return;
 	}

@@ -234,6 +234,7 @@ static void
 spend(struct stream *stream, size_t bytes)
 {
 	stream->budget -= bytes < stream->budget ? bytes : stream->budget;
+	stream->flow->read_bytes += bytes;
 	progress(stream);
 }
 
@@ -856,6 +857,8 @@ pump_run(struct pump *pump, struct failure *why)
 {
 	struct stream streams[2] = { stream_of(pump, FLOW_UP), stream_of(pump, FLOW_DOWN) };
 	uint64_t began_ns = clock_now_ns();
+	const enum wait before[2] = { pump->flow[FLOW_UP].waiting.cause,
+				      pump->flow[FLOW_DOWN].waiting.cause };
 
 	pump_account(pump, began_ns);
 	enum step result = run_flows(streams, why);
@@ -868,6 +871,8 @@ pump_run(struct pump *pump, struct failure *why)
 		account_flow(stream->flow,
 			     stream->moved ? WAIT_MOVING : stream->flow->waiting.cause,
 			     pump->clock_ns - began_ns);
+		if (stream->moved || stream->flow->waiting.cause != before[name])
+			stream->flow->since_ns = pump->clock_ns;
 	}
 	shed_all(pump);
 	if (pump->kept_bytes || pump->side[SIDE_NEAR].stack || pump->side[SIDE_FAR].stack)
@@ -906,14 +911,19 @@ pump_open(struct pump *pump, struct loop *loop, enum wait cause, uint64_t now_ns
 	pump->may_splice = true;
 	pump->flow[FLOW_UP].waiting.cause = cause;
 	pump->flow[FLOW_DOWN].waiting.cause = cause;
+	pump->flow[FLOW_UP].since_ns = now_ns;
+	pump->flow[FLOW_DOWN].since_ns = now_ns;
 }
 
 void
 pump_wait(struct pump *pump, enum wait cause, uint64_t now_ns)
 {
 	pump_account(pump, now_ns);
-	pump->flow[FLOW_UP].waiting = (struct waiting){ .cause = cause };
-	pump->flow[FLOW_DOWN].waiting = (struct waiting){ .cause = cause };
+	for (int name = FLOW_UP; name <= FLOW_DOWN; name++) {
+		if (pump->flow[name].waiting.cause != cause)
+			pump->flow[name].since_ns = now_ns;
+		pump->flow[name].waiting = (struct waiting){ .cause = cause };
+	}
 }
 
 bool

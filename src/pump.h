@@ -24,7 +24,9 @@ enum flow_state {
 struct flow {
 	struct waiting waiting;   /* what it waits for now; published to the partner of a pair */
 	uint64_t spent_ns[WAITS]; /* how long it has waited for each, until pump.clock_ns */
+	uint64_t since_ns;        /* when it last moved, or began to wait for what it waits for */
 	uint64_t bytes;           /* that the sink took */
+	uint64_t read_bytes;      /* that the source gave */
 	struct evbuffer *store;   /* read and not yet passed on; NULL = nothing */
 	struct evbuffer
 		*paid; /* the same, where the core is metered: past those meters; NULL = nothing */

@@ -7,6 +7,7 @@
 #include "log.h"
 #include "pair.h"
 #include "pump.h"
+#include "recent.h"
 #include "target.h"
 #include "tunnel_limits.h"
 
@@ -25,19 +26,8 @@
 #define FLUSH_NS      (1 * NS_PER_S)
 #define FLUSH_LOOK_NS (10 * NS_PER_MS)
 
-enum connection_state {
-	CONNECTION_CHOOSING, /* under the front of several tunnels, or of one that waits for a header */
-	CONNECTION_OPENING, /* the near filters' handshakes come first */
-	CONNECTION_DIALLING,
-	CONNECTION_OPEN,
-	CONNECTION_FLUSHING, /* over, and logged; a side waits to be reset behind its last bytes */
-	CONNECTION_CLOSED,   /* waits for a later turn to be freed */
-};
-
 /* What connection_end is to reset at once; else a side, which is gone already. */
 enum { RESET_BOTH = -1, RESET_NEITHER = -2 };
-
-enum ended_by { ENDED_BY_CLIENT, ENDED_BY_TARGET, ENDED_BY_US };
 
 /* The search for a target: gone once the far side is there. */
 struct dialling {
@@ -51,6 +41,9 @@ struct connection {
 	const struct tunnel_conf *conf;
 	struct connections *home;
 	struct connection *next, **link;
+	struct connection *next_active, **active_link; /* active_link NULL = not among them */
+	struct recent *recent;                         /* NULL = nothing of note in ten seconds */
+	uint64_t looked_ns;                            /* when the last slot was closed */
 	struct dialling *dialling;
 	struct tunnel_limits *limits; /* NULL = none */
 	struct event timer;
@@ -75,6 +68,12 @@ struct connection {
 	bool slow;         /* half-open or blocked when the timer was last set */
 };
 
+static const char *const state_names[] = {
+	[CONNECTION_CHOOSING] = "choosing", [CONNECTION_OPENING] = "opening",
+	[CONNECTION_DIALLING] = "dialling", [CONNECTION_OPEN] = "open",
+	[CONNECTION_FLUSHING] = "flushing", [CONNECTION_CLOSED] = "closed",
+};
+
 static const char *const ended_by_names[] = {
 	[ENDED_BY_CLIENT] = "client",
 	[ENDED_BY_TARGET] = "target",
@@ -85,6 +84,27 @@ static struct endpoint *
 endpoint_of(struct connection *connection, enum pump_side side)
 {
 	return &connection->pump.side[side].endpoint;
+}
+
+static struct tunnel_counters *
+counters_of(const struct connection *connection)
+{
+	return &connection->conf->live->counters[connection->home->worker % ADMISSION_COUNTERS];
+}
+
+static void
+count_state(const struct connection *connection, int64_t change)
+{
+	atomic_fetch_add_explicit(&counters_of(connection)->state[connection->state], change,
+				  memory_order_relaxed);
+}
+
+static void
+set_state(struct connection *connection, enum connection_state state)
+{
+	count_state(connection, -1);
+	connection->state = (uint8_t)state;
+	count_state(connection, 1);
 }
 
 /* --- the door out ------------------------------------------------------------------------------- */
@@ -139,9 +159,56 @@ on_end(struct task *task)
 {
 	struct connection *connection =
 		(struct connection *)((char *)task - offsetof(struct connection, end));
+	count_state(connection, -1);
 	facts_release(&connection->facts);
 	counted_release(connection->conf->generation);
 	free(connection);
+}
+
+static void
+leave_active(struct connection *connection)
+{
+	struct connections *home = connection->home;
+
+	free(connection->recent);
+	connection->recent = NULL;
+	if (!connection->active_link)
+		return;
+	*connection->active_link = connection->next_active;
+	if (connection->next_active)
+		connection->next_active->active_link = connection->active_link;
+	else
+		home->active_end = connection->active_link;
+	connection->active_link = NULL;
+}
+
+static void
+join_active(struct connection *connection)
+{
+	struct connections *home = connection->home;
+
+	if (!home->active_end)
+		home->active_end = &home->active;
+	connection->next_active = NULL;
+	connection->active_link = home->active_end;
+	*home->active_end = connection;
+	home->active_end = &connection->next_active;
+}
+
+/* Something is about to happen to it: from now on what it does is kept. */
+static void
+note_active(struct connection *connection)
+{
+	struct pump *pump = &connection->pump;
+	if (connection->active_link)
+		return;
+	connection->recent = calloc(1, sizeof(*connection->recent));
+	if (!connection->recent)
+		return; /* the next time, then */
+	pump_account(pump, clock_now_ns());
+	recent_begin(connection->recent, pump, connection->opened_ns, false);
+	connection->looked_ns = pump->clock_ns;
+	join_active(connection);
 }
 
 /* Gives back everything but the memory, which a caller up the stack may still look at. */
@@ -150,7 +217,7 @@ release(struct connection *connection)
 {
 	struct connections *home = connection->home;
 
-	connection->state = CONNECTION_CLOSED;
+	set_state(connection, CONNECTION_CLOSED);
 	event_del(&connection->timer);
 	tunnel_limits_close(&connection->limits, &connection->pump);
 	pump_close(&connection->pump);
@@ -160,6 +227,10 @@ release(struct connection *connection)
 	*connection->link = connection->next;
 	if (connection->next)
 		connection->next->link = connection->link;
+	leave_active(connection);
+	for (struct connection_cursor *cursor = home->cursors; cursor; cursor = cursor->other)
+		if (cursor->next == connection)
+			cursor->next = connection->next;
 	home->loop->busy_ns = 0;
 	loop_run_later(home->loop, &connection->end);
 	count_down(home);
@@ -209,6 +280,8 @@ connection_end(struct connection *connection, enum ended_by ended_by, int at_onc
 	stop_dialling(connection);
 	tunnel_limits_close(&connection->limits, pump);
 	pump_account(pump, now_ns);
+	atomic_fetch_add_explicit(&counters_of(connection)->ended[ended_by][why ? why->kind : 0], 1,
+				  memory_order_relaxed);
 	log_end(connection, ended_by, why);
 	if (!why) {
 		endpoint_close_both(endpoint_of(connection, SIDE_NEAR),
@@ -216,7 +289,7 @@ connection_end(struct connection *connection, enum ended_by ended_by, int at_onc
 		release(connection);
 		return;
 	}
-	connection->state = CONNECTION_FLUSHING;
+	set_state(connection, CONNECTION_FLUSHING);
 	for (enum pump_side side = SIDE_NEAR; side <= SIDE_FAR; side++) {
 		struct endpoint *endpoint = endpoint_of(connection, side);
 		endpoint->want_readable = endpoint->want_writable = false;
@@ -375,13 +448,47 @@ look_for_progress(struct connection *connection, const struct connection *from, 
 	connection->unsent_bytes = unsent_bytes;
 }
 
+/* Bytes by side and flow, so far. */
+struct passed {
+	uint64_t bytes[2][2];
+};
+
+static struct passed
+passed(const struct connection *connection)
+{
+	const struct flow *flow = connection->pump.flow;
+	return (struct passed){ .bytes = {
+					[SIDE_NEAR] = { flow[FLOW_UP].read_bytes,
+							flow[FLOW_DOWN].bytes },
+					[SIDE_FAR] = { flow[FLOW_UP].bytes,
+						       flow[FLOW_DOWN].read_bytes },
+				} };
+}
+
+static void
+count_passed(struct connection *connection, const struct passed *before)
+{
+	struct tunnel_counters *counters = counters_of(connection);
+	struct passed now = passed(connection);
+
+	for (int side = SIDE_NEAR; side <= SIDE_FAR; side++)
+		for (int name = FLOW_UP; name <= FLOW_DOWN; name++) {
+			uint64_t bytes = now.bytes[side][name] - before->bytes[side][name];
+			if (bytes)
+				atomic_fetch_add_explicit(&counters->bytes[side][name], bytes,
+							  memory_order_relaxed);
+		}
+}
+
 static void
 end_broken(struct connection *connection, enum pump_side side, const struct failure *why)
 {
 	/* A filter that failed may owe its peer an alert: that side is reset behind it. */
 	int at_once = connection->pump.filter_failed ? RESET_NEITHER : (int)side;
+	struct passed before = passed(connection);
 
 	pump_push(&connection->pump);
+	count_passed(connection, &before);
 	connection_end(connection, side == SIDE_NEAR ? ENDED_BY_CLIENT : ENDED_BY_TARGET, at_once,
 		       why);
 }
@@ -474,10 +581,14 @@ run(struct connection *connection)
 
 	if (connection->state > CONNECTION_OPEN || connection->state == CONNECTION_DIALLING)
 		return;
+	note_active(connection);
+	struct passed before = passed(connection);
 	enum pump_result result = pump_run(pump, &why);
 	note_first_end(connection);
-	if (pump->moved)
+	if (pump->moved) {
 		connection->moved_ns = pump->clock_ns;
+		count_passed(connection, &before);
+	}
 	switch (result) {
 	case PUMP_GOING:
 		break;
@@ -649,7 +760,7 @@ open_far(struct connection *connection)
 {
 	open_side(connection, SIDE_FAR);
 	connection->has_target = true;
-	connection->state = CONNECTION_OPEN;
+	set_state(connection, CONNECTION_OPEN);
 	char host[INET6_ADDRSTRLEN];
 	connection->facts.target_host = target_host(connection, host);
 	begin_handshake(connection);
@@ -760,6 +871,7 @@ on_step(struct dial *dialled)
 	struct dialling *dialling =
 		(struct dialling *)((char *)dialled - offsetof(struct dialling, dial));
 	bool resolves = dialled->step == DIAL_RESOLVING;
+	note_active(dialling->connection);
 	pump_wait(&dialling->connection->pump, resolves ? WAIT_RESOLVER : WAIT_CONNECT,
 		  clock_now_ns());
 }
@@ -787,7 +899,7 @@ dial(struct connection *connection)
 		.on_end = on_dialled,
 	};
 	connection->dialling = dialling;
-	connection->state = CONNECTION_DIALLING;
+	set_state(connection, CONNECTION_DIALLING);
 	endpoint_of(connection, SIDE_NEAR)->want_readable = false;
 	dial_start(&dialling->dial, connection->home->loop, &dialling->options);
 	/* It may be connected, over or even closed by now; the memory is there until a later turn. */
@@ -846,7 +958,7 @@ begin(struct connection *connection)
 	const struct tunnel_conf *conf = connection->conf;
 	const struct tunnel_group *group = conf->group;
 
-	connection->state = group ? CONNECTION_CHOOSING : CONNECTION_OPENING;
+	set_state(connection, group ? CONNECTION_CHOOSING : CONNECTION_OPENING);
 	if (group)
 		connection->pump.front = group->has_match ? WAIT_CHOICE : WAIT_HANDSHAKE;
 	begin_handshake(connection);
@@ -880,9 +992,11 @@ enter(struct connection *connection, const struct tunnel_conf *conf)
 		refuse(connection, &why);
 		return;
 	}
+	count_state(connection, -1);
 	connection->conf = conf;
-	connection->pump.front = 0;
 	connection->state = CONNECTION_OPENING;
+	count_state(connection, 1);
+	connection->pump.front = 0;
 	begin_handshake(connection);
 	set_lifetime(connection);
 	if (!tunnel_conf_judges_late(conf) && judge(connection, &why) < 0) {
@@ -918,7 +1032,7 @@ refuse_unwanted(struct connection *connection)
 	bool has_name = connection->has_looked && facts->begins_with_tls && facts->sni;
 	const char *name = has_name ? facts->sni : "";
 	struct failure why;
-	admission_refused(connection->conf);
+	admission_refused(connection->conf, REFUSAL_UNMATCHED);
 	failure_set(&why, FAILURE_ADMISSION, "match: no tunnel wants this client%s%.128s",
 		    *name ? ", who asks for " : "", name);
 	refuse(connection, &why);
@@ -984,6 +1098,9 @@ connection_new(struct connections *home, const struct tunnel_conf *conf, const s
 	if (home->first)
 		home->first->link = &connection->next;
 	home->first = connection;
+	connection->moved_ns = connection->looked_ns = connection->opened_ns;
+	join_active(connection);
+	count_state(connection, 1);
 	return connection;
 }
 
@@ -1017,4 +1134,259 @@ tunnel_reset_all(struct connections *connections, const struct failure *why)
 			flush_or_abort(connection, 1);
 		}
 	}
+}
+
+/* --- to be looked at ------------------------------------------------------------------------------ */
+
+/* A slot is closed when it is this long; so many at a beat. */
+#define SLOT_NS    (950 * NS_PER_MS)
+#define BEAT_MOST  1024
+#define DORMANT_NS (11 * NS_PER_S)
+
+void
+tunnel_beat(struct connections *connections, uint64_t now_ns)
+{
+	for (int i = 0; i < BEAT_MOST; i++) {
+		struct connection *connection = connections->active;
+		if (!connection || connection->looked_ns + SLOT_NS > now_ns)
+			return;
+		struct pump *pump = &connection->pump;
+		pump_account(pump, now_ns);
+		bool rests = pump->flow[FLOW_UP].since_ns + DORMANT_NS < now_ns &&
+			     pump->flow[FLOW_DOWN].since_ns + DORMANT_NS < now_ns;
+		if (!connection->recent && !rests) {
+			connection->recent = calloc(1, sizeof(*connection->recent));
+			if (connection->recent)
+				recent_begin(connection->recent, pump, connection->opened_ns, true);
+		}
+		if (connection->recent)
+			recent_note(connection->recent, pump);
+		connection->looked_ns = now_ns;
+		struct recent *recent = connection->recent;
+		connection->recent = NULL;
+		leave_active(connection);
+		if (rests) {
+			free(recent);
+			continue;
+		}
+		connection->recent = recent;
+		join_active(connection);
+	}
+}
+
+const char *
+tunnel_state_name(enum connection_state state)
+{
+	return state_names[state];
+}
+
+const char *
+tunnel_ender_name(enum ended_by ended_by)
+{
+	return ended_by_names[ended_by];
+}
+
+void
+tunnel_walk_begin(struct connections *connections, struct connection_cursor *cursor)
+{
+	cursor->next = connections->first;
+	cursor->other = connections->cursors;
+	connections->cursors = cursor;
+}
+
+struct connection *
+tunnel_walk(struct connection_cursor *cursor)
+{
+	struct connection *connection = cursor->next;
+	if (connection)
+		cursor->next = connection->next;
+	return connection;
+}
+
+void
+tunnel_walk_end(struct connections *connections, struct connection_cursor *cursor)
+{
+	struct connection_cursor **link = &connections->cursors;
+	while (*link != cursor)
+		link = &(*link)->other;
+	*link = cursor->other;
+}
+
+struct connection *
+tunnel_find(struct connections *connections, uint64_t id)
+{
+	for (struct connection *connection = connections->first; connection;
+	     connection = connection->next)
+		if (connection->id == id)
+			return connection;
+	return NULL;
+}
+
+void
+tunnel_kill(struct connection *connection)
+{
+	struct failure why;
+	if (connection->state >= CONNECTION_FLUSHING)
+		return;
+	failure_set(&why, FAILURE_STOPPED, "killed by an operator");
+	connection_end(connection, ENDED_BY_US, RESET_BOTH, &why);
+}
+
+const struct endpoint *
+tunnel_endpoint(const struct connection *connection, enum pump_side side)
+{
+	return &connection->pump.side[side].endpoint;
+}
+
+static uint64_t
+partner_at(const struct connection *connection, enum pump_side side)
+{
+	const struct connection *joined = joined_at(tunnel_endpoint(connection, side));
+	return joined ? joined->id : 0;
+}
+
+static void
+copy_text(char *to, size_t size, const char *from)
+{
+	snprintf(to, size, "%s", from ? from : "");
+}
+
+static void
+report_facts(const struct facts *facts, struct connection_report *out)
+{
+	socket_address_text(&facts->client, out->client);
+	socket_address_text(&facts->accepted, out->accepted);
+	out->client_is_told = facts->client_is_told;
+	copy_text(out->sni, sizeof(out->sni), facts->sni);
+	copy_text(out->alpn, sizeof(out->alpn), facts->alpn);
+	copy_text(out->tls_version, sizeof(out->tls_version), facts->tls_version);
+	copy_text(out->tls_cipher, sizeof(out->tls_cipher), facts->tls_cipher);
+	copy_text(out->common_name, sizeof(out->common_name), facts->common_name);
+	copy_text(out->certificate, sizeof(out->certificate), facts->certificate);
+}
+
+/* What a flow waits for behind the endpoint it waits for. */
+static struct waiting
+blame(const struct connection *connection, struct waiting own)
+{
+	enum pump_side side;
+	switch (own.cause) {
+	case WAIT_NEAR_READABLE:
+	case WAIT_NEAR_WRITABLE:
+		side = SIDE_NEAR;
+		break;
+	case WAIT_FAR_READABLE:
+	case WAIT_FAR_WRITABLE:
+		side = SIDE_FAR;
+		break;
+	default:
+		return own;
+	}
+	const struct endpoint *endpoint = tunnel_endpoint(connection, side);
+	return endpoint->kind && endpoint->kind->blame ? endpoint->kind->blame(endpoint, own) : own;
+}
+
+static void
+report_flow(const struct connection *connection, enum pump_flow name,
+	    const struct recent_window *window, struct flow_report *out)
+{
+	const struct flow *flow = &connection->pump.flow[name];
+
+	out->bytes = flow->bytes;
+	out->rate = window->rate[name];
+	out->is_over = flow->state == FLOW_ENDED;
+	out->waiting = flow->waiting;
+	out->blamed = blame(connection, flow->waiting);
+	copy_text(out->limit, sizeof(out->limit),
+		  out->blamed.cause == WAIT_LIMIT ? out->blamed.limit : NULL);
+	out->waiting.limit = out->blamed.limit = NULL;
+	out->since_ns = flow->since_ns;
+	memcpy(out->life_ns, flow->spent_ns, sizeof(out->life_ns));
+	memcpy(out->recent_ns, window->sums.spent_ns[name], sizeof(out->recent_ns));
+	out->recent_bytes = window->sums.bytes[name];
+}
+
+static struct recent_window
+look(struct connection *connection, uint64_t now_ns)
+{
+	struct recent_window window;
+	if (now_ns > connection->pump.clock_ns)
+		pump_account(&connection->pump, now_ns);
+	recent_look(connection->recent, &connection->pump, connection->opened_ns, &window);
+	return window;
+}
+
+void
+tunnel_report(struct connection *connection, uint64_t now_ns, struct connection_report *out)
+{
+	struct pump *pump = &connection->pump;
+	struct recent_window window;
+
+	*out = (struct connection_report){
+		.id = connection->id,
+		.partner = { partner_at(connection, SIDE_NEAR), partner_at(connection, SIDE_FAR) },
+		.worker = connection->home->worker,
+		.state = connection->state,
+		.is_half_open = connection->state == CONNECTION_OPEN && pump_is_half_open(pump),
+		.opened_ns = connection->opened_ns,
+		.moved_ns = connection->moved_ns,
+		.now_ns = now_ns,
+		.far_is_connected = connection->has_target,
+		.near_shakes = !stack_is_ready(pump->side[SIDE_NEAR].stack),
+		.far_shakes = !stack_is_ready(pump->side[SIDE_FAR].stack),
+	};
+	copy_text(out->tunnel, sizeof(out->tunnel), connection->conf->name);
+	copy_text(out->target, sizeof(out->target),
+		  targets_name(connection->conf->targets, connection->dialling
+								  ? connection->dialling->dial.index
+								  : connection->target));
+	report_facts(&connection->facts, out);
+	window = look(connection, now_ns);
+	out->recent_length_ns = window.length_ns;
+	for (int name = FLOW_UP; name <= FLOW_DOWN; name++)
+		report_flow(connection, (enum pump_flow)name, &window, &out->flow[name]);
+}
+
+/* How long the flow that was kept waiting most was, in the window, by other things than silence. */
+static uint64_t
+kept_waiting_ns(const struct recent_window *window)
+{
+	uint64_t most_ns = 0;
+	for (int name = FLOW_UP; name <= FLOW_DOWN; name++) {
+		uint64_t ns = 0;
+		for (int cause = 0; cause < WAITS; cause++)
+			if (cause != WAIT_MOVING && cause != WAIT_NEAR_READABLE &&
+			    cause != WAIT_FAR_READABLE)
+				ns += window->sums.spent_ns[name][cause];
+		if (ns > most_ns)
+			most_ns = ns;
+	}
+	return most_ns;
+}
+
+uint64_t
+tunnel_rank(struct connection *connection, enum connection_order order, uint64_t now_ns)
+{
+	const struct pump *pump = &connection->pump;
+	struct recent_window window;
+
+	switch (order) {
+	case ORDER_RATE:
+		if (!connection->active_link)
+			return 0;
+		window = look(connection, now_ns);
+		return window.rate[FLOW_UP] + window.rate[FLOW_DOWN];
+	case ORDER_BYTES:
+		return pump->flow[FLOW_UP].bytes + pump->flow[FLOW_DOWN].bytes;
+	case ORDER_AGE:
+		return now_ns - connection->opened_ns;
+	case ORDER_IDLE:
+		return now_ns - connection->moved_ns;
+	case ORDER_WAIT:
+		window = look(connection, now_ns);
+		return kept_waiting_ns(&window);
+	case ORDER_ID:
+		break;
+	}
+	return UINT64_MAX - connection->id;
 }

@@ -6,6 +6,7 @@
 #include "limits.h"
 #include "log.h"
 #include "mailbox.h"
+#include "pulse.h"
 #include "tunnel.h"
 
 #include <errno.h>
@@ -39,6 +40,8 @@ struct worker {
 	struct loop loop;
 	struct door door;
 	struct connections connections;
+	struct pulse pulse;
+	const struct generation *generation; /* in force here; borrowed */
 	struct event *trim;
 	struct limits_worker limits;
 	struct event *limits_timer;
@@ -273,6 +276,7 @@ on_switch_over(struct message *message)
 	const struct generation *generation = crew->generation;
 	struct failure why;
 
+	worker->generation = generation;
 	worker->connections.logged = worker->door.logged = generation->log.connections;
 	worker->loop.kept_most = generation->max_memory / crew->options.workers;
 	door_begin(&worker->door);
@@ -332,6 +336,13 @@ on_trim(evutil_socket_t fd, short what, void *context)
 	(void)fd;
 	(void)what;
 	loop_trim(&worker->loop, clock_now_ns());
+}
+
+static void
+on_beat(struct pulse *pulse, uint64_t now_ns)
+{
+	struct worker *worker = (struct worker *)((char *)pulse - offsetof(struct worker, pulse));
+	tunnel_beat(&worker->connections, now_ns);
 }
 
 static void *
@@ -405,6 +416,9 @@ open_worker(struct crew *crew, unsigned int index, struct failure *why)
 	worker->trim = event_new(worker->loop.base, -1, EV_PERSIST, on_trim, worker);
 	if (!worker->trim || event_add(worker->trim, &every) < 0)
 		return failure_set(why, FAILURE_MEMORY, "no memory for a worker");
+	worker->pulse.beat = on_beat;
+	if (pulse_open(&worker->pulse, &worker->loop, why) < 0)
+		return -1;
 	return door_open(&worker->door, why);
 }
 
@@ -464,6 +478,30 @@ crew_switch(struct crew *crew, const struct generation *generation,
 		mailbox_post(crew->workers[i].loop.mailbox, &crew->workers[i].switch_over.message);
 }
 
+struct mailbox *
+crew_mailbox(struct crew *crew, unsigned int worker)
+{
+	return crew->workers[worker].loop.mailbox;
+}
+
+struct connections *
+crew_connections(struct crew *crew, unsigned int worker)
+{
+	return &crew->workers[worker].connections;
+}
+
+const struct pulse *
+crew_pulse(struct crew *crew, unsigned int worker)
+{
+	return &crew->workers[worker].pulse;
+}
+
+const struct generation *
+crew_generation(struct crew *crew, unsigned int worker)
+{
+	return crew->workers[worker].generation;
+}
+
 void
 crew_drain(struct crew *crew)
 {
@@ -502,6 +540,7 @@ crew_stop(struct crew *crew)
 			event_free(worker->trim);
 		if (!worker->runs)
 			door_close(&worker->door);
+		pulse_close(&worker->pulse);
 		loop_close(&worker->loop);
 	}
 	free(crew);

@@ -8,9 +8,11 @@
 #include "generation.h"
 #include "listener.h"
 
+struct connections;
 struct crew;
 struct event_base;
 struct limits;
+struct pulse;
 struct resolver;
 
 /* Every call is the control thread's, and the callbacks run on it, from `base`'s loop. */
@@ -31,6 +33,15 @@ struct crew *crew_start(const struct crew_options *options, struct failure *why)
  * not before on_switched of the last. The array is borrowed until then. */
 void crew_switch(struct crew *crew, const struct generation *generation,
 		 struct listener *const *listeners, size_t count);
+
+/* Where messages for a worker go. Any thread, until crew_stop returns. */
+struct mailbox *crew_mailbox(struct crew *crew, unsigned int worker);
+
+/* A worker's own, for its thread alone. The generation is that under which it accepts now: to be held by
+ * whoever keeps it; NULL = none yet. */
+struct connections *crew_connections(struct crew *crew, unsigned int worker);
+const struct pulse *crew_pulse(struct crew *crew, unsigned int worker);
+const struct generation *crew_generation(struct crew *crew, unsigned int worker);
 
 /* Closes all doors, having accepted what waits there; connections go on. */
 void crew_drain(struct crew *crew);

@@ -76,7 +76,8 @@ test_caps_are_exact(void **state)
 	assert_int_equal(enter(4, BEGIN_NS), -1);
 	leave(2);
 	leave(3);
-	assert_int_equal(conf.live->refused, 2);
+	assert_int_equal(conf.live->refused[REFUSAL_TUNNEL_FULL], 1);
+	assert_int_equal(conf.live->refused[REFUSAL_DAEMON_FULL], 1);
 	assert_int_equal(conf.live->admitted, 3);
 }
 
