@@ -348,6 +348,23 @@ admission_refusal_name(enum refusal refusal)
 	return refusal_names[refusal];
 }
 
+void
+admission_sum(const struct tunnel_live *live, struct tunnel_sums *out)
+{
+	*out = (struct tunnel_sums){ 0 };
+	for (int i = 0; i < ADMISSION_COUNTERS; i++) {
+		const struct tunnel_counters *counters = &live->counters[i];
+		for (int side = 0; side < 2; side++)
+			for (int name = 0; name < 2; name++)
+				out->bytes[side][name] += counters->bytes[side][name];
+		for (int state = 0; state < TUNNEL_STATES; state++)
+			out->state[state] += counters->state[state];
+		for (int who = 0; who < TUNNEL_ENDERS; who++)
+			for (int kind = 0; kind < FAILURE_KINDS; kind++)
+				out->ended[who][kind] += counters->ended[who][kind];
+	}
+}
+
 /* Counts one more, unless that would be more than `most` (0 = no cap). */
 static bool
 count_up(atomic_uint_fast64_t *counter, uint64_t most)

@@ -52,6 +52,14 @@ struct tunnel_live {
 	unsigned int users; /* generations; under the roster's lock */
 };
 
+/* All workers' counters of a tunnel together. Any thread. */
+struct tunnel_sums {
+	uint64_t bytes[2][2];
+	int64_t state[TUNNEL_STATES];
+	uint64_t ended[TUNNEL_ENDERS][FAILURE_KINDS];
+};
+void admission_sum(const struct tunnel_live *live, struct tunnel_sums *out);
+
 /* The live part of the tunnel of that name, made if there is none. Control thread. */
 struct tunnel_live *admission_hold(const char *name, struct failure *why);
 void admission_release(struct tunnel_live *live); /* NULL is allowed. Any thread */

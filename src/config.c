@@ -28,7 +28,7 @@ struct section_kind {
 	const struct filter_type *filter;         /* whose section it is, or NULL */
 };
 
-#define OWN_KINDS    4  /* of in_file: what stands there beside the filters' */
+#define OWN_KINDS    5  /* of in_file: what stands there beside the filters' */
 #define FILTERS_MOST 16 /* registered */
 
 static const struct section_kind *const nothing[] = { NULL };
@@ -38,6 +38,9 @@ static const struct section_kind timeouts_kind = { .name = "timeouts",
 static const struct section_kind log_kind = { .name = "log",
 					      .keywords = log_keywords,
 					      .inside = nothing };
+static const struct section_kind admin_kind = { .name = "admin",
+						.keywords = admin_keywords,
+						.inside = nothing };
 static const struct section_kind match_kind = { .name = "match",
 						.keywords = match_keywords,
 						.inside = nothing };
@@ -50,7 +53,7 @@ static const struct section_kind limit_kind = {
 };
 static struct section_kind filter_kinds[FILTERS_MOST];
 static const struct section_kind *in_file[OWN_KINDS + FILTERS_MOST + 1] = {
-	&log_kind, &timeouts_kind, &limit_kind, &tunnel_kind
+	&log_kind, &timeouts_kind, &admin_kind, &limit_kind, &tunnel_kind
 };
 static const struct section_kind file_kind = { .keywords = generation_keywords, .inside = in_file };
 
@@ -862,6 +865,7 @@ apply_all(struct load *load)
 {
 	apply_global(load, &file_kind, load->generation);
 	apply_global(load, &log_kind, &load->generation->log);
+	apply_global(load, &admin_kind, &load->generation->admin);
 	apply_global(load, &timeouts_kind, &load->generation->timeouts);
 	apply_titled(load, NULL, apply_filter);
 	apply_titled(load, &limit_kind, apply_limit);

@@ -299,6 +299,19 @@ append_text(const char *text, const char *directory, struct text_list *list, str
 	return 0;
 }
 
+static int
+store_right(const char *text, struct text_list *list, struct failure *why)
+{
+	uint64_t uid;
+	bool is_uid = !strncmp(text, "uid:", 4) && units_parse_count(text + 4, &uid, why) == 0 &&
+		      uid < UINT32_MAX;
+	bool is_name = !strncmp(text, "cn:", 3) && text[3];
+	if (!is_uid && !is_name)
+		return failure_set(why, FAILURE_CONFIG,
+				   "'%.100s' is nobody; write uid:NUMBER or cn:NAME", text);
+	return append_text(text, NULL, list, why);
+}
+
 /* ------------------------------------------------------------------ rows */
 
 int
@@ -341,6 +354,8 @@ config_value_store(const struct keyword *row, const char *text, const char *dire
 					    : store_file(text, directory, slot, why);
 	case KEYWORD_FILES:
 		return append_text(text, directory, slot, why);
+	case KEYWORD_RIGHTS:
+		return store_right(text, slot, why);
 	}
 	return failure_set(why, FAILURE_CONFIG, "type %d is unknown", row->type);
 }
@@ -362,7 +377,8 @@ bool
 config_value_is_list(const struct keyword *row)
 {
 	return row->type == KEYWORD_ADDRESSES || row->type == KEYWORD_PREFIXES ||
-	       row->type == KEYWORD_TEXTS || row->type == KEYWORD_FILES;
+	       row->type == KEYWORD_TEXTS || row->type == KEYWORD_FILES ||
+	       row->type == KEYWORD_RIGHTS;
 }
 
 const char *
@@ -386,6 +402,7 @@ config_value_type_name(const struct keyword *row)
 		[KEYWORD_TEXTS] = "list of texts",
 		[KEYWORD_FILE] = "file",
 		[KEYWORD_FILES] = "list of files",
+		[KEYWORD_RIGHTS] = "list of rights",
 	};
 	return names[row->type];
 }

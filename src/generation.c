@@ -82,6 +82,29 @@ const struct keyword log_keywords[] = {
 };
 #undef AT
 
+#define AT(field) offsetof(struct admin_conf, field)
+const struct keyword admin_keywords[] = {
+	{ .name = "change",
+	  .type = KEYWORD_RIGHTS,
+	  .fallback = "",
+	  .offset = AT(change),
+	  .effect = EFFECT_LIVE,
+	  .help = "Who may change things by internal:admin, beside those who may only look: users "
+		  "of "
+		  "a UNIX socket (uid:NUMBER), names in verified certificates (cn:NAME); left out "
+		  "= "
+		  "root and the daemon's own user." },
+	{ .name = "names",
+	  .type = KEYWORD_TEXTS,
+	  .fallback = "",
+	  .offset = AT(names),
+	  .effect = EFFECT_LIVE,
+	  .help = "Host names under which internal:admin answers over TCP, beside localhost and IP "
+		  "addresses." },
+	{ .name = NULL },
+};
+#undef AT
+
 static void
 section_free(struct filter_section *section)
 {
@@ -191,6 +214,7 @@ discard(struct counted *counted)
 		free(generation->files[i]);
 	free(generation->files);
 	keyword_release(log_keywords, &generation->log);
+	keyword_release(admin_keywords, &generation->admin);
 	free(generation->file);
 	free(generation);
 }

@@ -35,6 +35,12 @@ struct generation {
 		bool connections;
 	} log;
 	struct timeouts timeouts;
+	struct admin_conf {
+		struct text_list
+			change; /* who may change things; empty = root and the daemon's user */
+		struct text_list
+			names; /* hosts under which the admin service may be asked over TCP */
+	} admin;
 
 	struct tunnel_conf **tunnels; /* owned, in the order of the files */
 	size_t tunnel_count;
@@ -55,6 +61,7 @@ struct generation {
 extern const struct keyword
 	generation_keywords[];              /* top-level scalars, offsets into struct generation */
 extern const struct keyword log_keywords[]; /* offsets into struct log_conf */
+extern const struct keyword admin_keywords[]; /* offsets into struct admin_conf */
 
 /* An empty generation with one user. */
 struct generation *generation_new(const char *file, struct failure *why);

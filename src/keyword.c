@@ -33,6 +33,7 @@ keyword_release(const struct keyword *rows, void *object)
 			break;
 		case KEYWORD_TEXTS:
 		case KEYWORD_FILES:
+		case KEYWORD_RIGHTS:
 			release_texts(slot);
 			break;
 		case KEYWORD_HOST:

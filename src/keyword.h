@@ -30,6 +30,7 @@ enum keyword_type {
 	KEYWORD_TEXTS,     /* struct text_list */
 	KEYWORD_FILE,      /* char *, owned: an absolute path, "" = none; never NULL */
 	KEYWORD_FILES,     /* struct text_list of absolute paths */
+	KEYWORD_RIGHTS,    /* struct text_list of "uid:NUMBER" and "cn:NAME" */
 };
 
 struct text_list {

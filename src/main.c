@@ -7,6 +7,7 @@
 #include "limits.h"
 #include "log.h"
 #include "resolver.h"
+#include "services/admin.h"
 #include "services/services.h"
 #include "switchover.h"
 #include "systemd.h"
@@ -25,6 +26,7 @@
 #include <sys/resource.h>
 #include <sys/sysinfo.h>
 #include <sys/time.h>
+#include <time.h>
 #include <unistd.h>
 
 #define DEFAULT_FILE     "/etc/penstock/penstock.conf"
@@ -48,6 +50,14 @@ struct control {
 	bool stops;         /* TERM came */
 	bool drains;        /* ... and the workers were told */
 	uint64_t generations;
+
+	/* For the admin service. */
+	struct admin_control admin;
+	struct admin_wish *wishes, *next_wishes; /* next: for the reload after the one under way */
+	double started_at, loaded_at, failed_at; /* seconds since 1970, 0 = never */
+	uint64_t reloads, failed_reloads;
+	int log_level;
+	struct failure reload_failure;
 };
 
 static const char usage[] =
@@ -130,6 +140,14 @@ set_timer(struct event *timer, uint64_t after_ns)
 	event_add(timer, &after);
 }
 
+static double
+time_of_day(void)
+{
+	struct timespec now;
+	clock_gettime(CLOCK_REALTIME, &now);
+	return (double)now.tv_sec + (double)now.tv_nsec / (double)NS_PER_S;
+}
+
 /* --- switching ------------------------------------------------------------------------------------ */
 
 static void
@@ -164,6 +182,9 @@ load(struct control *control, struct generation *next, struct failure *why)
 		return -1;
 	}
 	next->number = ++control->generations;
+	control->log_level = next->log.level;
+	for (size_t i = 0; i < next->tunnel_count; i++)
+		atomic_store(&next->tunnels[i]->live->drained, false);
 	fill_in(next, control->workers);
 	admission_set_most(next->max_connections);
 	switchover_commit(next, &control->next_listeners);
@@ -174,6 +195,17 @@ load(struct control *control, struct generation *next, struct failure *why)
 
 static void reload(struct control *control);
 static void drain(struct control *control);
+
+/* The reload that these wished for is over. */
+static void
+grant(struct admin_wish **wishes, const struct failure *why)
+{
+	while (*wishes) {
+		struct admin_wish *wish = *wishes;
+		*wishes = wish->next;
+		wish->over(wish, why);
+	}
+}
 
 static void
 on_switched(void *context)
@@ -197,7 +229,12 @@ on_switched(void *context)
 		{ .name = "workers", .number = control->workers },
 	};
 	log_event(LOG_LEVEL_NOTICE, fields, 3, control->ready ? "reloaded" : "ready");
+	control->reloads += control->ready;
 	control->ready = true;
+	control->loaded_at = time_of_day();
+	grant(&control->wishes, NULL);
+	control->wishes = control->next_wishes;
+	control->next_wishes = NULL;
 	snprintf(status, sizeof(status), "generation %llu, %zu tunnels",
 		 (unsigned long long)control->generation->number,
 		 control->generation->tunnel_count);
@@ -245,6 +282,10 @@ reload(struct control *control)
 	if (next)
 		counted_release(&next->counted);
 	log_line(LOG_LEVEL_ERROR, "not reloaded, nothing was changed: %s", why.text);
+	control->failed_at = time_of_day();
+	control->failed_reloads++;
+	control->reload_failure = why;
+	grant(&control->wishes, &why);
 	systemd_notify_ready("the last reload failed; see the log");
 }
 
@@ -276,6 +317,9 @@ drain(struct control *control)
 {
 	uint64_t drain_ns = control->generation->timeouts.drain;
 
+	struct failure why;
+	failure_set(&why, FAILURE_STOPPED, "not reloaded: the daemon is stopping");
+	grant(&control->wishes, &why);
 	control->drains = true;
 	systemd_notify_stopping();
 	log_line(LOG_LEVEL_NOTICE, "draining: no new connections, %llu go on",
@@ -335,6 +379,130 @@ on_give_up(evutil_socket_t fd, short what, void *context)
 	event_base_loopbreak(control->base);
 }
 
+/* --- what the admin service asks for -------------------------------------------------------------- */
+
+static struct mailbox *
+mailbox_of(void *context, unsigned int worker)
+{
+	return crew_mailbox(((struct control *)context)->crew, worker);
+}
+
+static struct connections *
+connections_of(void *context, unsigned int worker)
+{
+	return crew_connections(((struct control *)context)->crew, worker);
+}
+
+static const struct pulse *
+pulse_of(void *context, unsigned int worker)
+{
+	return crew_pulse(((struct control *)context)->crew, worker);
+}
+
+static const struct generation *
+generation_of(void *context, unsigned int worker)
+{
+	return crew_generation(((struct control *)context)->crew, worker);
+}
+
+static void
+describe(void *context, struct admin_status *out)
+{
+	struct control *control = context;
+	const struct listeners *listeners = &control->listeners;
+
+	*out = (struct admin_status){
+		.generation = control->generation,
+		.started_at = control->started_at,
+		.loaded_at = control->loaded_at,
+		.failed_at = control->failed_at,
+		.reloads = control->reloads,
+		.failed_reloads = control->failed_reloads,
+		.ready = control->ready,
+		.reloads_now = control->next != NULL,
+		.drains = control->stops,
+		.log_level = control->log_level,
+	};
+	if (control->generation)
+		counted_hold(&control->generation->counted);
+	if (control->failed_reloads)
+		memcpy(out->failure, control->reload_failure.text, sizeof(out->failure));
+	out->listeners = calloc(listeners->count ? listeners->count : 1, sizeof(*out->listeners));
+	for (size_t i = 0; out->listeners && i < listeners->count; i++) {
+		struct admin_listener *listener = &out->listeners[out->listener_count++];
+		char text[SOCKET_ADDRESS_TEXT];
+		snprintf(listener->tunnel, sizeof(listener->tunnel), "%s",
+			 listeners->at[i]->conf->name);
+		snprintf(listener->address, sizeof(listener->address), "%s",
+			 listener_text(listeners->at[i], text));
+	}
+}
+
+static void
+wish_reload(void *context, struct admin_wish *wish)
+{
+	struct control *control = context;
+	struct admin_wish **wishes = control->next ? &control->next_wishes : &control->wishes;
+	struct failure why;
+
+	if (control->stops) {
+		failure_set(&why, FAILURE_STOPPED, "not reloaded: the daemon is stopping");
+		wish->over(wish, &why);
+		return;
+	}
+	wish->next = *wishes;
+	*wishes = wish;
+	if (control->next)
+		control->reload_wanted = true;
+	else
+		reload(control);
+}
+
+static int
+drain_tunnel(void *context, const char *name, struct failure *why)
+{
+	struct control *control = context;
+	const struct tunnel_conf *conf = generation_find(control->generation, name);
+
+	if (!conf)
+		return failure_set(why, FAILURE_CONFIG, "there is no tunnel \"%.64s\"", name);
+	atomic_store(&conf->live->drained, true);
+	return 0;
+}
+
+static int
+set_log_level(void *context, int level, struct failure *why)
+{
+	struct control *control = context;
+	const struct log_conf *conf = &control->generation->log;
+
+	if (log_retarget(conf->target, (enum log_format)conf->format, (enum log_level)level, why) <
+	    0)
+		return -1;
+	control->log_level = level;
+	return 0;
+}
+
+static void
+open_admin(struct control *control)
+{
+	control->admin = (struct admin_control){
+		.context = control,
+		.workers = control->workers,
+		.mailbox = control->mailbox,
+		.mailbox_of = mailbox_of,
+		.connections_of = connections_of,
+		.pulse_of = pulse_of,
+		.generation_of = generation_of,
+		.describe = describe,
+		.reload = wish_reload,
+		.drain = drain_tunnel,
+		.set_log_level = set_log_level,
+	};
+	control->started_at = time_of_day();
+	admin_start(&control->admin);
+}
+
 /* --- the whole ------------------------------------------------------------------------------------ */
 
 static int
@@ -390,6 +558,7 @@ start(struct control *control, struct generation *first, struct failure *why)
 		.on_empty = on_empty,
 		.context = control,
 	};
+	open_admin(control);
 	control->crew = crew_start(&options, why);
 	if (!control->crew)
 		return -1;
@@ -400,7 +569,12 @@ static void
 stop(struct control *control)
 {
 	static const struct listeners none;
+	struct failure why;
 
+	admin_stop();
+	failure_set(&why, FAILURE_STOPPED, "the daemon stops");
+	grant(&control->wishes, &why);
+	grant(&control->next_wishes, &why);
 	crew_stop(control->crew);
 	resolver_stop(control->resolver);
 	switchover_close(&control->next_listeners, &control->listeners);

@@ -191,6 +191,14 @@ targets_active(const struct targets *targets, size_t index)
 	return atomic_load_explicit(&targets->at[index]->active, memory_order_relaxed);
 }
 
+uint64_t
+targets_failed_until(const struct targets *targets, size_t index, uint64_t now_ns)
+{
+	uint64_t until_ns = atomic_load_explicit(&targets->at[index]->failed_until_ns,
+						 memory_order_relaxed);
+	return until_ns > now_ns ? until_ns : 0;
+}
+
 /* The best target not tried yet: not recently failed, then (least) with the fewest connections, then
  * the next in the rotation. */
 static size_t

@@ -98,6 +98,10 @@ void targets_disconnected(struct targets *targets, size_t index);
 /* A human name of the target at `index`: as written. Valid while targets are held. */
 const char *targets_name(const struct targets *targets, size_t index);
 
+/* Until when the target at `index` is tried last, since it failed; 0 = it did not, or that is over. Any
+ * thread. */
+uint64_t targets_failed_until(const struct targets *targets, size_t index, uint64_t now_ns);
+
 /* Connections and attempts under way of the target at `index`, by all its lists. Any thread. */
 unsigned int targets_active(const struct targets *targets, size_t index);
 

@@ -68,6 +68,13 @@ struct connection {
 	bool slow;         /* half-open or blocked when the timer was last set */
 };
 
+/* Somebody's place in the list of connections. */
+struct walk {
+	struct walk *other;
+	struct connection *next;
+	uint64_t number, used_ns;
+};
+
 static const char *const state_names[] = {
 	[CONNECTION_CHOOSING] = "choosing", [CONNECTION_OPENING] = "opening",
 	[CONNECTION_DIALLING] = "dialling", [CONNECTION_OPEN] = "open",
@@ -170,8 +177,6 @@ leave_active(struct connection *connection)
 {
 	struct connections *home = connection->home;
 
-	free(connection->recent);
-	connection->recent = NULL;
 	if (!connection->active_link)
 		return;
 	*connection->active_link = connection->next_active;
@@ -228,9 +233,11 @@ release(struct connection *connection)
 	if (connection->next)
 		connection->next->link = connection->link;
 	leave_active(connection);
-	for (struct connection_cursor *cursor = home->cursors; cursor; cursor = cursor->other)
-		if (cursor->next == connection)
-			cursor->next = connection->next;
+	free(connection->recent);
+	connection->recent = NULL;
+	for (struct walk *walk = home->walks; walk; walk = walk->other)
+		if (walk->next == connection)
+			walk->next = connection->next;
 	home->loop->busy_ns = 0;
 	loop_run_later(home->loop, &connection->end);
 	count_down(home);
@@ -1138,42 +1145,6 @@ tunnel_reset_all(struct connections *connections, const struct failure *why)
 
 /* --- to be looked at ------------------------------------------------------------------------------ */
 
-/* A slot is closed when it is this long; so many at a beat. */
-#define SLOT_NS    (950 * NS_PER_MS)
-#define BEAT_MOST  1024
-#define DORMANT_NS (11 * NS_PER_S)
-
-void
-tunnel_beat(struct connections *connections, uint64_t now_ns)
-{
-	for (int i = 0; i < BEAT_MOST; i++) {
-		struct connection *connection = connections->active;
-		if (!connection || connection->looked_ns + SLOT_NS > now_ns)
-			return;
-		struct pump *pump = &connection->pump;
-		pump_account(pump, now_ns);
-		bool rests = pump->flow[FLOW_UP].since_ns + DORMANT_NS < now_ns &&
-			     pump->flow[FLOW_DOWN].since_ns + DORMANT_NS < now_ns;
-		if (!connection->recent && !rests) {
-			connection->recent = calloc(1, sizeof(*connection->recent));
-			if (connection->recent)
-				recent_begin(connection->recent, pump, connection->opened_ns, true);
-		}
-		if (connection->recent)
-			recent_note(connection->recent, pump);
-		connection->looked_ns = now_ns;
-		struct recent *recent = connection->recent;
-		connection->recent = NULL;
-		leave_active(connection);
-		if (rests) {
-			free(recent);
-			continue;
-		}
-		connection->recent = recent;
-		join_active(connection);
-	}
-}
-
 const char *
 tunnel_state_name(enum connection_state state)
 {
@@ -1186,30 +1157,107 @@ tunnel_ender_name(enum ended_by ended_by)
 	return ended_by_names[ended_by];
 }
 
-void
-tunnel_walk_begin(struct connections *connections, struct connection_cursor *cursor)
+uint64_t
+tunnel_walk_begin(struct connections *connections)
 {
-	cursor->next = connections->first;
-	cursor->other = connections->cursors;
-	connections->cursors = cursor;
+	struct walk *walk = calloc(1, sizeof(*walk));
+	if (!walk)
+		return 0;
+	walk->number = ++connections->walks_begun;
+	walk->used_ns = clock_now_ns();
+	walk->next = connections->first;
+	walk->other = connections->walks;
+	connections->walks = walk;
+	return walk->number;
 }
 
 struct connection *
-tunnel_walk(struct connection_cursor *cursor)
+tunnel_walk(struct connections *connections, uint64_t number, uint64_t now_ns)
 {
-	struct connection *connection = cursor->next;
-	if (connection)
-		cursor->next = connection->next;
+	struct walk *walk = connections->walks;
+	while (walk && walk->number != number)
+		walk = walk->other;
+	if (!walk || !walk->next)
+		return NULL;
+	struct connection *connection = walk->next;
+	walk->next = connection->next;
+	walk->used_ns = now_ns;
 	return connection;
 }
 
 void
-tunnel_walk_end(struct connections *connections, struct connection_cursor *cursor)
+tunnel_walk_end(struct connections *connections, uint64_t number)
 {
-	struct connection_cursor **link = &connections->cursors;
-	while (*link != cursor)
+	struct walk **link = &connections->walks;
+	while (*link && (*link)->number != number)
 		link = &(*link)->other;
-	*link = cursor->other;
+	struct walk *walk = *link;
+	if (!walk)
+		return;
+	*link = walk->other;
+	free(walk);
+}
+
+void
+tunnel_walk_end_all(struct connections *connections)
+{
+	while (connections->walks)
+		tunnel_walk_end(connections, connections->walks->number);
+}
+
+static void
+end_old_walks(struct connections *connections, uint64_t now_ns)
+{
+	struct walk *walk = connections->walks;
+	while (walk) {
+		struct walk *other = walk->other;
+		if (walk->used_ns + TUNNEL_WALK_S * NS_PER_S < now_ns)
+			tunnel_walk_end(connections, walk->number);
+		walk = other;
+	}
+}
+
+/* A slot is closed when it is this long; so many at a beat. */
+#define SLOT_NS    (950 * NS_PER_MS)
+#define BEAT_MOST  1024
+#define DORMANT_NS (11 * NS_PER_S)
+
+/* Closes a slot of an active connection, which then is the last in line, or none of them any more. */
+static void
+look_at_active(struct connection *connection, uint64_t now_ns)
+{
+	struct pump *pump = &connection->pump;
+	bool rests = pump->flow[FLOW_UP].since_ns + DORMANT_NS < now_ns &&
+		     pump->flow[FLOW_DOWN].since_ns + DORMANT_NS < now_ns;
+
+	leave_active(connection);
+	if (rests) {
+		free(connection->recent);
+		connection->recent = NULL;
+		return;
+	}
+	pump_account(pump, now_ns);
+	if (!connection->recent) {
+		connection->recent = calloc(1, sizeof(*connection->recent));
+		if (connection->recent)
+			recent_begin(connection->recent, pump, connection->opened_ns, true);
+	}
+	if (connection->recent)
+		recent_note(connection->recent, pump);
+	connection->looked_ns = now_ns;
+	join_active(connection);
+}
+
+void
+tunnel_beat(struct connections *connections, uint64_t now_ns)
+{
+	end_old_walks(connections, now_ns);
+	for (int i = 0; i < BEAT_MOST; i++) {
+		struct connection *connection = connections->active;
+		if (!connection || connection->looked_ns + SLOT_NS > now_ns)
+			return;
+		look_at_active(connection, now_ns);
+	}
 }
 
 struct connection *

@@ -30,7 +30,8 @@ struct connections {
 	struct connection *first;
 	struct connection *active,
 		**active_end; /* those that moved lately; the one looked at last comes last */
-	struct connection_cursor *cursors;
+	struct walk *walks;
+	uint64_t walks_begun;
 	uint64_t complained_ns; /* when lack of descriptors was last a line */
 	void (*on_empty)(struct connections *connections); /* the last one has ended; may be NULL */
 };
@@ -70,15 +71,14 @@ const char *tunnel_state_name(enum connection_state state); /* "opening" ... sta
 enum ended_by { ENDED_BY_CLIENT, ENDED_BY_TARGET, ENDED_BY_US };
 const char *tunnel_ender_name(enum ended_by ended_by); /* "client", "target", "us"; static */
 
-/* A place in a worker's list of connections, newest first. Between begin and end it may stay open for any
- * time, connections come and go; those that come are not met any more. All on the worker's thread. */
-struct connection_cursor {
-	struct connection *next;
-	struct connection_cursor *other;
-};
-void tunnel_walk_begin(struct connections *connections, struct connection_cursor *cursor);
-struct connection *tunnel_walk(struct connection_cursor *cursor); /* NULL = no more */
-void tunnel_walk_end(struct connections *connections, struct connection_cursor *cursor);
+/* A walk through a worker's list of connections, newest first. Between its steps connections come and go; those
+ * that come are not met any more. begin gives its number, 0 without memory; walk the next connection, NULL =
+ * no more. Who does not come back for TUNNEL_WALK_S seconds has ended it. All on the worker's thread. */
+#define TUNNEL_WALK_S 120
+uint64_t tunnel_walk_begin(struct connections *connections);
+struct connection *tunnel_walk(struct connections *connections, uint64_t walk, uint64_t now_ns);
+void tunnel_walk_end(struct connections *connections, uint64_t walk);
+void tunnel_walk_end_all(struct connections *connections);
 
 /* One by its number, on this worker, or NULL. O(connections). */
 struct connection *tunnel_find(struct connections *connections, uint64_t id);

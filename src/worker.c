@@ -364,6 +364,7 @@ run_worker(void *context)
 	failure_set(&why, FAILURE_STOPPED, "the daemon stops");
 	tunnel_reset_all(&worker->connections, &why);
 	event_base_loop(worker->loop.base, EVLOOP_NONBLOCK);
+	tunnel_walk_end_all(&worker->connections);
 	return NULL;
 }
 

@@ -3,8 +3,5 @@
 #include <stddef.h>
 
 const struct service *const services_builtin[] = {
-	&echo_service,
-	&discard_service,
-	&chargen_service,
-	NULL,
+	&admin_service, &echo_service, &discard_service, &chargen_service, NULL,
 };

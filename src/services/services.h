@@ -10,6 +10,7 @@
 /* All of them; ends with NULL. */
 extern const struct service *const services_builtin[];
 
+extern const struct service admin_service;   /* see admin.h */
 extern const struct service echo_service;    /* RFC 862: sends back what it gets */
 extern const struct service discard_service; /* RFC 863: takes everything, sends nothing */
 extern const struct service

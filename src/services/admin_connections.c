@@ -1,0 +1,386 @@
+#include "admin_answers.h"
+#include "admin_survey.h"
+#include "clock.h"
+#include "endpoint_tcp.h"
+#include "why.h"
+
+#include <errno.h>
+#include <event2/buffer.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+
+#define REPORTS_MOST 32  /* in a page */
+#define LOOKS_MOST   512 /* at connections, in one visit: a fraction of a millisecond */
+#define SORTED_MOST  500
+#define SORTED_USUAL 50
+
+/* --- one connection as JSON ------------------------------------------------------------------------ */
+
+static double
+seconds(uint64_t ns)
+{
+	return (double)ns / (double)NS_PER_S;
+}
+
+static json_t *
+text_or_null(const char *text)
+{
+	return *text ? json_string(text) : json_null();
+}
+
+static json_t *
+number_or_null(uint64_t number)
+{
+	return number ? json_integer((json_int_t)number) : json_null();
+}
+
+static json_t *
+flow_of(const struct connection_report *report, enum pump_flow name)
+{
+	const struct flow_report *flow = &report->flow[name];
+	char wait[WHY_TEXT];
+
+	return json_pack("{s:I, s:I, s:s, s:f, s:o, s:b}", "bytes", (json_int_t)flow->bytes, "rate",
+			 (json_int_t)flow->rate, "waits_for", why_wait(flow, wait), "for_s",
+			 seconds(report->now_ns - flow->since_ns), "limit",
+			 text_or_null(flow->limit), "ended", flow->is_over);
+}
+
+static json_t *
+connection_of(const struct connection_report *report)
+{
+	char why[WHY_TEXT];
+	const char *state = report->is_half_open ? "half_open" : tunnel_state_name(report->state);
+
+	return json_pack(
+		"{s:I, s:s, s:s, s:i, s:s, s:b, s:s, s:s, s:f, s:f, s:o, s:o, s:s, s:o, s:o, s:o, "
+		"s:o}",
+		"id", (json_int_t)report->id, "tunnel", report->tunnel, "state", state, "worker",
+		(int)report->worker, "client", report->client, "client_is_told",
+		report->client_is_told, "accepted", report->accepted, "target", report->target,
+		"age_s", seconds(report->now_ns - report->opened_ns), "idle_s",
+		seconds(report->now_ns - report->moved_ns), "up", flow_of(report, FLOW_UP), "down",
+		flow_of(report, FLOW_DOWN), "why", why_explain(report, why), "near_partner",
+		number_or_null(report->partner[SIDE_NEAR]), "far_partner",
+		number_or_null(report->partner[SIDE_FAR]), "sni", text_or_null(report->sni),
+		"common_name", text_or_null(report->common_name));
+}
+
+/* --- lists ---------------------------------------------------------------------------------------- */
+
+static const char *const order_names[] = {
+	[ORDER_ID] = "id",   [ORDER_RATE] = "rate", [ORDER_BYTES] = "bytes",
+	[ORDER_AGE] = "age", [ORDER_IDLE] = "idle", [ORDER_WAIT] = "wait",
+};
+
+struct list {
+	/* What is asked for; "" = all of them. */
+	char tunnel[65], source[SOCKET_ADDRESS_TEXT], state[16];
+	bool is_sorted;
+	enum connection_order order;
+
+	unsigned int worker; /* being visited */
+	uint64_t walk;       /* there; 0 = not begun */
+	bool is_over;        /* nothing more is to be fetched */
+	bool has_begun;      /* to write */
+	bool has_written;    /* a connection */
+	size_t written;      /* of a sorted list */
+	size_t count, most;  /* reports that are there, and that may be */
+	struct ranked {
+		uint64_t rank;
+		struct connection_report report;
+	} * reports; /* owned; sorted by rank if the list is, the largest first */
+};
+
+static bool
+read_order(struct list *list, const char *name)
+{
+	for (size_t i = 0; i < sizeof(order_names) / sizeof(order_names[0]); i++)
+		if (!strcmp(name, order_names[i])) {
+			list->order = (enum connection_order)i;
+			list->is_sorted = true;
+			return true;
+		}
+	return false;
+}
+
+static int
+begin_list(struct inquiry *inquiry, const struct http_request *request, const char *argument)
+{
+	struct list *list = inquiry->state;
+	char text[32] = "", *end;
+	(void)argument;
+
+	http_query(request->query, "tunnel", list->tunnel, sizeof(list->tunnel));
+	http_query(request->query, "source", list->source, sizeof(list->source));
+	http_query(request->query, "state", list->state, sizeof(list->state));
+	if (http_query(request->query, "sort", text, sizeof(text)) && !read_order(list, text))
+		return inquiry_fail(inquiry, 400,
+				    "sort: one of id, rate, bytes, age, idle and wait");
+	list->most = list->is_sorted ? SORTED_USUAL : REPORTS_MOST;
+	if (http_query(request->query, "limit", text, sizeof(text))) {
+		unsigned long most = strtoul(text, &end, 10);
+		if (!list->is_sorted)
+			return inquiry_fail(inquiry, 400, "limit: only together with sort");
+		if (end == text || *end || !most || most > SORTED_MOST)
+			return inquiry_fail(inquiry, 400, "limit: 1 to %d", SORTED_MOST);
+		list->most = most;
+	}
+	list->reports = calloc(list->most, sizeof(*list->reports));
+	return list->reports ? 0 : inquiry_fail(inquiry, 503, "no memory for a list");
+}
+
+/* The source's port need not be given. */
+static bool
+is_source(const char *client, const char *source)
+{
+	size_t length = strlen(source);
+	return !strncmp(client, source, length) &&
+	       (!client[length] ||
+		(client[length] == ':' && (client[0] == '[') == (source[0] == '[')));
+}
+
+static bool
+is_wanted(const struct list *list, const struct connection_report *report)
+{
+	if (*list->tunnel && strcmp(list->tunnel, report->tunnel) != 0)
+		return false;
+	if (*list->source && !is_source(report->client, list->source))
+		return false;
+	if (!*list->state)
+		return true;
+	return !strcmp(list->state,
+		       report->is_half_open ? "half_open" : tunnel_state_name(report->state));
+}
+
+static void
+insert(struct list *list, uint64_t rank, const struct connection_report *report)
+{
+	size_t at = list->count < list->most ? list->count++ : list->most - 1;
+	while (at > 0 && list->reports[at - 1].rank < rank) {
+		list->reports[at] = list->reports[at - 1];
+		at--;
+	}
+	list->reports[at].rank = rank;
+	list->reports[at].report = *report;
+}
+
+static void
+look(struct list *list, struct connection *connection, uint64_t now_ns)
+{
+	struct connection_report report;
+	uint64_t rank = 0;
+
+	if (list->is_sorted) {
+		rank = tunnel_rank(connection, list->order, now_ns);
+		if (list->count == list->most && rank <= list->reports[list->most - 1].rank)
+			return;
+	}
+	tunnel_report(connection, now_ns, &report);
+	if (!is_wanted(list, &report))
+		return;
+	if (list->is_sorted)
+		insert(list, rank, &report);
+	else
+		list->reports[list->count++].report = report;
+}
+
+static bool
+collect_list(struct inquiry *inquiry)
+{
+	const struct admin_control *control = inquiry->control;
+	struct list *list = inquiry->state;
+	struct connections *connections = control->connections_of(control->context, list->worker);
+	struct connection *connection = NULL;
+	uint64_t now_ns = clock_now_ns();
+
+	if (!list->walk)
+		list->walk = tunnel_walk_begin(connections);
+	for (int looks = 0; looks < LOOKS_MOST; looks++) {
+		if (!list->is_sorted && list->count == list->most)
+			return true;
+		connection = tunnel_walk(connections, list->walk, now_ns);
+		if (!connection)
+			break;
+		look(list, connection, now_ns);
+	}
+	if (connection)
+		return true;
+	tunnel_walk_end(connections, list->walk);
+	list->walk = 0;
+	list->is_over = ++list->worker == control->workers;
+	return true;
+}
+
+/* Writes reports from `first` on as far as the page goes; returns the next one. */
+static size_t
+print_reports(struct inquiry *inquiry, struct evbuffer *page, size_t first)
+{
+	struct list *list = inquiry->state;
+	size_t next = first;
+
+	while (next < list->count && next < first + REPORTS_MOST) {
+		evbuffer_add_printf(page, list->has_written ? ",\n" : "\n");
+		list->has_written = true;
+		admin_survey_print(inquiry, page, connection_of(&list->reports[next++].report), "");
+	}
+	return next;
+}
+
+static enum answer_step
+write_list(struct inquiry *inquiry, struct evbuffer *page)
+{
+	struct list *list = inquiry->state;
+
+	if (!list->has_begun)
+		evbuffer_add_printf(page, "{\"connections\":[");
+	list->has_begun = true;
+	if (list->is_sorted && list->is_over) {
+		list->written = print_reports(inquiry, page, list->written);
+		if (list->written < list->count)
+			return ANSWER_MORE;
+	} else if (!list->is_sorted) {
+		print_reports(inquiry, page, 0);
+		list->count = 0;
+	}
+	if (!list->is_over) {
+		inquiry->place = (int)list->worker;
+		return ANSWER_VISIT;
+	}
+	evbuffer_add_printf(page, "\n]}\n");
+	return ANSWER_DONE;
+}
+
+static void
+end_list(struct inquiry *inquiry)
+{
+	struct list *list = inquiry->state;
+	free(list->reports);
+}
+
+const struct answer admin_answer_connections = {
+	.content_type = "application/json",
+	.state_bytes = sizeof(struct list),
+	.begin = begin_list,
+	.write = write_list,
+	.collect = collect_list,
+	.end = end_list,
+};
+
+/* --- one ------------------------------------------------------------------------------------------ */
+
+struct one {
+	uint64_t id;
+	unsigned int visited; /* workers */
+	bool is_found;
+	struct connection_report report;
+	bool has_tcp[2];
+	struct endpoint_tcp tcp[2];
+};
+
+static int
+begin_one(struct inquiry *inquiry, const struct http_request *request, const char *argument)
+{
+	struct one *one = inquiry->state;
+	char *end;
+	(void)request;
+
+	one->id = strtoull(argument, &end, 10);
+	if (*end || argument[0] == '-' || !one->id)
+		return inquiry_fail(inquiry, 404, "no connection has such a number");
+	return 0;
+}
+
+static bool
+collect_one(struct inquiry *inquiry)
+{
+	const struct admin_control *control = inquiry->control;
+	struct one *one = inquiry->state;
+	struct connection *connection = tunnel_find(
+		control->connections_of(control->context, (unsigned int)inquiry->place), one->id);
+
+	if (!connection)
+		return true;
+	one->is_found = true;
+	tunnel_report(connection, clock_now_ns(), &one->report);
+	for (int side = SIDE_NEAR; side <= SIDE_FAR; side++)
+		one->has_tcp[side] = endpoint_tcp_report(
+			tunnel_endpoint(connection, (enum pump_side)side), &one->tcp[side]);
+	return true;
+}
+
+static json_t *
+shares_of(const uint64_t spent_ns[WAITS])
+{
+	json_t *shares = json_object();
+	uint64_t total_ns = 0;
+
+	for (int cause = 0; cause < WAITS; cause++)
+		total_ns += spent_ns[cause];
+	for (int cause = 0; cause < WAITS; cause++)
+		if (spent_ns[cause])
+			json_object_set_new(shares, pump_wait_name((enum wait)cause),
+					    json_real((double)spent_ns[cause] / (double)total_ns));
+	return shares;
+}
+
+static json_t *
+tcp_of(const struct one *one, int side)
+{
+	const struct endpoint_tcp *tcp = &one->tcp[side];
+
+	if (!one->has_tcp[side])
+		return json_null();
+	return json_pack(
+		"{s:f, s:f, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:f}", "rtt_s",
+		tcp->rtt_us / 1e6, "rtt_variance_s", tcp->rtt_variance_us / 1e6,
+		"congestion_window_segments", (json_int_t)tcp->window_segments, "segment_bytes",
+		(json_int_t)tcp->segment_bytes, "unacknowledged_segments",
+		(json_int_t)tcp->unacknowledged, "retransmitted_segments",
+		(json_int_t)tcp->retransmits, "peer_window_bytes",
+		(json_int_t)tcp->peer_window_bytes, "unsent_bytes", (json_int_t)tcp->unsent_bytes,
+		"delivery_bytes_per_s", (json_int_t)tcp->delivery_bytes_per_s, "busy_s",
+		(double)tcp->busy_us / 1e6, "peer_limited_s", (double)tcp->peer_limited_us / 1e6,
+		"buffer_limited_s", (double)tcp->buffer_limited_us / 1e6);
+}
+
+static enum answer_step
+write_one(struct inquiry *inquiry, struct evbuffer *page)
+{
+	struct one *one = inquiry->state;
+	const struct connection_report *report = &one->report;
+
+	if (!one->is_found && one->visited < inquiry->control->workers) {
+		inquiry->place = (int)one->visited++;
+		return ANSWER_VISIT;
+	}
+	if (!one->is_found) {
+		inquiry_fail(inquiry, 404, "connection %llu is not open",
+			     (unsigned long long)one->id);
+		return ANSWER_DONE;
+	}
+	json_t *all = connection_of(report);
+	json_object_set_new(all, "alpn", text_or_null(report->alpn));
+	json_object_set_new(all, "tls_version", text_or_null(report->tls_version));
+	json_object_set_new(all, "tls_cipher", text_or_null(report->tls_cipher));
+	json_object_set_new(all, "certificate", text_or_null(report->certificate));
+	json_object_set_new(all, "recent_s", json_real(seconds(report->recent_length_ns)));
+	for (int name = FLOW_UP; name <= FLOW_DOWN; name++) {
+		json_t *flow = json_object_get(all, name == FLOW_UP ? "up" : "down");
+		json_object_set_new(flow, "shares", shares_of(report->flow[name].life_ns));
+		json_object_set_new(flow, "recent_shares", shares_of(report->flow[name].recent_ns));
+	}
+	json_object_set_new(all, "near_tcp", tcp_of(one, SIDE_NEAR));
+	json_object_set_new(all, "far_tcp", tcp_of(one, SIDE_FAR));
+	admin_survey_print(inquiry, page, all, "\n");
+	return ANSWER_DONE;
+}
+
+const struct answer admin_answer_connection = {
+	.content_type = "application/json",
+	.state_bytes = sizeof(struct one),
+	.begin = begin_one,
+	.write = write_one,
+	.collect = collect_one,
+};

@@ -1,0 +1,319 @@
+#include "admin_answers.h"
+#include "admin_survey.h"
+#include "admission.h"
+#include "clock.h"
+#include "generation.h"
+#include "log.h"
+#include "target.h"
+#include "tunnel.h"
+
+#include <event2/buffer.h>
+#include <event2/event.h>
+#include <stdio.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+/*
+ * The text format of Prometheus, version 0.0.4: all samples of one metric stand together, so tunnels are gone
+ * through once for each metric. A page may end between two metrics, or two tunnels of one.
+ */
+
+struct metrics {
+	struct admin_survey survey;
+	size_t metric, tunnel; /* the next to be written */
+};
+
+#define LABEL_TEXT 700
+
+/* A label's value. Configured names hold no control bytes but newlines at worst. */
+static const char *
+escape(const char *from, char to[LABEL_TEXT])
+{
+	size_t length = 0;
+	for (; *from && length < LABEL_TEXT - 3; from++) {
+		if (*from == '\\' || *from == '"' || *from == '\n')
+			to[length++] = '\\';
+		to[length++] = *from == '\n' ? 'n' : *from;
+	}
+	to[length] = '\0';
+	return to;
+}
+
+static unsigned long long
+number(uint64_t value)
+{
+	return (unsigned long long)value;
+}
+
+/* --- of each tunnel ------------------------------------------------------------------------------- */
+
+static void
+write_states(struct evbuffer *page, const struct tunnel_conf *conf, const char *tunnel)
+{
+	struct tunnel_sums sum;
+	admission_sum(conf->live, &sum);
+	for (int state = CONNECTION_OPENING; state <= CONNECTION_FLUSHING; state++)
+		evbuffer_add_printf(page, "penstock_connections{tunnel=\"%s\",state=\"%s\"} %lld\n",
+				    tunnel, tunnel_state_name((enum connection_state)state),
+				    (long long)sum.state[state]);
+}
+
+static void
+write_admitted(struct evbuffer *page, const struct tunnel_conf *conf, const char *tunnel)
+{
+	evbuffer_add_printf(page, "penstock_connections_admitted_total{tunnel=\"%s\"} %llu\n",
+			    tunnel, number(conf->live->admitted));
+}
+
+static void
+write_refused(struct evbuffer *page, const struct tunnel_conf *conf, const char *tunnel)
+{
+	for (int reason = 0; reason < REFUSALS; reason++)
+		evbuffer_add_printf(
+			page,
+			"penstock_connections_refused_total{tunnel=\"%s\",reason=\"%s\"} %llu\n",
+			tunnel, admission_refusal_name((enum refusal)reason),
+			number(conf->live->refused[reason]));
+}
+
+static void
+write_ended(struct evbuffer *page, const struct tunnel_conf *conf, const char *tunnel)
+{
+	struct tunnel_sums sum;
+	admission_sum(conf->live, &sum);
+	for (int who = 0; who < TUNNEL_ENDERS; who++)
+		for (int kind = 0; kind < FAILURE_KINDS; kind++)
+			if (sum.ended[who][kind] || !kind)
+				evbuffer_add_printf(
+					page,
+					"penstock_connections_ended_total{tunnel=\"%s\",by=\"%s\","
+					"reason=\"%s\"} %llu\n",
+					tunnel, tunnel_ender_name((enum ended_by)who),
+					kind ? failure_kind_name((enum failure_kind)kind) : "ok",
+					number(sum.ended[who][kind]));
+}
+
+static void
+write_bytes(struct evbuffer *page, const struct tunnel_conf *conf, const char *tunnel)
+{
+	struct tunnel_sums sum;
+	admission_sum(conf->live, &sum);
+	for (int side = SIDE_NEAR; side <= SIDE_FAR; side++)
+		for (int name = FLOW_UP; name <= FLOW_DOWN; name++)
+			evbuffer_add_printf(page,
+					    "penstock_bytes_total{tunnel=\"%s\",side=\"%s\",flow="
+					    "\"%s\"} %llu\n",
+					    tunnel, side == SIDE_NEAR ? "near" : "far",
+					    name == FLOW_UP ? "up" : "down",
+					    number(sum.bytes[side][name]));
+}
+
+static void
+write_drained(struct evbuffer *page, const struct tunnel_conf *conf, const char *tunnel)
+{
+	evbuffer_add_printf(page, "penstock_tunnel_drained{tunnel=\"%s\"} %d\n", tunnel,
+			    conf->live->drained ? 1 : 0);
+}
+
+static void
+write_target_connections(struct evbuffer *page, const struct tunnel_conf *conf, const char *tunnel)
+{
+	char target[LABEL_TEXT];
+	for (size_t i = 0; i < conf->connect.count; i++)
+		evbuffer_add_printf(page,
+				    "penstock_target_connections{tunnel=\"%s\",target=\"%s\"} %u\n",
+				    tunnel, escape(targets_name(conf->targets, i), target),
+				    targets_active(conf->targets, i));
+}
+
+static void
+write_target_up(struct evbuffer *page, const struct tunnel_conf *conf, const char *tunnel)
+{
+	char target[LABEL_TEXT];
+	uint64_t now_ns = clock_now_ns();
+	for (size_t i = 0; i < conf->connect.count; i++)
+		evbuffer_add_printf(page, "penstock_target_up{tunnel=\"%s\",target=\"%s\"} %d\n",
+				    tunnel, escape(targets_name(conf->targets, i), target),
+				    targets_failed_until(conf->targets, i, now_ns) ? 0 : 1);
+}
+
+static const struct metric {
+	const char *name, *type, *help;
+	void (*write)(struct evbuffer *page, const struct tunnel_conf *conf, const char *tunnel);
+} by_tunnel[] = {
+	{ "penstock_connections", "gauge", "Connections now, by state.", write_states },
+	{ "penstock_connections_admitted_total", "counter", "Connections that were let in.",
+	  write_admitted },
+	{ "penstock_connections_refused_total", "counter",
+	  "Connections that were not let in, by reason.", write_refused },
+	{ "penstock_connections_ended_total", "counter",
+	  "Connections that have ended, by who ended them and why.", write_ended },
+	{ "penstock_bytes_total", "counter",
+	  "Bytes read and written, by side (near: client) and flow (up: away from the client).",
+	  write_bytes },
+	{ "penstock_tunnel_drained", "gauge",
+	  "Whether an operator has the tunnel let nobody in until the next reload.",
+	  write_drained },
+	{ "penstock_target_connections", "gauge",
+	  "Connections to a target and attempts to connect, over all tunnels with it.",
+	  write_target_connections },
+	{ "penstock_target_up", "gauge", "Whether a target did not fail lately.", write_target_up },
+};
+#define BY_TUNNEL (sizeof(by_tunnel) / sizeof(by_tunnel[0]))
+
+/* --- of the daemon -------------------------------------------------------------------------------- */
+
+static void
+head(struct evbuffer *page, const char *name, const char *type, const char *help)
+{
+	evbuffer_add_printf(page, "# HELP %s %s\n# TYPE %s %s\n", name, help, name, type);
+}
+
+static void
+one(struct evbuffer *page, const char *name, const char *type, const char *help, double value)
+{
+	head(page, name, type, help);
+	evbuffer_add_printf(page, "%s %.17g\n", name, value);
+}
+
+static void
+write_process(struct evbuffer *page, const struct admin_status *status)
+{
+	struct rusage usage = { 0 };
+	long pages = 0;
+	FILE *file = fopen("/proc/self/statm", "re");
+
+	if (file && fscanf(file, "%*s %ld", &pages) != 1)
+		pages = 0;
+	if (file)
+		fclose(file);
+	getrusage(RUSAGE_SELF, &usage);
+	one(page, "process_cpu_seconds_total", "counter", "CPU time of the daemon.",
+	    (double)(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) +
+		    (double)(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) / 1e6);
+	one(page, "process_resident_memory_bytes", "gauge", "Resident memory of the daemon.",
+	    (double)pages * (double)sysconf(_SC_PAGESIZE));
+	one(page, "process_start_time_seconds", "gauge", "When the daemon started, since 1970.",
+	    status->started_at);
+}
+
+static void
+write_daemon(struct evbuffer *page, const struct admin_status *status)
+{
+	head(page, "penstock_build_info", "gauge", "Always 1; the labels tell what is running.");
+	evbuffer_add_printf(page, "penstock_build_info{version=\"%s\",libevent=\"%s\"} 1\n",
+			    PENSTOCK_VERSION, event_get_version());
+	one(page, "penstock_ready", "gauge", "Whether every listener is open.", status->ready);
+	one(page, "penstock_draining", "gauge", "Whether the daemon is stopping.", status->drains);
+	one(page, "penstock_generation", "gauge", "The configuration in force, counted from 1.",
+	    status->generation ? (double)status->generation->number : 0);
+	head(page, "penstock_reloads_total", "counter", "Reloads, by result.");
+	evbuffer_add_printf(page,
+			    "penstock_reloads_total{result=\"good\"} %llu\n"
+			    "penstock_reloads_total{result=\"failed\"} %llu\n",
+			    number(status->reloads), number(status->failed_reloads));
+	one(page, "penstock_last_good_reload_timestamp_seconds", "gauge",
+	    "When a configuration last came into force, since 1970.", status->loaded_at);
+	one(page, "penstock_last_failed_reload_timestamp_seconds", "gauge",
+	    "When a reload last failed, since 1970; 0 = never.", status->failed_at);
+	one(page, "penstock_connections_max", "gauge", "The daemon's max_connections.",
+	    (double)admission_most());
+	one(page, "penstock_log_dropped_lines_total", "counter", "Lines that were lost.",
+	    (double)log_dropped());
+}
+
+static void
+write_lag(struct evbuffer *page, unsigned int worker, const struct pulse *pulse)
+{
+	static const char name[] = "penstock_worker_loop_lag_seconds";
+	uint64_t sum = 0;
+
+	for (int i = 0; i < PULSE_BUCKETS; i++) {
+		sum += pulse->late[i];
+		evbuffer_add_printf(page, "%s_bucket{worker=\"%u\",le=\"%g\"} %llu\n", name, worker,
+				    (double)pulse_bounds_ns[i] / (double)NS_PER_S, number(sum));
+	}
+	evbuffer_add_printf(page,
+			    "%s_bucket{worker=\"%u\",le=\"+Inf\"} %llu\n"
+			    "%s_sum{worker=\"%u\"} %.9g\n%s_count{worker=\"%u\"} %llu\n",
+			    name, worker, number(pulse->beats), name, worker,
+			    (double)pulse->late_ns / (double)NS_PER_S, name, worker,
+			    number(pulse->beats));
+}
+
+static void
+write_workers(struct evbuffer *page, const struct inquiry *inquiry,
+	      const struct admin_survey *survey)
+{
+	unsigned int count = inquiry->control->workers;
+
+	head(page, "penstock_worker_connections", "gauge", "Connections of a worker.");
+	for (unsigned int i = 0; i < count; i++)
+		evbuffer_add_printf(page, "penstock_worker_connections{worker=\"%u\"} %llu\n", i,
+				    number(survey->workers[i].connections));
+	head(page, "penstock_worker_kept_bytes", "gauge", "Bytes buffered for connections.");
+	for (unsigned int i = 0; i < count; i++)
+		evbuffer_add_printf(page, "penstock_worker_kept_bytes{worker=\"%u\"} %zu\n", i,
+				    survey->workers[i].kept_bytes);
+	head(page, "penstock_worker_loop_lag_seconds", "histogram",
+	     "How late a worker's loop came to a timer that beats ten times a second.");
+	for (unsigned int i = 0; i < count; i++)
+		write_lag(page, i, &survey->workers[i].pulse);
+	head(page, "penstock_worker_loop_lag_max_seconds", "gauge", "The worst of these.");
+	for (unsigned int i = 0; i < count; i++)
+		evbuffer_add_printf(page,
+				    "penstock_worker_loop_lag_max_seconds{worker=\"%u\"} %.9g\n", i,
+				    (double)survey->workers[i].pulse.latest_ns / (double)NS_PER_S);
+}
+
+static enum answer_step
+write_metrics(struct inquiry *inquiry, struct evbuffer *page)
+{
+	struct metrics *metrics = inquiry->state;
+	const struct admin_status *status = &metrics->survey.status;
+	char tunnel[LABEL_TEXT];
+
+	if (admin_survey_next(inquiry, &metrics->survey, true))
+		return ANSWER_VISIT;
+	if (inquiry->status != 200)
+		return ANSWER_DONE;
+	const struct generation *generation = status->generation;
+	while (generation && metrics->metric < BY_TUNNEL) {
+		const struct metric *metric = &by_tunnel[metrics->metric];
+		if (!metrics->tunnel)
+			head(page, metric->name, metric->type, metric->help);
+		while (metrics->tunnel < generation->tunnel_count) {
+			const struct tunnel_conf *conf = generation->tunnels[metrics->tunnel++];
+			metric->write(page, conf, escape(conf->name, tunnel));
+			if (evbuffer_get_length(page) >= ANSWER_PAGE_BYTES)
+				return ANSWER_MORE;
+		}
+		metrics->tunnel = 0;
+		metrics->metric++;
+	}
+	write_daemon(page, status);
+	write_process(page, status);
+	write_workers(page, inquiry, &metrics->survey);
+	return ANSWER_DONE;
+}
+
+static bool
+collect(struct inquiry *inquiry)
+{
+	admin_survey_collect(inquiry, inquiry->state);
+	return true;
+}
+
+static void
+end(struct inquiry *inquiry)
+{
+	admin_survey_end(inquiry->state);
+}
+
+const struct answer admin_answer_metrics = {
+	.content_type = "text/plain; version=0.0.4; charset=utf-8",
+	.state_bytes = sizeof(struct metrics),
+	.write = write_metrics,
+	.collect = collect,
+	.end = end,
+};

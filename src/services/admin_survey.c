@@ -1,0 +1,71 @@
+#include "admin_survey.h"
+
+#include "generation.h"
+#include "tunnel.h"
+
+#include <event2/buffer.h>
+#include <stdlib.h>
+
+bool
+admin_survey_next(struct inquiry *inquiry, struct admin_survey *survey, bool with_workers)
+{
+	const struct admin_control *control = inquiry->control;
+
+	if (!survey->visited) {
+		survey->workers = calloc(control->workers, sizeof(*survey->workers));
+		if (!survey->workers) {
+			inquiry_fail(inquiry, 503, "no memory for this");
+			return false;
+		}
+		survey->visited = 1;
+		inquiry->place = PLACE_CONTROL;
+		return true;
+	}
+	if (!with_workers || survey->visited > control->workers)
+		return false;
+	inquiry->place = (int)survey->visited++ - 1;
+	return true;
+}
+
+void
+admin_survey_collect(struct inquiry *inquiry, struct admin_survey *survey)
+{
+	const struct admin_control *control = inquiry->control;
+
+	if (inquiry->place == PLACE_CONTROL) {
+		control->describe(control->context, &survey->status);
+		return;
+	}
+	unsigned int place = (unsigned int)inquiry->place;
+	struct connections *connections = control->connections_of(control->context, place);
+	survey->workers[place] = (struct admin_worker){
+		.connections = atomic_load_explicit(&connections->count, memory_order_relaxed),
+		.kept_bytes = connections->loop->kept_bytes,
+		.pulse = *control->pulse_of(control->context, place),
+	};
+}
+
+void
+admin_survey_end(struct admin_survey *survey)
+{
+	if (survey->status.generation)
+		counted_release((struct counted *)&survey->status.generation->counted);
+	free(survey->status.listeners);
+	free(survey->workers);
+}
+
+static int
+append(const char *text, size_t count, void *page)
+{
+	return evbuffer_add(page, text, count);
+}
+
+void
+admin_survey_print(struct inquiry *inquiry, struct evbuffer *page, json_t *value, const char *after)
+{
+	if (!value ||
+	    json_dump_callback(value, append, page, JSON_COMPACT | JSON_REAL_PRECISION(13)) < 0 ||
+	    evbuffer_add_printf(page, "%s", after) < 0)
+		inquiry_fail(inquiry, 503, "no memory for this");
+	json_decref(value);
+}

@@ -1,0 +1,154 @@
+#include "why.h"
+
+#include "clock.h"
+
+#include <stdio.h>
+#include <string.h>
+
+/* Below this share a wait is not worth a word. */
+#define WORTH_PERCENT 10
+/* Before this nothing can be said. */
+#define YOUNG_NS (200 * NS_PER_MS)
+
+static bool
+is_silence(int cause)
+{
+	return cause == WAIT_NEAR_READABLE || cause == WAIT_FAR_READABLE || cause == WAIT_MOVING;
+}
+
+static uint64_t
+held_up_ns(const struct flow_report *flow)
+{
+	uint64_t ns = 0;
+	for (int cause = 0; cause < WAITS; cause++)
+		if (!is_silence(cause))
+			ns += flow->recent_ns[cause];
+	return ns;
+}
+
+static int
+largest(const struct flow_report *flow, bool silence)
+{
+	int largest = -1;
+	for (int cause = 0; cause < WAITS; cause++)
+		if (is_silence(cause) == silence &&
+		    (largest < 0 || flow->recent_ns[cause] > flow->recent_ns[largest]))
+			largest = cause;
+	return largest;
+}
+
+static double
+percent(uint64_t part_ns, const struct connection_report *report)
+{
+	return report->recent_length_ns ? 100.0 * (double)part_ns / (double)report->recent_length_ns
+					: 0;
+}
+
+/* "94 % of the last 10 s". */
+static void
+say_share(const struct connection_report *report, uint64_t ns, char *text, size_t size)
+{
+	double length_s = (double)report->recent_length_ns / (double)NS_PER_S;
+	double share = percent(ns, report);
+
+	snprintf(text, size, "%.0f %% of the last %.*f s", share > 100 ? 100 : share,
+		 length_s < 2 ? 1 : 0, length_s > 10 ? 10.0 : length_s);
+}
+
+static void
+explain_held_up(const struct connection_report *report, enum pump_flow name, char text[WHY_TEXT])
+{
+	const struct flow_report *flow = &report->flow[name];
+	int cause = largest(flow, false);
+	char share[64];
+	const char *peer = cause == WAIT_NEAR_WRITABLE ? "client" : "target";
+
+	say_share(report, flow->recent_ns[cause], share, sizeof(share));
+	if ((int)flow->waiting.cause == cause && flow->blamed.cause == WAIT_LIMIT) {
+		snprintf(text, WHY_TEXT, "throttled %s by limit \"%s\"%s", share, flow->limit,
+			 cause == WAIT_LIMIT ? "" : " of the connection behind it");
+		return;
+	}
+	switch (cause) {
+	case WAIT_LIMIT:
+		snprintf(text, WHY_TEXT, "throttled %s by its limit", share);
+		break;
+	case WAIT_NEAR_WRITABLE:
+	case WAIT_FAR_WRITABLE:
+		snprintf(text, WHY_TEXT, "the %s reads slowly: %s waiting to write to it", peer,
+			 share);
+		break;
+	case WAIT_TURN:
+		snprintf(text, WHY_TEXT, "worker %u is busy: %s waiting for its turn",
+			 report->worker, share);
+		break;
+	case WAIT_RESOLVER:
+		snprintf(text, WHY_TEXT,
+			 "the resolver is slow: %s waiting for the address of %.100s", share,
+			 report->target);
+		break;
+	case WAIT_CONNECT:
+		snprintf(text, WHY_TEXT, "the target is slow to answer: %s connecting to %.100s",
+			 share, report->target);
+		break;
+	case WAIT_HANDSHAKE:
+		snprintf(text, WHY_TEXT, "the handshake with the %s is slow: %s waiting for it",
+			 report->far_shakes && !report->near_shakes ? "target" : "client", share);
+		break;
+	default:
+		snprintf(text, WHY_TEXT, "%s waiting for %s", share, pump_wait_name(cause));
+		break;
+	}
+}
+
+static void
+explain_moving(const struct connection_report *report, enum pump_flow name, char text[WHY_TEXT])
+{
+	const struct flow_report *flow = &report->flow[name];
+	int cause = largest(flow, true);
+	char share[64];
+
+	say_share(report, flow->recent_ns[cause], share, sizeof(share));
+	if (cause == WAIT_MOVING)
+		snprintf(text, WHY_TEXT, "nothing holds it up: %s moving", share);
+	else
+		snprintf(text, WHY_TEXT, "the %s sends slowly: %s waiting for its bytes",
+			 cause == WAIT_NEAR_READABLE ? "client" : "target", share);
+}
+
+const char *
+why_explain(const struct connection_report *report, char text[WHY_TEXT])
+{
+	const struct flow_report *flow = report->flow;
+	bool down = held_up_ns(&flow[FLOW_DOWN]) > held_up_ns(&flow[FLOW_UP]);
+
+	if (report->state >= CONNECTION_FLUSHING) {
+		snprintf(text, WHY_TEXT, "it is over; its last bytes are on their way");
+	} else if (report->state == CONNECTION_OPEN && report->recent_length_ns < YOUNG_NS) {
+		snprintf(text, WHY_TEXT, "it has just begun");
+	} else if (percent(held_up_ns(&flow[down]), report) >= WORTH_PERCENT) {
+		explain_held_up(report, down ? FLOW_DOWN : FLOW_UP, text);
+	} else if (flow[FLOW_UP].recent_bytes || flow[FLOW_DOWN].recent_bytes) {
+		down = flow[FLOW_DOWN].recent_bytes > flow[FLOW_UP].recent_bytes;
+		explain_moving(report, down ? FLOW_DOWN : FLOW_UP, text);
+	} else {
+		snprintf(text, WHY_TEXT, "idle: no byte in either direction for %.0f s",
+			 (double)(report->now_ns - report->moved_ns) / (double)NS_PER_S);
+	}
+	return text;
+}
+
+const char *
+why_wait(const struct flow_report *flow, char text[WHY_TEXT])
+{
+	if (flow->is_over)
+		snprintf(text, WHY_TEXT, "ended");
+	else if (flow->blamed.cause == WAIT_LIMIT && flow->limit[0])
+		snprintf(text, WHY_TEXT, "limit \"%s\"", flow->limit);
+	else if (flow->blamed.cause != flow->waiting.cause)
+		snprintf(text, WHY_TEXT, "%s (behind the pair: %s)",
+			 pump_wait_name(flow->waiting.cause), pump_wait_name(flow->blamed.cause));
+	else
+		snprintf(text, WHY_TEXT, "%s", pump_wait_name(flow->waiting.cause));
+	return text;
+}
