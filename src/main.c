@@ -6,6 +6,7 @@
 #include "config.h"
 #include "limits.h"
 #include "log.h"
+#include "mailbox.h"
 #include "resolver.h"
 #include "services/admin.h"
 #include "services/services.h"
@@ -53,6 +54,7 @@ struct control {
 
 	/* For the admin service. */
 	struct admin_control admin;
+	struct mailbox *mailbox;
 	struct admin_wish *wishes, *next_wishes; /* next: for the reload after the one under way */
 	double started_at, loaded_at, failed_at; /* seconds since 1970, 0 = never */
 	uint64_t reloads, failed_reloads;
@@ -320,6 +322,7 @@ drain(struct control *control)
 	struct failure why;
 	failure_set(&why, FAILURE_STOPPED, "not reloaded: the daemon is stopping");
 	grant(&control->wishes, &why);
+	admin_drain();
 	control->drains = true;
 	systemd_notify_stopping();
 	log_line(LOG_LEVEL_NOTICE, "draining: no new connections, %llu go on",
@@ -483,9 +486,12 @@ set_log_level(void *context, int level, struct failure *why)
 	return 0;
 }
 
-static void
-open_admin(struct control *control)
+static int
+open_admin(struct control *control, struct failure *why)
 {
+	control->mailbox = mailbox_open(control->base, why);
+	if (!control->mailbox)
+		return -1;
 	control->admin = (struct admin_control){
 		.context = control,
 		.workers = control->workers,
@@ -501,6 +507,7 @@ open_admin(struct control *control)
 	};
 	control->started_at = time_of_day();
 	admin_start(&control->admin);
+	return 0;
 }
 
 /* --- the whole ------------------------------------------------------------------------------------ */
@@ -558,7 +565,8 @@ start(struct control *control, struct generation *first, struct failure *why)
 		.on_empty = on_empty,
 		.context = control,
 	};
-	open_admin(control);
+	if (open_admin(control, why) < 0)
+		return -1;
 	control->crew = crew_start(&options, why);
 	if (!control->crew)
 		return -1;
@@ -576,6 +584,7 @@ stop(struct control *control)
 	grant(&control->wishes, &why);
 	grant(&control->next_wishes, &why);
 	crew_stop(control->crew);
+	mailbox_close(control->mailbox);
 	resolver_stop(control->resolver);
 	switchover_close(&control->next_listeners, &control->listeners);
 	switchover_close(&control->listeners, &none);

@@ -22,8 +22,11 @@
 #define IDLE_NS    (75 * NS_PER_S)
 #define WRITE_NS   (30 * NS_PER_S)
 #define ASK_NS     (60 * NS_PER_S)
+/* How often a silent client looks whether the daemon drains. */
+#define LOOK_NS (1 * NS_PER_S)
 
 static const struct admin_control *control; /* NULL = not started, or stopped */
+static atomic_bool drains;
 
 struct client {
 	struct endpoint endpoint;
@@ -221,7 +224,7 @@ begin_answer(struct client *client)
 
 	client->wants_no_body = !strcmp(request->method, "HEAD");
 	client->is_old = request->is_old;
-	client->is_last = !request->keeps_open;
+	client->is_last = !request->keeps_open || atomic_load(&drains);
 	client->has_head = client->is_chunked = false;
 	const struct answer *answer = admin_route_find(request, &client->peer, &generation->admin,
 						       argument, &status, &failure, &allow);
@@ -319,7 +322,9 @@ step_once(struct client *client)
 	if (evbuffer_get_length(client->out))
 		return write_out(client);
 	if (client->travels)
-		return REST;
+		return client->endpoint.kind->probe(&client->endpoint, NULL) == ENDPOINT_WAIT
+			       ? REST
+			       : ABORT;
 	if (client->inquiry)
 		return step_answer(client);
 	if (client->is_last)
@@ -333,6 +338,14 @@ step_once(struct client *client)
 	return client->has_ended ? CLOSE : REST;
 }
 
+/* Between two requests. */
+static bool
+is_silent(const struct client *client)
+{
+	return !client->inquiry && !evbuffer_get_length(client->out) &&
+	       !http_is_inside(client->http);
+}
+
 static void
 watch(struct client *client)
 {
@@ -341,9 +354,13 @@ watch(struct client *client)
 	uint64_t now_ns = clock_now_ns();
 
 	endpoint->want_writable = evbuffer_get_length(client->out) > 0;
-	endpoint->want_readable = !endpoint->want_writable && !client->inquiry;
-	endpoint->kind->watch(endpoint, NULL);
-	clock_to_timeval(client->due_ns > now_ns ? client->due_ns - now_ns : 0, &after);
+	endpoint->want_readable = !endpoint->want_writable;
+	/* While an inquiry is under way only the client's end is of interest: a change, and not what there
+	 * is to be read already. */
+	if (!client->travels)
+		endpoint->kind->watch(endpoint, NULL);
+	uint64_t after_ns = client->due_ns > now_ns ? client->due_ns - now_ns : 0;
+	clock_to_timeval(after_ns > LOOK_NS && is_silent(client) ? LOOK_NS : after_ns, &after);
 	event_add(client->timer, &after);
 }
 
@@ -379,16 +396,16 @@ on_timer(evutil_socket_t fd, short what, void *context)
 	(void)fd;
 	(void)what;
 
-	if (http_is_inside(client->http) && !client->inquiry && !evbuffer_get_length(client->out)) {
-		client->is_last = true;
-		client->wants_no_body = client->is_old = false;
-		write_failure(client, 408, "the request took too long", "");
-		expect_within(client, WRITE_NS);
+	if (is_silent(client)) {
+		client->is_last = atomic_load(&drains) || clock_now_ns() >= client->due_ns;
 		step(client);
 	} else if (client->inquiry || evbuffer_get_length(client->out)) {
 		client_abort(client);
 	} else {
 		client->is_last = true;
+		client->wants_no_body = client->is_old = false;
+		write_failure(client, 408, "the request took too long", "");
+		expect_within(client, WRITE_NS);
 		step(client);
 	}
 }
@@ -449,6 +466,12 @@ void
 admin_start(const struct admin_control *by)
 {
 	control = by;
+}
+
+void
+admin_drain(void)
+{
+	atomic_store(&drains, true);
 }
 
 void

@@ -70,6 +70,8 @@ struct admin_control {
 /* Begins to answer; *control stays valid until admin_stop. Before the workers run; until then, and after
  * admin_stop, internal:admin refuses. */
 void admin_start(const struct admin_control *control);
+/* From now on each client is answered and then closed, so that none holds the end up. Any thread. */
+void admin_drain(void);
 /* From now on nothing is sent to other threads any more. Before the workers end. */
 void admin_stop(void);
 

@@ -96,7 +96,8 @@ explain_held_up(const struct connection_report *report, enum pump_flow name, cha
 			 report->far_shakes && !report->near_shakes ? "target" : "client", share);
 		break;
 	default:
-		snprintf(text, WHY_TEXT, "%s waiting for %s", share, pump_wait_name(cause));
+		snprintf(text, WHY_TEXT, "%s waiting for %s", share,
+			 pump_wait_name((enum wait)cause));
 		break;
 	}
 }

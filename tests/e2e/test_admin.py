@@ -1,0 +1,494 @@
+"""internal:admin: what it tells, what it does when asked to, and whom it refuses. The client is curl, or a bare
+socket where curl would not do such a thing."""
+
+import json
+import re
+import socket
+import subprocess
+import threading
+import time
+
+import pytest
+
+from daemon import DEADLINE, PENSTOCKD, configuration, tunnel, wait_until
+from peers import CLIENT_STREAM, EchoTarget, connect, echoes, is_refused, transfer
+
+pytestmark = pytest.mark.sanitize
+
+SANITIZED = re.search("/[at]san/", PENSTOCKD)  # memory tells nothing then
+CHANGE = ("-H", "Content-Type: application/json", "-H", "X-Penstock: 1")
+
+
+class Admin:
+    """Asks a daemon over its UNIX socket, or over TCP."""
+
+    def __init__(self, daemon, path=None, address=None):
+        self.daemon, self.path, self.address = daemon, path, address
+
+    def curl(self, target, *arguments, user=None):
+        way = ["--unix-socket", str(self.path)] if self.path else []
+        host = "http://admin" if self.path else "http://{}:{}".format(*self.address)
+        as_user = ["setpriv", "--reuid", str(user), "--clear-groups"] if user else []
+        done = subprocess.run([*as_user, "curl", "-sS", "--max-time", str(DEADLINE), *way, *arguments,
+                               "-w", "\n%{http_code} %{content_type}", host + target],
+                              capture_output=True, text=True, check=True)
+        body, _, last = done.stdout.rpartition("\n")
+        status, _, content_type = last.partition(" ")
+        return int(status), content_type, body
+
+    def get(self, target, *arguments):
+        status, _, body = self.curl(target, *arguments)
+        assert status == 200, (status, body)
+        return json.loads(body)
+
+    def post(self, target, body=None, headers=CHANGE, user=None):
+        status, _, answer = self.curl(target, "-X", "POST", *headers, "-d", json.dumps(body or {}), user=user)
+        return status, json.loads(answer)
+
+    def metrics(self):
+        """name{labels} -> value"""
+        status, _, body = self.curl("/metrics")
+        assert status == 200
+        samples = (line.rpartition(" ") for line in body.splitlines() if not line.startswith("#"))
+        return {name: float(value) for name, _, value in samples}
+
+    def connections(self, **query):
+        text = "&".join(f"{name}={value}" for name, value in query.items())
+        return self.get(f"/v1/connections?{text}")["connections"]
+
+    def raw(self):
+        sock = socket.socket(socket.AF_UNIX if self.path else socket.AF_INET)
+        sock.settimeout(DEADLINE)
+        sock.connect(str(self.path) if self.path else self.address)
+        return sock
+
+
+def admin_tunnel(directory, **rows):
+    return tunnel("admin", "internal:admin", listen=[f"unix:{directory}/admin.sock", "127.0.0.1:0"], **rows)
+
+
+@pytest.fixture
+def admin(start, directory):
+    """admin(*tunnels, …) starts a daemon with these and an admin tunnel."""
+    def start_admin(*tunnels, workers=2, rows=None, extra="", **options):
+        text = configuration(*tunnels, admin_tunnel(directory, **(rows or {})), workers=workers, **options) + extra
+        return Admin(start(text), path=directory / "admin.sock")
+    return start_admin
+
+
+def over_tcp(admin):
+    return Admin(admin.daemon, address=next(at for at in admin.daemon.addresses("admin") if isinstance(at, tuple)))
+
+
+def receive(sock, count):
+    """The bytes of so many whole answers that tell their length."""
+    seen, answers = b"", 0
+    while answers < count:
+        head, split, rest = seen.partition(b"\r\n\r\n")
+        length = int(re.search(rb"content-length: (\d+)", head, re.I)[1]) if split else None
+        if split and len(rest) >= length:
+            answers += 1
+            yield head.decode(), rest[:length].decode()
+            seen = rest[length:]
+            continue
+        more = sock.recv(65536)
+        assert more, f"closed after {answers} answers and {seen!r}"
+        seen += more
+
+
+def receive_all(sock):
+    seen = b""
+    while more := sock.recv(65536):
+        seen += more
+    return seen
+
+
+# --- what it tells
+
+
+def test_health_and_readiness(admin):
+    asked = admin()
+    assert asked.curl("/healthz") == (200, "text/plain; charset=utf-8", "ok\n")
+    assert asked.curl("/readyz") == (200, "text/plain; charset=utf-8", "ready\n")
+
+
+def test_status(admin):
+    asked = admin(tunnel("a", "internal:echo"))
+    status = asked.get("/v1/status")
+    assert status["pid"] == asked.daemon.pid and status["ready"] and not status["draining"]
+    assert status["generation"] == 1 and status["tunnels"] == 2 and status["may_change"]
+    assert status["file"] == str(asked.daemon.config)
+    assert [worker["worker"] for worker in status["workers"]] == [0, 1]
+    assert abs(status["now"] - time.time()) < 5 and status["reload"]["failed_at"] is None
+
+
+def test_tunnels_tell_where_they_listen_and_what_passed(admin):
+    asked = admin(tunnel("a", "internal:echo", max_connections=7), tunnel("b", "internal:a", listen="internal:b"),
+                  tunnel("c", "internal:echo", listen="internal:a"))
+    daemon = asked.daemon
+    with connect(daemon.address("a"), expects=CLIENT_STREAM) as client:
+        transfer(client, client, 100_000)
+        told = {one["name"]: one for one in asked.get("/v1/tunnels")["tunnels"]}
+        assert list(told) == ["a", "b", "c", "admin"]
+        a = told["a"]
+        assert a["listen"] == ["{}:{}".format(*daemon.address("a"))] and a["max_connections"] == 7
+        assert a["open"] == 1 and a["states"]["open"] == 1 and a["admitted"] == 1
+        assert set(a["bytes"].values()) == {100_000}
+        assert told["b"]["listen"] == ["internal:b"]
+    wait_until(lambda: asked.get("/v1/tunnels")["tunnels"][0]["ended"]["client"].get("ok") == 1, "the end")
+
+
+def test_targets(admin):
+    with EchoTarget() as target:
+        asked = admin(tunnel("a", ["127.0.0.1:9", target.text]))
+        with connect(asked.daemon.address("a"), expects=CLIENT_STREAM) as client:
+            transfer(client, client, 1)
+            dead, alive = asked.get("/v1/targets")["targets"][:2]
+            assert dead["target"] == "127.0.0.1:9" and dead["state"] == "failed" and dead["tried_last_for_s"] > 0
+            assert alive["target"] == target.text and alive["state"] == "up" and alive["active"] == 1
+
+
+def test_connections_and_one_of_them(admin):
+    asked = admin(tunnel("front", "internal:back"), tunnel("back", "internal:echo", listen="internal:back"))
+    with connect(asked.daemon.address("front"), expects=CLIENT_STREAM) as client:
+        transfer(client, client, 50_000)
+        listed = {one["tunnel"]: one for one in asked.connections()}
+        front, back = listed["front"], listed["back"]
+        assert front["client"] == back["client"] == "{}:{}".format(*client.sock.getsockname())
+        assert front["far_partner"] == back["id"] and back["near_partner"] == front["id"]
+        assert front["near_partner"] is None and back["far_partner"] is None
+        assert front["up"]["bytes"] == back["down"]["bytes"] == 50_000
+        assert front["state"] == "open" and front["up"]["waits_for"] == "near readable"
+        one = asked.get(f"/v1/connections/{front['id']}")
+        assert one["id"] == front["id"] and one["near_tcp"]["rtt_s"] > 0 and one["far_tcp"] is None
+        for flow in ("up", "down"):
+            assert abs(sum(one[flow]["shares"].values()) - 1) < 0.001
+        assert asked.curl("/v1/connections/999999")[0] == 404
+        assert asked.curl("/v1/connections/x")[0] == 404
+
+
+def test_connections_by_tunnel_source_state_and_order(admin):
+    asked = admin(tunnel("a", "internal:echo"), tunnel("b", "internal:echo"))
+    clients = [connect(asked.daemon.address(name), expects=CLIENT_STREAM) for name in "aaab"]
+    for size, client in enumerate(clients, 1):
+        transfer(client, client, size * 1000)
+    assert len(asked.connections(tunnel="a")) == 3
+    assert len(asked.connections(source="127.0.0.1")) == 4
+    assert len(asked.connections(source="127.0.0.2")) == 0
+    assert len(asked.connections(state="dialling")) == 0
+    port = clients[1].sock.getsockname()[1]
+    assert [one["up"]["bytes"] for one in asked.connections(source=f"127.0.0.1:{port}")] == [2000]
+    assert [one["up"]["bytes"] for one in asked.connections(sort="bytes", limit=2)] == [4000, 3000]
+    assert [one["up"]["bytes"] for one in asked.connections(sort="age", tunnel="a")] == [1000, 2000, 3000]
+    ids = [one["id"] for one in asked.connections(sort="id", tunnel="a")]
+    assert ids == sorted(ids)
+    for wrong in ("sort=size", "limit=3", "sort=rate&limit=0", "sort=rate&limit=x"):
+        assert asked.curl(f"/v1/connections?{wrong}")[0] == 400
+    for client in clients:
+        client.close()
+
+
+def test_many_connections_are_listed_once_each_while_others_come_and_go(admin):
+    asked = admin(tunnel("a", "internal:echo"))
+    address = asked.daemon.address("a")
+    staying = [socket.create_connection(address) for _ in range(1500)]
+    wait_until(lambda: asked.metrics()['penstock_connections{tunnel="a",state="open"}'] == 1500, "all of them")
+    known = {one["id"] for one in asked.connections(tunnel="a")}
+    assert len(known) == 1500
+    stop = threading.Event()
+
+    def come_and_go():
+        while not stop.is_set():
+            with socket.create_connection(address):
+                pass
+
+    other = threading.Thread(target=come_and_go)
+    other.start()
+    try:
+        for _ in range(10):
+            ids = [one["id"] for one in asked.connections()]
+            assert len(ids) == len(set(ids)) and known <= set(ids)
+    finally:
+        stop.set()
+        other.join()
+        for sock in staying:
+            sock.close()
+
+
+def test_metrics_please_promtool_and_count(admin):
+    asked = admin(tunnel("a", "internal:echo", max_connections=1), tunnel("b", "127.0.0.1:9"))
+    daemon = asked.daemon
+    with connect(daemon.address("a"), expects=CLIENT_STREAM) as client:
+        transfer(client, client, 12_345)
+        assert is_refused(daemon.address("a"))
+        assert is_refused(daemon.address("b"))
+        seen = asked.metrics()
+        assert seen['penstock_connections{tunnel="a",state="open"}'] == 1
+        assert seen['penstock_connections_admitted_total{tunnel="a"}'] == 1
+        assert seen['penstock_connections_refused_total{tunnel="a",reason="tunnel_max_connections"}'] == 1
+        assert seen['penstock_connections_ended_total{tunnel="b",by="target",reason="refused"}'] == 1
+        assert seen['penstock_bytes_total{tunnel="a",side="near",flow="up"}'] == 12_345
+        assert seen['penstock_bytes_total{tunnel="a",side="far",flow="down"}'] == 12_345
+        assert seen['penstock_target_up{tunnel="b",target="127.0.0.1:9"}'] == 0
+        assert seen["penstock_generation"] == 1
+    _, content_type, text = asked.curl("/metrics")
+    assert content_type.startswith("text/plain; version=0.0.4")
+    done = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+
+
+def test_loop_lag_is_measured(admin):
+    asked = admin()
+    count = 'penstock_worker_loop_lag_seconds_count{worker="1"}'
+    first = asked.metrics()[count]
+    wait_until(lambda: asked.metrics()[count] > first, "a beat")
+
+
+# --- HTTP
+
+
+def test_keep_alive_and_pipelining(admin):
+    with admin().raw() as sock:
+        sock.sendall(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n" b"GET /v1/status HTTP/1.1\r\nHost: a\r\n\r\n")
+        (_, first), (_, second) = receive(sock, 2)
+        assert first == "ok\n" and json.loads(second)["ready"]
+        sock.sendall(b"HEAD /v1/status HTTP/1.1\r\nHost: a\r\n\r\n"
+                     b"GET /healthz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        rest = receive_all(sock)
+        head, _, rest = rest.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200") and int(re.search(rb"Content-Length: (\d+)", head)[1]) > 100
+        assert rest.startswith(b"HTTP/1.1 200") and rest.endswith(b"\r\n\r\nok\n") and b"Connection: close" in rest
+
+
+def test_a_request_byte_by_byte_and_a_half_closed_client(admin):
+    with admin().raw() as sock:
+        for byte in b"GET /readyz HTTP/1.1\r\nHost: a\r\n\r\n":
+            sock.sendall(bytes([byte]))
+        sock.shutdown(socket.SHUT_WR)
+        assert receive_all(sock).endswith(b"ready\n")
+
+
+def test_old_clients(admin):
+    asked = admin(tunnel("a", "internal:echo"))
+    assert json.loads(asked.curl("/v1/tunnels", "--http1.0")[2])["tunnels"][0]["name"] == "a"
+    with asked.raw() as sock:
+        sock.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
+        assert receive_all(sock).endswith(b"\r\n\r\nok\n")
+
+
+@pytest.mark.parametrize("request_bytes, status", [
+    (b"nonsense\r\n\r\n", 501),
+    (b"GET / HTTP/1.1\r\n\r\n", 400),
+    (b"GET /healthz HTTP/1.1\r\nHost: a\r\nX: " + b"x" * 9000 + b"\r\n\r\n", 431),
+    (b"GET /" + b"x" * 2000 + b" HTTP/1.1\r\nHost: a\r\n\r\n", 414),
+    (b"POST /v1/reload HTTP/1.1\r\nHost: a\r\nContent-Length: 9000\r\n\r\n" + b"x" * 9000, 413),
+])
+def test_what_is_no_request_is_answered_and_the_connection_closed(admin, request_bytes, status):
+    with admin().raw() as sock:
+        sock.sendall(request_bytes)
+        assert receive_all(sock).startswith(b"HTTP/1.1 %d " % status)
+
+
+def test_paths_and_methods(admin):
+    asked = admin()
+    assert asked.curl("/nothing")[0] == 404
+    assert asked.curl("/v1/connections/")[0] == 404
+    assert asked.curl("/healthz", "-X", "DELETE")[0] == 405
+    assert asked.curl("/v1/reload")[0] == 405
+    with asked.raw() as sock:
+        sock.sendall(b"OPTIONS /v1/reload HTTP/1.1\r\nHost: a\r\n\r\n")
+        head, _ = next(receive(sock, 1))
+        assert head.startswith("HTTP/1.1 405") and "Allow: POST" in head
+
+
+def test_who_does_not_read_holds_up_nobody_and_costs_little(admin):
+    asked = admin(tunnel("a", "internal:echo"), workers=1)
+    crowd = [socket.create_connection(asked.daemon.address("a")) for _ in range(600)]
+    wait_until(lambda: asked.metrics()['penstock_connections{tunnel="a",state="open"}'] == 600, "all of them")
+    before = asked.daemon.resident_bytes()
+    silent = [asked.raw() for _ in range(20)]
+    for sock in silent:
+        sock.sendall(b"GET /v1/connections HTTP/1.1\r\nHost: a\r\n\r\n" * 100)
+    for _ in range(5):
+        assert asked.get("/v1/status")["ready"]
+    if not SANITIZED:
+        assert asked.daemon.resident_bytes() - before < 40 * 1024 * 1024
+    for sock in silent + crowd:
+        sock.close()
+    wait_until(lambda: asked.metrics()['penstock_connections{tunnel="admin",state="open"}'] == 1, "their ends")
+
+
+# --- what it does
+
+
+def test_reload(admin):
+    asked = admin(tunnel("a", "internal:echo"))
+    daemon = asked.daemon
+    daemon.write(daemon.text + tunnel("b", "internal:echo"))
+    assert asked.post("/v1/reload") == (200, {"ok": True})
+    assert echoes(daemon.address("b"))
+    status = asked.get("/v1/status")
+    assert status["generation"] == 2 and status["reload"]["reloads"] == 1
+    daemon.write(daemon.text + "nonsense = 1\n")
+    code, answer = asked.post("/v1/reload")
+    assert code == 409 and "1 mistake" in answer["error"]
+    status = asked.get("/v1/status")
+    assert status["generation"] == 2 and status["reload"]["failed"] == 1 and status["reload"]["failed_at"] > 0
+    assert "1 mistake" in status["reload"]["failure"]
+    assert asked.metrics()['penstock_reloads_total{result="failed"}'] == 1
+
+
+def test_many_reloads_at_once_all_get_an_answer(admin):
+    asked = admin(tunnel("a", "internal:echo"))
+    answers = []
+    threads = [threading.Thread(target=lambda: answers.append(asked.post("/v1/reload"))) for _ in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == [(200, {"ok": True})] * 12
+
+
+def test_drain_a_tunnel_until_the_next_reload(admin):
+    asked = admin(tunnel("a", "internal:echo"))
+    daemon = asked.daemon
+    with connect(daemon.address("a"), expects=CLIENT_STREAM) as client:
+        transfer(client, client, 10)
+        assert asked.post("/v1/tunnels/a/drain")[0] == 200
+        assert is_refused(daemon.address("a"))
+        transfer(client, client, 1000)
+        told = asked.get("/v1/tunnels")["tunnels"][0]
+        assert told["drained"] and told["open"] == 1 and told["refused"]["drained"] >= 1
+        assert asked.post("/v1/tunnels/nobody/drain")[0] == 404
+        assert asked.post("/v1/reload")[0] == 200
+        assert echoes(daemon.address("a"))
+    assert daemon.wait_log('tunnel "a" drained until the next reload')
+
+
+def test_kill(admin):
+    asked = admin(tunnel("a", "internal:echo"))
+    with connect(asked.daemon.address("a"), expects=CLIENT_STREAM) as client:
+        transfer(client, client, 10)
+        number = asked.connections(tunnel="a")[0]["id"]
+        assert asked.post(f"/v1/connections/{number}/kill")[0] == 200
+        client.expect_reset()
+        line = asked.daemon.ended("a")
+        assert line["reason"] == "stopped" and line["ended_by"] == "us"
+        assert asked.post(f"/v1/connections/{number}/kill")[0] == 404
+
+
+def test_log_level_until_the_next_reload(admin):
+    asked = admin()
+    assert asked.post("/v1/log-level", {"level": "debug"})[0] == 200
+    assert asked.get("/v1/status")["log"]["level"] == "debug"
+    assert asked.post("/v1/log-level", {"level": "loud"})[0] == 400
+    assert asked.post("/v1/log-level")[0] == 400
+    assert asked.post("/v1/reload")[0] == 200
+    assert asked.get("/v1/status")["log"]["level"] == "info"
+
+
+# --- whom it refuses
+
+
+def test_only_root_and_the_daemon_itself_change_things(admin, directory):
+    asked = admin(rows={"unix_mode": "0666"})
+    assert json.loads(asked.curl("/v1/status", user=65534)[2])["may_change"] is False
+    code, answer = asked.post("/v1/reload", user=65534)
+    assert code == 403 and "admin { change }" in answer["error"]
+
+
+def test_rights_by_uid(admin):
+    asked = admin(rows={"unix_mode": "0666"}, extra='admin { change = { "uid:65534" } }\n')
+    assert asked.post("/v1/reload", user=65534)[0] == 200
+    assert asked.post("/v1/reload")[0] == 403
+    assert asked.daemon.wait_log("reload asked for, by unix:uid=65534")
+
+
+def test_over_tcp_nobody_is_known(admin):
+    asked = over_tcp(admin())
+    assert asked.get("/v1/status")["may_change"] is False
+    assert asked.post("/v1/reload")[0] == 403
+
+
+def test_hosts_over_tcp(admin):
+    asked = over_tcp(admin(extra='admin { names = { "ops.example" } }\n'))
+    for host, status in (("rebinding.example", 403), ("127.0.0.1.example", 403), ("ops.example:80", 200),
+                         ("OPS.example", 200), ("localhost:7", 200), ("10.1.2.3", 200), ("[::1]:80", 200), ("[x]", 403)):
+        assert asked.curl("/v1/status", "-H", f"Host: {host}")[0] == status, host
+
+
+@pytest.mark.parametrize("headers, status", [
+    (("-H", "Content-Type: text/plain"), 415),
+    ((), 415),  # curl's own: a form
+    (("-H", "Content-Type: application/json"), 403),
+    (("-H", "X-Penstock: 1"), 415),
+])
+def test_what_a_foreign_page_can_send_changes_nothing(admin, headers, status):
+    asked = admin()
+    assert asked.post("/v1/reload", headers=headers)[0] == status
+    assert asked.get("/v1/status")["generation"] == 1
+
+
+def test_wrong_rights_are_found_by_the_check(start, directory):
+    text = configuration(admin_tunnel(directory)) + 'admin { change = { "root" } }\n'
+    daemon = start(text, wait=False)
+    assert daemon.wait_exit() == 1
+    assert "'root' is nobody; write uid:NUMBER or cn:NAME" in daemon.log()
+
+
+# --- when others are at their limits
+
+
+def test_it_answers_when_the_daemon_is_full(admin):
+    asked = admin(tunnel("a", "internal:echo"), max_connections=3)
+    held = [connect(asked.daemon.address("a")) for _ in range(3)]
+    wait_until(lambda: asked.get("/v1/status")["connections"]["open"] == 4, "three and itself")
+    assert is_refused(asked.daemon.address("a"))
+    assert asked.get("/v1/tunnels")["tunnels"][0]["refused"] == {"max_connections": 1}
+    for client in held:
+        client.close()
+
+
+def test_it_answers_when_descriptors_are_out(start, directory):
+    text = configuration(tunnel("a", "internal:echo"), admin_tunnel(directory), workers=1, max_connections=1000)
+    daemon = start(text, prefix=("prlimit", "--nofile=150:150"))
+    asked = Admin(daemon, path=directory / "admin.sock")
+    crowd = []
+    for _ in range(150):
+        crowd.append(socket.create_connection(daemon.address("a")))
+    wait_until(lambda: asked.metrics()['penstock_connections_refused_total{tunnel="a",reason="descriptors"}'] > 0,
+               "a refusal")
+    assert asked.get("/v1/status")["ready"]
+    for sock in crowd:
+        sock.close()
+
+
+# --- ends
+
+
+def test_a_silent_client_does_not_hold_the_end_up(admin):
+    asked = admin()
+    with asked.raw() as sock:
+        sock.sendall(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
+        next(receive(sock, 1))
+        began = time.monotonic()
+        asked.daemon.signal(15)
+        assert sock.recv(1) == b""
+        sock.close()
+        assert asked.daemon.wait_exit() == 0
+        assert time.monotonic() - began < 10
+
+
+def test_stopped_while_many_ask(admin):
+    """Whatever is under way between the threads is let go of, without a leak."""
+    asked = admin(tunnel("a", "internal:echo"))
+    crowd = [socket.create_connection(asked.daemon.address("a")) for _ in range(300)]
+    asking = [asked.raw() for _ in range(30)]
+    for sock in asking:
+        sock.sendall(b"GET /v1/connections HTTP/1.1\r\nHost: a\r\n\r\nGET /metrics HTTP/1.1\r\nHost: a\r\n\r\n" * 20)
+    asked.daemon.signal(15)
+    asked.daemon.wait_log("draining")
+    asked.daemon.signal(15)
+    assert asked.daemon.wait_exit() == 0
+    for sock in asking + crowd:
+        sock.close()
