@@ -17,7 +17,7 @@ say  = $(if $(V),,@printf '  %-6s %s\n' $(1) $@)
 
 # --- what is compiled, and how ------------------------------------------------------------------
 
-LIBRARIES := libevent_core libconfuse libsystemd jansson libssl libcrypto zlib libzstd
+LIBRARIES := libevent_core libconfuse libsystemd jansson libssl libcrypto zlib libzstd libcurl
 PKG_CONFIG := pkg-config
 lib_cflags := $(shell $(PKG_CONFIG) --cflags $(LIBRARIES) 2>&1 || echo MISSING)
 lib_libs   := $(shell $(PKG_CONFIG) --libs $(LIBRARIES) 2>&1 || echo MISSING)
@@ -42,6 +42,7 @@ library := $(filter-out src/main.c,$(sources))
 units   := $(patsubst tests/unit/%.c,%,$(wildcard tests/unit/test_*.c))
 fuzzers := $(patsubst tests/fuzz/%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
 loads   := $(wildcard bench/*.c)
+control := $(wildcard ctl/*.c)
 
 # $(call variant,folder,compiler,flags): folder/penstockd and folder/unit/test_* from folder/obj.
 define variant
@@ -55,6 +56,10 @@ $(1)/libpenstock.a: $$(library:%.c=$(1)/obj/%.o)
 	$$(Q)rm -f $$@ && ar rcs $$@ $$^
 
 $(1)/penstockd: $(1)/obj/src/main.o $(1)/libpenstock.a
+	$$(call say,LINK)
+	$$(Q)$(2) $$(LDFLAGS) $(3) $$^ $$(LDLIBS) -o $$@
+
+$(1)/penstockctl: $$(control:%.c=$(1)/obj/%.o)
 	$$(call say,LINK)
 	$$(Q)$(2) $$(LDFLAGS) $(3) $$^ $$(LDLIBS) -o $$@
 
@@ -84,9 +89,9 @@ $(eval $(call variant,build/fuzz,clang,$(testing) -fsanitize=fuzzer-no-link$(com
 .DEFAULT_GOAL := all
 .PHONY: all debug check lint bench fuzz cover mutants install demo deps clean help
 
-all: build/penstockd ## build/penstockd
+all: build/penstockd build/penstockctl ## build/penstockd and build/penstockctl
 
-debug: build/asan/penstockd build/tsan/penstockd ## build/asan/ and build/tsan/: clang's sanitizers
+debug: build/asan/penstockd build/asan/penstockctl build/tsan/penstockd build/tsan/penstockctl ## build/asan/ and build/tsan/: clang's sanitizers
 
 check: deps-test ## everything a change must pass: unit, contract and end-to-end tests
 	$(sub) WERROR=1 all debug bench-load units-build units-build/asan units-build/tsan
@@ -117,6 +122,9 @@ mutants: deps-test ## a list of one-line faults, each of which the tests must ca
 
 install: all ## into $(DESTDIR)$(prefix)
 	install -D -m 755 build/penstockd $(DESTDIR)$(prefix)/sbin/penstockd
+	install -D -m 755 -t $(DESTDIR)$(prefix)/bin build/penstockctl
+	install -D -m 644 ctl/completion.bash $(DESTDIR)$(prefix)/share/bash-completion/completions/penstockctl
+	install -D -m 644 -t $(DESTDIR)$(prefix)/share/man/man1 man/penstockctl.1
 	install -D -m 644 -t $(DESTDIR)$(prefix)/share/man/man5 man/penstock.conf.5
 	install -D -m 644 -t $(DESTDIR)$(prefix)/share/man/man8 man/penstockd.8
 	install -D -m 644 -t $(DESTDIR)$(prefix)/share/doc/penstock/examples conf/*.conf

@@ -263,6 +263,22 @@ log_report(const struct config_report *report)
 	}
 }
 
+/* The first mistake stands for all; the log has the others. */
+static void
+name_mistake(const struct config_report *report, struct failure *why)
+{
+	for (size_t i = 0; i < report->count; i++)
+		if (report->at[i].is_error) {
+			failure_set(why, FAILURE_CONFIG,
+				    "%zu mistake%s in the configuration, %s:%u: %.120s",
+				    report->errors, report->errors == 1 ? "" : "s",
+				    report->at[i].origin.file, report->at[i].origin.line,
+				    report->at[i].text);
+			return;
+		}
+	failure_set(why, FAILURE_MEMORY, "no memory for a configuration");
+}
+
 static void
 reload(struct control *control)
 {
@@ -273,8 +289,7 @@ reload(struct control *control)
 	struct generation *next = config_load(control->file, services_builtin, &report);
 	log_report(&report);
 	if (!next)
-		failure_set(&why, FAILURE_CONFIG, "%zu mistakes in the configuration",
-			    report.errors);
+		name_mistake(&report, &why);
 	config_report_release(&report);
 	if (next && next->workers && next->workers != control->workers)
 		log_line(LOG_LEVEL_WARNING, "workers: %llu counts after a restart; %u go on",

@@ -194,8 +194,8 @@ targets_active(const struct targets *targets, size_t index)
 uint64_t
 targets_failed_until(const struct targets *targets, size_t index, uint64_t now_ns)
 {
-	uint64_t until_ns = atomic_load_explicit(&targets->at[index]->failed_until_ns,
-						 memory_order_relaxed);
+	uint64_t until_ns =
+		atomic_load_explicit(&targets->at[index]->failed_until_ns, memory_order_relaxed);
 	return until_ns > now_ns ? until_ns : 0;
 }
 

@@ -88,7 +88,7 @@ write_kill(struct inquiry *inquiry, struct evbuffer *page)
 	return ANSWER_DONE;
 }
 
-const struct answer admin_answer_kill = {
+const struct answer admin_actions_kill = {
 	.content_type = "application/json",
 	.state_bytes = sizeof(struct action),
 	.begin = begin_kill,
@@ -122,7 +122,7 @@ collect_drain(struct inquiry *inquiry)
 	return true;
 }
 
-const struct answer admin_answer_drain = {
+const struct answer admin_actions_drain = {
 	.content_type = "application/json",
 	.state_bytes = sizeof(struct action),
 	.begin = begin_drain,
@@ -154,7 +154,7 @@ collect_reload(struct inquiry *inquiry)
 	return false;
 }
 
-const struct answer admin_answer_reload = {
+const struct answer admin_actions_reload = {
 	.content_type = "application/json",
 	.state_bytes = sizeof(struct action),
 	.write = write_after_visit,
@@ -203,7 +203,7 @@ collect_log_level(struct inquiry *inquiry)
 	return true;
 }
 
-const struct answer admin_answer_log_level = {
+const struct answer admin_actions_log_level = {
 	.content_type = "application/json",
 	.state_bytes = sizeof(struct action),
 	.begin = begin_log_level,

@@ -52,7 +52,7 @@ write_health(struct inquiry *inquiry, struct evbuffer *page)
 	return ANSWER_DONE;
 }
 
-const struct answer admin_answer_health = {
+const struct answer admin_answers_health = {
 	.content_type = "text/plain; charset=utf-8",
 	.write = write_health,
 };
@@ -73,7 +73,7 @@ write_readiness(struct inquiry *inquiry, struct evbuffer *page)
 	return ANSWER_DONE;
 }
 
-const struct answer admin_answer_readiness = {
+const struct answer admin_answers_readiness = {
 	.content_type = "text/plain; charset=utf-8",
 	.state_bytes = sizeof(struct state),
 	.write = write_readiness,
@@ -118,22 +118,22 @@ write_status(struct inquiry *inquiry, struct evbuffer *page)
 	clock_gettime(CLOCK_REALTIME, &now);
 	double now_s = (double)now.tv_sec + (double)now.tv_nsec / (double)NS_PER_S;
 	const struct generation *generation = status->generation;
-	json_t *reload =
-		json_pack("{s:o, s:o, s:s, s:I, s:I, s:b}", "loaded_at", moment(status->loaded_at),
-			  "failed_at", moment(status->failed_at), "failure", status->failure,
-			  "reloads", (json_int_t)status->reloads, "failed",
-			  (json_int_t)status->failed_reloads, "now", status->reloads_now);
+	json_t *reload = json_pack(
+		"{s:o, s:o, s:o, s:I, s:I, s:b}", "loaded_at", moment(status->loaded_at),
+		"failed_at", moment(status->failed_at), "failure",
+		admin_survey_text(status->failure), "reloads", (json_int_t)status->reloads,
+		"failed", (json_int_t)status->failed_reloads, "now", status->reloads_now);
 	json_t *connections = json_pack("{s:I, s:I}", "open", (json_int_t)admission_open(), "most",
 					(json_int_t)admission_most());
 	json_t *log = json_pack("{s:s, s:I}", "level", level_names[status->log_level], "dropped",
 				(json_int_t)log_dropped());
 	json_t *all = json_pack(
-		"{s:s, s:i, s:b, s:b, s:f, s:f, s:f, s:I, s:s, s:I, s:o, s:o, s:o, s:o, s:b}",
+		"{s:s, s:i, s:b, s:b, s:f, s:f, s:f, s:I, s:o, s:I, s:o, s:o, s:o, s:o, s:b}",
 		"version", PENSTOCK_VERSION, "pid", (int)getpid(), "ready", status->ready,
 		"draining", status->drains, "now", now_s, "started_at", status->started_at,
 		"uptime_s", now_s - status->started_at, "generation",
 		(json_int_t)(generation ? generation->number : 0), "file",
-		generation ? generation->file : "", "tunnels",
+		admin_survey_text(generation ? generation->file : ""), "tunnels",
 		(json_int_t)(generation ? generation->tunnel_count : 0), "reload", reload,
 		"connections", connections, "log", log, "workers", workers_of(inquiry, survey),
 		"may_change", inquiry->may_change);
@@ -141,7 +141,7 @@ write_status(struct inquiry *inquiry, struct evbuffer *page)
 	return ANSWER_DONE;
 }
 
-const struct answer admin_answer_status = {
+const struct answer admin_answers_status = {
 	.content_type = "application/json",
 	.state_bytes = sizeof(struct state),
 	.write = write_status,
@@ -195,7 +195,7 @@ addresses_of(const struct address_list *list)
 {
 	json_t *texts = json_array();
 	for (size_t i = 0; i < list->count; i++)
-		json_array_append_new(texts, json_string(list->at[i].text));
+		json_array_append_new(texts, admin_survey_text(list->at[i].text));
 	return texts;
 }
 
@@ -204,7 +204,7 @@ texts_of(const struct text_list *list)
 {
 	json_t *texts = json_array();
 	for (size_t i = 0; i < list->count; i++)
-		json_array_append_new(texts, json_string(list->at[i]));
+		json_array_append_new(texts, admin_survey_text(list->at[i]));
 	return texts;
 }
 
@@ -215,10 +215,11 @@ listeners_of(const struct admin_status *status, const struct tunnel_conf *conf)
 	json_t *texts = json_array();
 	for (size_t i = 0; i < status->listener_count; i++)
 		if (!strcmp(status->listeners[i].tunnel, conf->name))
-			json_array_append_new(texts, json_string(status->listeners[i].address));
+			json_array_append_new(texts,
+					      admin_survey_text(status->listeners[i].address));
 	for (size_t i = 0; i < conf->listen.count; i++)
 		if (conf->listen.at[i].kind == ADDRESS_INTERNAL)
-			json_array_append_new(texts, json_string(conf->listen.at[i].text));
+			json_array_append_new(texts, admin_survey_text(conf->listen.at[i].text));
 	return texts;
 }
 
@@ -273,7 +274,7 @@ write_tunnels(struct inquiry *inquiry, struct evbuffer *page)
 	return ANSWER_DONE;
 }
 
-const struct answer admin_answer_tunnels = {
+const struct answer admin_answers_tunnels = {
 	.content_type = "application/json",
 	.state_bytes = sizeof(struct state),
 	.write = write_tunnels,
@@ -287,8 +288,8 @@ static json_t *
 target_of(const struct tunnel_conf *conf, size_t index, uint64_t now_ns)
 {
 	uint64_t until_ns = targets_failed_until(conf->targets, index, now_ns);
-	return json_pack("{s:s, s:s, s:I, s:s, s:f}", "tunnel", conf->name, "target",
-			 targets_name(conf->targets, index), "active",
+	return json_pack("{s:s, s:o, s:I, s:s, s:f}", "tunnel", conf->name, "target",
+			 admin_survey_text(targets_name(conf->targets, index)), "active",
 			 (json_int_t)targets_active(conf->targets, index), "state",
 			 until_ns ? "failed" : "up", "tried_last_for_s",
 			 until_ns ? (double)(until_ns - now_ns) / (double)NS_PER_S : 0.0);
@@ -324,7 +325,7 @@ write_targets(struct inquiry *inquiry, struct evbuffer *page)
 	return ANSWER_DONE;
 }
 
-const struct answer admin_answer_targets = {
+const struct answer admin_answers_targets = {
 	.content_type = "application/json",
 	.state_bytes = sizeof(struct state),
 	.write = write_targets,

@@ -7,23 +7,23 @@
 #include "inquiry.h"
 
 /* admin_answers.c */
-extern const struct answer admin_answer_health;
-extern const struct answer admin_answer_readiness;
-extern const struct answer admin_answer_status;
-extern const struct answer admin_answer_tunnels;
-extern const struct answer admin_answer_targets;
+extern const struct answer admin_answers_health;
+extern const struct answer admin_answers_readiness;
+extern const struct answer admin_answers_status;
+extern const struct answer admin_answers_tunnels;
+extern const struct answer admin_answers_targets;
 
 /* admin_metrics.c */
-extern const struct answer admin_answer_metrics;
+extern const struct answer admin_metrics_all;
 
 /* admin_connections.c */
-extern const struct answer admin_answer_connections;
-extern const struct answer admin_answer_connection;
+extern const struct answer admin_connections_list;
+extern const struct answer admin_connections_one;
 
 /* admin_actions.c */
-extern const struct answer admin_answer_kill;
-extern const struct answer admin_answer_drain;
-extern const struct answer admin_answer_reload;
-extern const struct answer admin_answer_log_level;
+extern const struct answer admin_actions_kill;
+extern const struct answer admin_actions_drain;
+extern const struct answer admin_actions_reload;
+extern const struct answer admin_actions_log_level;
 
 #endif

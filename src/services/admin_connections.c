@@ -26,7 +26,7 @@ seconds(uint64_t ns)
 static json_t *
 text_or_null(const char *text)
 {
-	return *text ? json_string(text) : json_null();
+	return *text ? admin_survey_text(text) : json_null();
 }
 
 static json_t *
@@ -54,15 +54,16 @@ connection_of(const struct connection_report *report)
 	const char *state = report->is_half_open ? "half_open" : tunnel_state_name(report->state);
 
 	return json_pack(
-		"{s:I, s:s, s:s, s:i, s:s, s:b, s:s, s:s, s:f, s:f, s:o, s:o, s:s, s:o, s:o, s:o, "
+		"{s:I, s:s, s:s, s:i, s:s, s:b, s:s, s:o, s:f, s:f, s:o, s:o, s:o, s:o, s:o, s:o, "
 		"s:o}",
 		"id", (json_int_t)report->id, "tunnel", report->tunnel, "state", state, "worker",
 		(int)report->worker, "client", report->client, "client_is_told",
-		report->client_is_told, "accepted", report->accepted, "target", report->target,
-		"age_s", seconds(report->now_ns - report->opened_ns), "idle_s",
+		report->client_is_told, "accepted", report->accepted, "target",
+		admin_survey_text(report->target), "age_s",
+		seconds(report->now_ns - report->opened_ns), "idle_s",
 		seconds(report->now_ns - report->moved_ns), "up", flow_of(report, FLOW_UP), "down",
-		flow_of(report, FLOW_DOWN), "why", why_explain(report, why), "near_partner",
-		number_or_null(report->partner[SIDE_NEAR]), "far_partner",
+		flow_of(report, FLOW_DOWN), "why", admin_survey_text(why_explain(report, why)),
+		"near_partner", number_or_null(report->partner[SIDE_NEAR]), "far_partner",
 		number_or_null(report->partner[SIDE_FAR]), "sni", text_or_null(report->sni),
 		"common_name", text_or_null(report->common_name));
 }
@@ -259,7 +260,7 @@ end_list(struct inquiry *inquiry)
 	free(list->reports);
 }
 
-const struct answer admin_answer_connections = {
+const struct answer admin_connections_list = {
 	.content_type = "application/json",
 	.state_bytes = sizeof(struct list),
 	.begin = begin_list,
@@ -377,7 +378,7 @@ write_one(struct inquiry *inquiry, struct evbuffer *page)
 	return ANSWER_DONE;
 }
 
-const struct answer admin_answer_connection = {
+const struct answer admin_connections_one = {
 	.content_type = "application/json",
 	.state_bytes = sizeof(struct one),
 	.begin = begin_one,

@@ -310,7 +310,7 @@ end(struct inquiry *inquiry)
 	admin_survey_end(inquiry->state);
 }
 
-const struct answer admin_answer_metrics = {
+const struct answer admin_metrics_all = {
 	.content_type = "text/plain; version=0.0.4; charset=utf-8",
 	.state_bytes = sizeof(struct metrics),
 	.write = write_metrics,

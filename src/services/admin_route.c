@@ -15,18 +15,18 @@ static const struct route {
 	const char *path; /* "*" stands for one part */
 	const struct answer *get, *post;
 } routes[] = {
-	{ "/healthz", &admin_answer_health, NULL },
-	{ "/readyz", &admin_answer_readiness, NULL },
-	{ "/metrics", &admin_answer_metrics, NULL },
-	{ "/v1/status", &admin_answer_status, NULL },
-	{ "/v1/tunnels", &admin_answer_tunnels, NULL },
-	{ "/v1/targets", &admin_answer_targets, NULL },
-	{ "/v1/connections", &admin_answer_connections, NULL },
-	{ "/v1/connections/*", &admin_answer_connection, NULL },
-	{ "/v1/connections/*/kill", NULL, &admin_answer_kill },
-	{ "/v1/tunnels/*/drain", NULL, &admin_answer_drain },
-	{ "/v1/reload", NULL, &admin_answer_reload },
-	{ "/v1/log-level", NULL, &admin_answer_log_level },
+	{ "/healthz", &admin_answers_health, NULL },
+	{ "/readyz", &admin_answers_readiness, NULL },
+	{ "/metrics", &admin_metrics_all, NULL },
+	{ "/v1/status", &admin_answers_status, NULL },
+	{ "/v1/tunnels", &admin_answers_tunnels, NULL },
+	{ "/v1/targets", &admin_answers_targets, NULL },
+	{ "/v1/connections", &admin_connections_list, NULL },
+	{ "/v1/connections/*", &admin_connections_one, NULL },
+	{ "/v1/connections/*/kill", NULL, &admin_actions_kill },
+	{ "/v1/tunnels/*/drain", NULL, &admin_actions_drain },
+	{ "/v1/reload", NULL, &admin_actions_reload },
+	{ "/v1/log-level", NULL, &admin_actions_log_level },
 };
 
 void

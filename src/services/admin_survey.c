@@ -5,6 +5,7 @@
 
 #include <event2/buffer.h>
 #include <stdlib.h>
+#include <string.h>
 
 bool
 admin_survey_next(struct inquiry *inquiry, struct admin_survey *survey, bool with_workers)
@@ -68,4 +69,21 @@ admin_survey_print(struct inquiry *inquiry, struct evbuffer *page, json_t *value
 	    evbuffer_add_printf(page, "%s", after) < 0)
 		inquiry_fail(inquiry, 503, "no memory for this");
 	json_decref(value);
+}
+
+json_t *
+admin_survey_text(const char *text)
+{
+	json_t *string = json_string(text);
+	if (string)
+		return string;
+	char *copy = strdup(text);
+	if (!copy)
+		return NULL;
+	for (char *at = copy; *at; at++)
+		if ((unsigned char)*at >= 0x80)
+			*at = '?';
+	string = json_string(copy);
+	free(copy);
+	return string;
 }

@@ -30,4 +30,7 @@ void admin_survey_end(struct admin_survey *survey);
 void admin_survey_print(struct inquiry *inquiry, struct evbuffer *page, json_t *value,
 			const char *after);
 
+/* A JSON string of any bytes: what is no UTF-8 is told as "?". NULL without memory. */
+json_t *admin_survey_text(const char *text);
+
 #endif

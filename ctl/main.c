@@ -1,0 +1,270 @@
+/*
+ * penstockctl: sees and steers a running penstockd through its admin service.
+ */
+#include "client.h"
+#include "top.h"
+#include "view.h"
+
+#include <getopt.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct options {
+	bool json;
+	double seconds;
+	unsigned int rounds;
+	struct view_filter filter;
+};
+
+static const char usage[] =
+	"penstockctl, sees and steers penstockd\n"
+	"\n"
+	"usage: penstockctl [--socket PATH] [--json] COMMAND ...\n"
+	"\n"
+	"  status                  how the daemon is\n"
+	"  tunnels                 what each tunnel carries and has carried\n"
+	"  targets                 where tunnels connect to, and whether that works\n"
+	"  connections             open ones; [--tunnel NAME] [--source ADDRESS] [--state STATE]\n"
+	"                          [--sort id|rate|bytes|age|idle|wait [--limit COUNT]]\n"
+	"  top                     the same, live; [--tunnel ...] [--every SECONDS] [--rounds "
+	"COUNT]\n"
+	"  show ID                 everything of one connection\n"
+	"  why [ID]                what holds a connection up; without ID: those held up most\n"
+	"  kill ID                 reset a connection\n"
+	"  drain TUNNEL            let nobody in there any more, until the next reload\n"
+	"  reload                  read the configuration anew; waits, and fails if that failed\n"
+	"  log-level LEVEL         error, warning, notice, info or debug, until the next reload\n"
+	"\n"
+	"  --socket PATH           where to ask (default $PENSTOCK_SOCKET, else " CLIENT_SOCKET
+	")\n"
+	"  --json                  what the daemon answers, for programs\n"
+	"  --version, --help\n"
+	"\n"
+	"Exit status: 0 done, 1 not done, 2 wrong usage. See penstockctl(1).\n";
+
+/* --- commands ------------------------------------------------------------------------------------- */
+
+static void
+run_status(const struct options *options, char **arguments)
+{
+	(void)arguments;
+	view_status(options->json);
+}
+
+static void
+run_tunnels(const struct options *options, char **arguments)
+{
+	(void)arguments;
+	view_tunnels(options->json);
+}
+
+static void
+run_targets(const struct options *options, char **arguments)
+{
+	(void)arguments;
+	view_targets(options->json);
+}
+
+static void
+run_connections(const struct options *options, char **arguments)
+{
+	(void)arguments;
+	view_connections(options->json, &options->filter);
+}
+
+static void
+run_top(const struct options *options, char **arguments)
+{
+	struct view_filter filter = options->filter;
+	(void)arguments;
+	top_run(&filter, options->seconds, options->rounds);
+}
+
+static void
+run_show(const struct options *options, char **arguments)
+{
+	view_show(options->json, arguments[0]);
+}
+
+static void
+run_why(const struct options *options, char **arguments)
+{
+	view_why(options->json, arguments[0]);
+}
+
+/* Says that it is done. */
+static void
+confirm(const struct options *options, const char *text)
+{
+	puts(options->json ? "{\"ok\":true}" : text);
+}
+
+static void
+run_kill(const struct options *options, char **arguments)
+{
+	char path[64];
+	snprintf(path, sizeof(path), "/v1/connections/%.20s/kill", view_number(arguments[0]));
+	client_post(path, NULL);
+	confirm(options, "killed");
+}
+
+static void
+run_drain(const struct options *options, char **arguments)
+{
+	char path[512];
+	snprintf(path, sizeof(path), "/v1/tunnels/%.400s/drain", client_escape(arguments[0]));
+	client_post(path, NULL);
+	confirm(options, "drained: nobody is let in until the next reload; who is there goes on");
+}
+
+static void
+run_reload(const struct options *options, char **arguments)
+{
+	(void)arguments;
+	client_post("/v1/reload", NULL);
+	confirm(options, "reloaded");
+}
+
+static void
+run_log_level(const struct options *options, char **arguments)
+{
+	client_post("/v1/log-level", json_pack("{s:s}", "level", arguments[0]));
+	confirm(options, "done; the next reload sets it back");
+}
+
+static const struct command {
+	const char *name;
+	int least, most; /* arguments */
+	void (*run)(const struct options *options, char **arguments);
+} commands[] = {
+	{ "status", 0, 0, run_status },
+	{ "tunnels", 0, 0, run_tunnels },
+	{ "targets", 0, 0, run_targets },
+	{ "connections", 0, 0, run_connections },
+	{ "top", 0, 0, run_top },
+	{ "show", 1, 1, run_show },
+	{ "why", 0, 1, run_why },
+	{ "kill", 1, 1, run_kill },
+	{ "drain", 1, 1, run_drain },
+	{ "reload", 0, 0, run_reload },
+	{ "log-level", 1, 1, run_log_level },
+};
+
+/* --- the command line ----------------------------------------------------------------------------- */
+
+static _Noreturn void
+misused(const char *what, const char *name)
+{
+	fprintf(stderr, "penstockctl: %s%s; see penstockctl --help\n", what, name);
+	exit(2);
+}
+
+static unsigned int
+read_count(const char *text)
+{
+	char *end;
+	unsigned long count = strtoul(text, &end, 10);
+	if (end == text || *end || count < 1 || count > 1000000)
+		misused("this is no count: ", text);
+	return (unsigned int)count;
+}
+
+static double
+read_seconds(const char *text)
+{
+	char *end;
+	double seconds = strtod(text, &end);
+	if (end == text || *end || !(seconds >= 0.1 && seconds <= 3600))
+		misused("from 0.1 to 3600 seconds, and not ", text);
+	return seconds;
+}
+
+static void
+read_options(int argc, char **argv, struct options *options, const char **socket)
+{
+	static const struct option known[] = {
+		{ "socket", required_argument, NULL, 's' },
+		{ "json", no_argument, NULL, 'j' },
+		{ "tunnel", required_argument, NULL, 't' },
+		{ "source", required_argument, NULL, 'f' },
+		{ "state", required_argument, NULL, 'S' },
+		{ "sort", required_argument, NULL, 'o' },
+		{ "limit", required_argument, NULL, 'l' },
+		{ "every", required_argument, NULL, 'e' },
+		{ "rounds", required_argument, NULL, 'r' },
+		{ "version", no_argument, NULL, 'V' },
+		{ "help", no_argument, NULL, 'h' },
+		{ NULL, 0, NULL, 0 },
+	};
+	int option;
+
+	while ((option = getopt_long(argc, argv, "s:jh", known, NULL)) != -1) {
+		switch (option) {
+		case 's':
+			*socket = optarg;
+			break;
+		case 'j':
+			options->json = true;
+			break;
+		case 't':
+			options->filter.tunnel = optarg;
+			break;
+		case 'f':
+			options->filter.source = optarg;
+			break;
+		case 'S':
+			options->filter.state = optarg;
+			break;
+		case 'o':
+			options->filter.sort = optarg;
+			break;
+		case 'l':
+			options->filter.limit = read_count(optarg);
+			break;
+		case 'e':
+			options->seconds = read_seconds(optarg);
+			break;
+		case 'r':
+			options->rounds = read_count(optarg);
+			break;
+		case 'V':
+			puts("penstockctl " PENSTOCK_VERSION);
+			exit(EXIT_SUCCESS);
+		case 'h':
+			fputs(usage, stdout);
+			exit(EXIT_SUCCESS);
+		default:
+			exit(2);
+		}
+	}
+}
+
+int
+main(int argc, char **argv)
+{
+	const char *socket = getenv("PENSTOCK_SOCKET");
+	struct options options = { .seconds = 1 };
+	const struct command *command = NULL;
+
+	if (!socket || !*socket)
+		socket = CLIENT_SOCKET;
+	read_options(argc, argv, &options, &socket);
+	if (optind >= argc)
+		misused("what shall it do?", "");
+	for (size_t i = 0; i < sizeof(commands) / sizeof(commands[0]); i++)
+		if (!strcmp(argv[optind], commands[i].name))
+			command = &commands[i];
+	if (!command)
+		misused("it has no command ", argv[optind]);
+	int count = argc - optind - 1;
+	if (count < command->least)
+		misused("something is missing behind ", command->name);
+	if (count > command->most)
+		misused("there is too much behind ", command->name);
+	client_begin(socket);
+	command->run(&options, argv + optind + 1);
+	client_end();
+	return EXIT_SUCCESS;
+}

@@ -1,0 +1,41 @@
+/*
+ * table: rows of cells in columns as wide as they must be, and amounts in words for people.
+ */
+#ifndef PENSTOCKCTL_TABLE_H
+#define PENSTOCKCTL_TABLE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define TABLE_COLUMNS 12
+
+struct table {
+	const char *const
+		*titles; /* NULL-terminated; one that begins with ">" is set to the right */
+	char ***rows;
+	size_t count, columns;
+};
+
+void table_begin(struct table *table, const char *const *titles);
+/* Appends a row; one text for each column, NULL = "-". */
+void table_add(struct table *table, const char *const *cells);
+/* Prints it, cut at `width` columns of the terminal (0 = not), and frees the rows. Returns the lines. */
+size_t table_print(struct table *table, size_t width);
+
+/* Whether colours and line lengths are for a person. */
+bool table_is_terminal(void);
+/* Bold, red ... on a terminal; "" otherwise. */
+const char *table_style(const char *sequence);
+
+/* The width of the terminal, 0 = none. */
+size_t table_width(void);
+
+/* "12.3 MB", "4.1 kB/s", "3 d 4 h", "250 ms". Valid until the sixteenth call from now. */
+const char *table_bytes(double bytes);
+const char *table_rate(double bytes_per_s);
+const char *table_duration(double seconds);
+const char *table_count(int64_t count);
+const char *table_text(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+#endif

@@ -1,0 +1,168 @@
+"""penstockctl against a running daemon: what people read, what programs read, how it ends."""
+
+import json
+import os
+import pty
+import re
+import select
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from daemon import DEADLINE, PENSTOCKD, configuration, tunnel, wait_until
+from peers import CLIENT_STREAM, connect, is_refused, transfer
+
+PENSTOCKCTL = str(Path(PENSTOCKD).with_name("penstockctl"))
+
+pytestmark = pytest.mark.sanitize
+
+
+class Ctl:
+    def __init__(self, daemon, socket):
+        self.daemon, self.socket = daemon, socket
+        self.env = {**os.environ, "PENSTOCK_SOCKET": str(socket)}
+
+    def run(self, *arguments, status=0, socket=None):
+        env = {**self.env, "PENSTOCK_SOCKET": str(socket)} if socket else self.env
+        done = subprocess.run([PENSTOCKCTL, *map(str, arguments)], env=env, capture_output=True, text=True,
+                              timeout=DEADLINE, check=False)
+        assert done.returncode == status, (done.stdout, done.stderr)
+        return done.stdout if status == 0 else done.stderr
+
+    def json(self, *arguments):
+        return json.loads(self.run("--json", *arguments))
+
+
+@pytest.fixture
+def ctl(start, directory):
+    def start_daemon(*tunnels, **options):
+        path = directory / "admin.sock"
+        text = configuration(*tunnels, tunnel("admin", "internal:admin", listen=f"unix:{path}"), **options)
+        return Ctl(start(text), path)
+    return start_daemon
+
+
+def rows(text):
+    """A table as a list of rows, each a dictionary by title."""
+    titles, *lines = text.splitlines()
+    titles = re.split(r"\s{2,}", titles.strip())
+    return [dict(zip(titles, re.split(r"\s{2,}", line.strip()))) for line in lines]
+
+
+def test_tables(ctl):
+    asked = ctl(tunnel("a", "internal:echo"), tunnel("b", "127.0.0.1:9"))
+    assert is_refused(asked.daemon.address("b"))
+    with connect(asked.daemon.address("a"), expects=CLIENT_STREAM) as client:
+        transfer(client, client, 123_456)
+        status = asked.run("status")
+        assert f"pid {asked.daemon.pid}" in status and "generation 1" in status
+        a, b, _ = rows(asked.run("tunnels"))
+        assert a["TUNNEL"] == "a" and a["OPEN"] == "1" and a["UP"] == a["DOWN"] == "123 kB"
+        assert b["FAILED"] == "1"
+        target = rows(asked.run("targets"))[1]
+        assert target["TARGET"] == "127.0.0.1:9" and target["STATE"] == "failed"
+        (one,) = rows(asked.run("connections", "--tunnel", "a"))
+        assert one["CLIENT"] == "{}:{}".format(*client.sock.getsockname()) and one["TARGET"] == "internal:echo"
+        shown = asked.run("show", one["ID"])
+        assert re.search(r"^tunnel +a$", shown, re.M) and "round trip" in shown and "whole life" in shown
+        assert asked.run("why", one["ID"]).splitlines()[0]
+        assert "\033" not in status + shown
+
+
+def test_json_is_what_the_daemon_answers(ctl):
+    asked = ctl(tunnel("a", "internal:echo"))
+    assert [one["name"] for one in asked.json("tunnels")["tunnels"]] == ["a", "admin"]
+    assert asked.json("status")["ready"] is True
+    assert asked.json("connections", "--sort", "age", "--limit", 1)["connections"][0]["tunnel"] == "admin"
+    assert len(rows(asked.run("top", "--rounds", 1))) == 1
+
+
+def test_kill_drain_reload_and_level(ctl):
+    asked = ctl(tunnel("a", "internal:echo"))
+    daemon = asked.daemon
+    with connect(daemon.address("a"), expects=CLIENT_STREAM) as client:
+        transfer(client, client, 1)
+        number = asked.json("connections", "--tunnel", "a")["connections"][0]["id"]
+        assert asked.run("kill", number) == "killed\n"
+        client.expect_reset()
+    assert "is not open" in asked.run("kill", number, status=1)
+    assert asked.run("drain", "a").startswith("drained")
+    assert is_refused(daemon.address("a"))
+    assert "no tunnel" in asked.run("drain", "x y", status=1)
+    assert asked.run("log-level", "debug")
+    assert asked.json("status")["log"]["level"] == "debug"
+    assert asked.run("reload") == "reloaded\n"
+    daemon.write(daemon.text + "\nnonsense = 1\n")
+    assert re.match(r"penstockctl: 1 mistake in the configuration, .*:\d+: .*nonsense", asked.run("reload", status=1))
+
+
+def test_nobody_there(ctl, directory):
+    asked = ctl(tunnel("a", "internal:echo"))
+    assert "there is no socket" in asked.run("status", status=1, socket=directory / "nothing")
+    (directory / "file").touch()
+    assert "nobody answers at" in asked.run("status", status=1, socket=directory / "file")
+    asked.daemon.stop()
+    assert "is penstockd running" in asked.run("status", status=1)
+
+
+@pytest.mark.parametrize("arguments", [(), ("nothing",), ("show",), ("kill", "1", "2"), ("--nothing", "status"),
+                                       ("top", "--every", "0"), ("connections", "--limit", "x")])
+def test_wrong_usage(ctl, arguments):
+    asked = ctl(tunnel("a", "internal:echo"))
+    assert "penstockctl" in asked.run(*arguments, status=2)
+
+
+def test_numbers_that_are_none(ctl):
+    asked = ctl(tunnel("a", "internal:echo"))
+    assert "is no connection's number" in asked.run("kill", "../reload", status=1)
+    assert "is not open" in asked.run("show", "999", status=1)
+
+
+def test_top_on_a_terminal(ctl):
+    asked = ctl(tunnel("a", "internal:echo"))
+    with connect(asked.daemon.address("a"), expects=CLIENT_STREAM) as client:
+        transfer(client, client, 1)
+        pid, terminal = pty.fork()
+        if pid == 0:
+            os.execve(PENSTOCKCTL, [PENSTOCKCTL, "top", "--tunnel", "a", "--every", "0.2"],
+                      {**asked.env, "TERM": "xterm"})
+        seen = b""
+
+        def shows(text):
+            nonlocal seen
+            while select.select([terminal], [], [], 0)[0]:
+                seen += os.read(terminal, 65536)
+            return text in seen
+
+        try:
+            wait_until(lambda: shows(b"internal:echo"), "the connection")
+            os.write(terminal, b"b")
+            wait_until(lambda: shows(b"by bytes"), "another order")
+            os.write(terminal, b"k")
+            wait_until(lambda: shows(b"y or n"), "the question")
+            os.write(terminal, b"y")
+            client.expect_reset()
+            os.write(terminal, b"q")
+            wait_until(lambda: shows(b"\033[?1049l"), "the old screen")
+            _, status = os.waitpid(pid, 0)
+            assert os.waitstatus_to_exitcode(status) == 0
+        finally:
+            os.close(terminal)
+
+
+def test_completion(ctl):
+    asked = ctl(tunnel("web", "internal:echo"))
+    script = Path(__file__).resolve().parents[2] / "ctl" / "completion.bash"
+
+    def complete(*words):
+        text = (f'. {script}; COMP_WORDS=({" ".join(words)!s} ""); COMP_CWORD={len(words)}; _penstockctl; '
+                'echo "${COMPREPLY[@]}"')
+        path = f"{Path(PENSTOCKCTL).parent}:{os.environ['PATH']}"
+        return subprocess.run(["bash", "-c", text], env={**asked.env, "PATH": path}, capture_output=True, text=True,
+                              check=True).stdout.split()
+
+    assert {"status", "why", "reload"} <= set(complete("penstockctl"))
+    assert complete("penstockctl", "drain") == ["web", "admin"]
+    assert "debug" in complete("penstockctl", "log-level")
+    assert complete("penstockctl", "kill")
