@@ -31,8 +31,8 @@ endif
 
 WARNINGS := -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wstrict-prototypes \
 	-Wmissing-prototypes -Wvla -Wformat=2 -Wundef -Wwrite-strings $(if $(WERROR),-Werror)
-# src/ stands behind the system's folders, since <limits.h> is not ours; -MD, as it then counts as one of them.
-CPPFLAGS := -D_GNU_SOURCE -DPENSTOCK_VERSION='"$(VERSION)"' -idirafter src $(lib_cflags)
+# For names in quotes only: <limits.h> is not ours.
+CPPFLAGS := -D_GNU_SOURCE -DPENSTOCK_VERSION='"$(VERSION)"' -iquote src $(lib_cflags)
 CFLAGS   := -std=c11 -pthread -fPIE $(WARNINGS)
 LDFLAGS  := -pthread -pie -Wl,--as-needed,-z,relro,-z,now
 LDLIBS   := $(lib_libs)
@@ -49,7 +49,7 @@ define variant
 $(1)/obj/%.o: %.c Makefile
 	@mkdir -p $$(@D)
 	$$(call say,CC)
-	$$(Q)$(2) $$(CPPFLAGS) $$(CFLAGS) $(3) -MD -MP -c $$< -o $$@
+	$$(Q)$(2) $$(CPPFLAGS) $$(CFLAGS) $(3) -MMD -MP -c $$< -o $$@
 
 $(1)/libpenstock.a: $$(library:%.c=$(1)/obj/%.o)
 	$$(call say,AR)

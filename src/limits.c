@@ -11,8 +11,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define WORK  256  /* grants, and nodes freed, in one lock hold of limits_run */
-#define SLICE 1000 /* nodes changed in one */
+#define WORK        256  /* grants, and nodes freed, in one lock hold of limits_run */
+#define SLICE       1000 /* nodes changed in one */
+#define ROWS_A_LOCK 256  /* looked through for a key */
 
 #define BURST_FLOOR    UINT64_C(8192)
 #define BURSTS_LEAST   250 /* a second's rate in bursts of 4 ms, the least */
@@ -705,6 +706,57 @@ limits_release(struct limit_node *node, uint64_t now_ns)
 	unlock(limits);
 }
 
+struct limit_node *
+limits_only(struct limit *limit, uint64_t now_ns)
+{
+	lock(limit->limits);
+	struct limit_node *node = limit->only;
+	if (node)
+		limits_nodes_hold(node, now_ns);
+	unlock(limit->limits);
+	return node;
+}
+
+static bool
+is_called(const struct limit_node *node, const char *name, const char *key)
+{
+	char text[LIMITS_KEY_TEXT];
+	return !strcmp(node->limit->spec.name, name) &&
+	       !strcmp(limits_key_text(node->key, node->key_length, text), key);
+}
+
+struct limit_node *
+limits_by_key(struct limits *limits, const char *name, const char *key, uint64_t now_ns)
+{
+	struct limit_node *found = NULL;
+	const struct limits_table *table = &limits->table;
+	size_t row = 0;
+	bool more = true;
+
+	while (more && !found) {
+		lock(limits);
+		for (int i = 0; i < ROWS_A_LOCK && row < table->count && !found; i++, row++)
+			for (struct limit_node *node = table->rows[row]; node && !found;
+			     node = node->chained)
+				if (is_called(node, name, key))
+					found = node;
+		if (found)
+			limits_nodes_hold(found, now_ns);
+		more = row < table->count;
+		unlock(limits);
+	}
+	return found;
+}
+
+uint32_t
+limits_count(struct limit *limit)
+{
+	lock(limit->limits);
+	uint32_t nodes = limit->nodes;
+	unlock(limit->limits);
+	return nodes;
+}
+
 void
 limits_retune(struct limit_node *node, enum limit_direction direction, uint64_t rate,
 	      uint64_t burst, uint64_t now_ns)
@@ -806,6 +858,20 @@ limits_report(struct limit_node *node, uint64_t now_ns, struct limit_report *out
 	lock(node->limit->limits);
 	report(node, now_ns, out);
 	unlock(node->limit->limits);
+}
+
+bool
+limits_report_waits_for(struct limit_flow *flow, uint64_t now_ns, struct limit_report *out)
+{
+	if (!flow->child.parent)
+		return false;
+	struct limits *limits = flow->worker->limits;
+	lock(limits);
+	bool waits = flow->waiting;
+	if (waits)
+		report(limits_tree_node(limits_queue_waits_for(flow)), now_ns, out);
+	unlock(limits);
+	return waits;
 }
 
 size_t

@@ -231,6 +231,17 @@ int limits_resolve(struct limit *limit, const struct limit_who *who, uint64_t no
  * them. NULL is allowed. Any thread. */
 void limits_release(struct limit_node *node, uint64_t now_ns);
 
+/* The one node of a limit that depends on no key, held; NULL for others. Any thread that holds the limit. */
+struct limit_node *limits_only(struct limit *limit, uint64_t now_ns);
+
+/* The node of a limit of that name with that key, as limit_report tells both, held; NULL = there is none.
+ * Any thread. O(nodes), in short locks. */
+struct limit_node *limits_by_key(struct limits *limits, const char *name, const char *key,
+				 uint64_t now_ns);
+
+/* How many nodes the limit has. Any thread that holds the limit. */
+uint32_t limits_count(struct limit *limit);
+
 /* By hand, any thread. A charge may leave the bucket in debt; a credit is clipped to the burst. Values
  * set by limits_retune last until limits_change. They must be in range (limits_check). */
 void limits_retune(struct limit_node *node, enum limit_direction direction, uint64_t rate,
@@ -259,6 +270,9 @@ struct limit_report {
 		bool is_short;    /* this node has too few tokens for whose turn it is */
 	} direction[2];
 };
+
+/* While the flow waits: what the node is like that keeps it (see limits_waits_for). false: it does not wait. */
+bool limits_report_waits_for(struct limit_flow *flow, uint64_t now_ns, struct limit_report *out);
 
 void limits_report(struct limit_node *node, uint64_t now_ns, struct limit_report *out);
 

@@ -239,6 +239,13 @@ hold_again(struct limit_node *node, uint64_t now_ns)
 	limits_tree_append(&limit->used, &node->link);
 }
 
+void
+limits_nodes_hold(struct limit_node *node, uint64_t now_ns)
+{
+	if (!node->users++)
+		hold_again(node, now_ns);
+}
+
 struct limit_node *
 limits_nodes_find(struct limit *limit, struct limit_node *parent, const struct limits_key *key,
 		  uint64_t now_ns, struct failure *why)
@@ -249,8 +256,7 @@ limits_nodes_find(struct limit *limit, struct limit_node *parent, const struct l
 	struct limit_node *node = look_up(table, hash, limit, parent, key);
 
 	if (node) {
-		if (!node->users++)
-			hold_again(node, now_ns);
+		limits_nodes_hold(node, now_ns);
 		return node;
 	}
 	if (make_place(limit, now_ns, why) < 0)

@@ -14,6 +14,9 @@ struct limit_node *limits_nodes_find(struct limit *limit, struct limit_node *par
 				     const struct limits_key *key, uint64_t now_ns,
 				     struct failure *why);
 
+/* One user more of a node that is there. */
+void limits_nodes_hold(struct limit_node *node, uint64_t now_ns);
+
 /* One user less. Without any the node waits until it is full, or goes at once if it is, or if its key
  * cannot come again. That may free the limit, and nodes above. */
 void limits_nodes_release(struct limit_node *node, uint64_t now_ns);

@@ -511,6 +511,7 @@ open_admin(struct control *control, struct failure *why)
 		.context = control,
 		.workers = control->workers,
 		.mailbox = control->mailbox,
+		.limits = control->limits,
 		.mailbox_of = mailbox_of,
 		.connections_of = connections_of,
 		.pulse_of = pulse_of,

@@ -20,11 +20,18 @@ sums_of(const struct pump *pump)
 	return sums;
 }
 
+/* As the pump accounts it. */
+static enum wait
+cause_of(const struct pump *pump, int name)
+{
+	return pump_waiting(pump, (enum pump_flow)name).cause;
+}
+
 void
 recent_begin(struct recent *recent, const struct pump *pump, uint64_t opened_ns, bool whole_life)
 {
-	recent->before[FLOW_UP] = (uint8_t)pump->flow[FLOW_UP].waiting.cause;
-	recent->before[FLOW_DOWN] = (uint8_t)pump->flow[FLOW_DOWN].waiting.cause;
+	recent->before[FLOW_UP] = (uint8_t)cause_of(pump, FLOW_UP);
+	recent->before[FLOW_DOWN] = (uint8_t)cause_of(pump, FLOW_DOWN);
 	recent->began_ns = recent->at_ns = whole_life ? opened_ns : pump->clock_ns;
 	if (!whole_life)
 		recent->until = sums_of(pump);
@@ -103,8 +110,7 @@ look_without(const struct pump *pump, uint64_t opened_ns, struct recent_window *
 	if (life_ns >= YOUNG_NS) {
 		for (int name = FLOW_UP; name <= FLOW_DOWN; name++)
 			if (pump->flow[name].state != FLOW_ENDED)
-				out->sums.spent_ns[name][pump->flow[name].waiting.cause] =
-					out->length_ns;
+				out->sums.spent_ns[name][cause_of(pump, name)] = out->length_ns;
 		return;
 	}
 	out->sums = sums_of(pump);

@@ -1296,7 +1296,10 @@ partner_at(const struct connection *connection, enum pump_side side)
 static void
 copy_text(char *to, size_t size, const char *from)
 {
-	snprintf(to, size, "%s", from ? from : "");
+	size_t length = from ? strnlen(from, size - 1) : 0;
+	if (length)
+		memcpy(to, from, length);
+	to[length] = '\0';
 }
 
 static void
@@ -1313,29 +1316,46 @@ report_facts(const struct facts *facts, struct connection_report *out)
 	copy_text(out->certificate, sizeof(out->certificate), facts->certificate);
 }
 
-/* What a flow waits for behind the endpoint it waits for. */
-static struct waiting
-blame(const struct connection *connection, struct waiting own)
+/* The connection behind the endpoint that a flow waits for, or NULL. */
+static struct connection *
+behind(const struct connection *connection, enum wait cause)
 {
-	enum pump_side side;
-	switch (own.cause) {
+	switch (cause) {
 	case WAIT_NEAR_READABLE:
 	case WAIT_NEAR_WRITABLE:
-		side = SIDE_NEAR;
-		break;
+		return joined_at(tunnel_endpoint(connection, SIDE_NEAR));
 	case WAIT_FAR_READABLE:
 	case WAIT_FAR_WRITABLE:
-		side = SIDE_FAR;
-		break;
+		return joined_at(tunnel_endpoint(connection, SIDE_FAR));
 	default:
-		return own;
+		return NULL;
 	}
-	const struct endpoint *endpoint = tunnel_endpoint(connection, side);
-	return endpoint->kind && endpoint->kind->blame ? endpoint->kind->blame(endpoint, own) : own;
+}
+
+/* Which bucket keeps a flow waiting; up is up through every hop. */
+static void
+report_limit(struct connection *connection, enum pump_flow name, uint64_t now_ns,
+	     struct flow_report *out)
+{
+	struct limit_report report;
+
+	while (connection && connection->pump.flow[name].waiting.cause != WAIT_LIMIT)
+		connection = behind(connection, connection->pump.flow[name].waiting.cause);
+	for (int side = SIDE_NEAR; connection && connection->limits && side <= SIDE_FAR; side++) {
+		enum limit_direction direction = name == FLOW_UP ? LIMIT_UP : LIMIT_DOWN;
+		struct meter *meter = &connection->limits->meter[side][direction];
+		if (!limits_report_waits_for(&meter->flow, now_ns, &report))
+			continue;
+		copy_text(out->limit, sizeof(out->limit), report.name);
+		copy_text(out->limit_key, sizeof(out->limit_key), report.key);
+		out->limit_rate = report.direction[direction].rate;
+		out->limit_active = report.direction[direction].active;
+		return;
+	}
 }
 
 static void
-report_flow(const struct connection *connection, enum pump_flow name,
+report_flow(struct connection *connection, enum pump_flow name, uint64_t now_ns,
 	    const struct recent_window *window, struct flow_report *out)
 {
 	const struct flow *flow = &connection->pump.flow[name];
@@ -1344,10 +1364,12 @@ report_flow(const struct connection *connection, enum pump_flow name,
 	out->rate = window->rate[name];
 	out->is_over = flow->state == FLOW_ENDED;
 	out->waiting = flow->waiting;
-	out->blamed = blame(connection, flow->waiting);
+	out->blamed = pump_waiting(&connection->pump, name);
 	copy_text(out->limit, sizeof(out->limit),
 		  out->blamed.cause == WAIT_LIMIT ? out->blamed.limit : NULL);
 	out->waiting.limit = out->blamed.limit = NULL;
+	if (out->blamed.cause == WAIT_LIMIT)
+		report_limit(connection, name, now_ns, out);
 	out->since_ns = flow->since_ns;
 	memcpy(out->life_ns, flow->spent_ns, sizeof(out->life_ns));
 	memcpy(out->recent_ns, window->sums.spent_ns[name], sizeof(out->recent_ns));
@@ -1392,7 +1414,7 @@ tunnel_report(struct connection *connection, uint64_t now_ns, struct connection_
 	window = look(connection, now_ns);
 	out->recent_length_ns = window.length_ns;
 	for (int name = FLOW_UP; name <= FLOW_DOWN; name++)
-		report_flow(connection, (enum pump_flow)name, &window, &out->flow[name]);
+		report_flow(connection, (enum pump_flow)name, now_ns, &window, &out->flow[name]);
 }
 
 /* How long the flow that was kept waiting most was, in the window, by other things than silence. */

@@ -102,9 +102,12 @@ struct connection_report {
 		bool is_over;
 		struct waiting waiting; /* the limit's name is in `limit` */
 		struct waiting
-			blamed;    /* what the partner's side of a pair waits for, if it is that */
-		char limit[65];    /* of `blamed`; "" = none */
-		uint64_t since_ns; /* when it last moved or began to wait so */
+			blamed; /* what the partner's side of a pair waits for, if it is that */
+		/* Of `blamed`, if it is one: whose bucket is short. */
+		char limit[65], limit_key[80]; /* "" = none */
+		uint64_t limit_rate;           /* bytes a second */
+		uint32_t limit_active;         /* flows that got something in the last second */
+		uint64_t since_ns;             /* when it last moved or began to wait so */
 		uint64_t life_ns[WAITS], recent_ns[WAITS];
 		uint64_t recent_bytes;
 	} flow[2];

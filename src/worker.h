@@ -20,7 +20,7 @@ struct crew_options {
 	unsigned int workers; /* at least 1 */
 	struct resolver *resolver;
 	struct event_base *base;
-	struct limits *limits; /* must outlive the crew */
+	struct limits *limits;              /* must outlive the crew */
 	void (*on_switched)(void *context); /* every worker has obeyed crew_switch */
 	void (*on_empty)(void *context);    /* after crew_drain: no connection is left */
 	void *context;

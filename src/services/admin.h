@@ -17,6 +17,7 @@
 struct canary;
 struct connections;
 struct generation;
+struct limits;
 struct mailbox;
 struct pulse;
 
@@ -50,6 +51,7 @@ struct admin_control {
 	void *context;
 	unsigned int workers;
 	struct mailbox *mailbox; /* the control thread's */
+	struct limits *limits;   /* the tree */
 
 	/* Any thread. */
 	struct mailbox *(*mailbox_of)(void *context, unsigned int worker);

@@ -20,6 +20,10 @@ extern const struct answer admin_metrics_all;
 extern const struct answer admin_connections_list;
 extern const struct answer admin_connections_one;
 
+/* admin_limits.c */
+extern const struct answer admin_limits_list;
+extern const struct answer admin_limits_change;
+
 /* admin_actions.c */
 extern const struct answer admin_actions_kill;
 extern const struct answer admin_actions_drain;

@@ -3,6 +3,7 @@
 #include "admission.h"
 #include "clock.h"
 #include "generation.h"
+#include "limit_conf.h"
 #include "log.h"
 #include "target.h"
 #include "tunnel.h"
@@ -21,6 +22,7 @@
 struct metrics {
 	struct admin_survey survey;
 	size_t metric, tunnel; /* the next to be written */
+	size_t limit_metric, limit;
 };
 
 #define LABEL_TEXT 700
@@ -161,6 +163,71 @@ static const struct metric {
 };
 #define BY_TUNNEL (sizeof(by_tunnel) / sizeof(by_tunnel[0]))
 
+/* --- of each limit -------------------------------------------------------------------------------- */
+
+/* Nodes by key come and go and may be many: they are not metrics, but told by /v1/limits. */
+struct limit_metric {
+	const char *name, *type, *help;
+	double (*value)(const struct limit_report_direction *direction);
+};
+
+static double
+rate_of(const struct limit_report_direction *direction)
+{
+	return (double)direction->rate;
+}
+
+static double
+level_of(const struct limit_report_direction *direction)
+{
+	return (double)direction->level;
+}
+
+static double
+waiting_of(const struct limit_report_direction *direction)
+{
+	return (double)direction->waiting;
+}
+
+static double
+total_of(const struct limit_report_direction *direction)
+{
+	return (double)direction->total;
+}
+
+static const struct limit_metric by_limit[] = {
+	{ "penstock_limit_rate_bytes_per_second", "gauge", "The rate in force; 0 = unlimited.",
+	  rate_of },
+	{ "penstock_limit_level_bytes", "gauge", "Tokens there are; below 0: in debt.", level_of },
+	{ "penstock_limit_waiting_flows", "gauge", "Flows below the limit that wait.", waiting_of },
+	{ "penstock_limit_bytes_total", "counter", "Bytes that passed, or since the last reset.",
+	  total_of },
+	{ "penstock_limit_nodes", "gauge", "Nodes of a limit, one for each key.", NULL },
+};
+#define BY_LIMIT (sizeof(by_limit) / sizeof(by_limit[0]))
+
+static void
+write_limit(struct evbuffer *page, const struct limit_metric *metric, const struct limit_conf *conf)
+{
+	struct limit_report report;
+	uint64_t now_ns = clock_now_ns();
+
+	if (!metric->value) {
+		evbuffer_add_printf(page, "%s{limit=\"%s\"} %u\n", metric->name, conf->name,
+				    limits_count(conf->live));
+		return;
+	}
+	struct limit_node *node = limits_only(conf->live, now_ns);
+	if (!node)
+		return;
+	limits_report(node, now_ns, &report);
+	limits_release(node, now_ns);
+	for (int i = LIMIT_UP; i <= LIMIT_DOWN; i++)
+		evbuffer_add_printf(page, "%s{limit=\"%s\",direction=\"%s\"} %.17g\n", metric->name,
+				    conf->name, i == LIMIT_UP ? "up" : "down",
+				    metric->value(&report.direction[i]));
+}
+
 /* --- of the daemon -------------------------------------------------------------------------------- */
 
 static void
@@ -266,19 +333,30 @@ write_workers(struct evbuffer *page, const struct inquiry *inquiry,
 				    (double)survey->workers[i].pulse.latest_ns / (double)NS_PER_S);
 }
 
-static enum answer_step
-write_metrics(struct inquiry *inquiry, struct evbuffer *page)
+/* Whether there is more to come. */
+static bool
+write_limits(struct metrics *metrics, const struct generation *generation, struct evbuffer *page)
 {
-	struct metrics *metrics = inquiry->state;
-	const struct admin_status *status = &metrics->survey.status;
+	for (; metrics->limit_metric < BY_LIMIT; metrics->limit_metric++) {
+		const struct limit_metric *metric = &by_limit[metrics->limit_metric];
+		if (!metrics->limit)
+			head(page, metric->name, metric->type, metric->help);
+		while (metrics->limit < generation->limit_count) {
+			write_limit(page, metric, generation->limits[metrics->limit++]);
+			if (evbuffer_get_length(page) >= ANSWER_PAGE_BYTES)
+				return true;
+		}
+		metrics->limit = 0;
+	}
+	return false;
+}
+
+static bool
+write_tunnels(struct metrics *metrics, const struct generation *generation, struct evbuffer *page)
+{
 	char tunnel[LABEL_TEXT];
 
-	if (admin_survey_next(inquiry, &metrics->survey, true))
-		return ANSWER_VISIT;
-	if (inquiry->status != 200)
-		return ANSWER_DONE;
-	const struct generation *generation = status->generation;
-	while (generation && metrics->metric < BY_TUNNEL) {
+	for (; metrics->metric < BY_TUNNEL; metrics->metric++) {
 		const struct metric *metric = &by_tunnel[metrics->metric];
 		if (!metrics->tunnel)
 			head(page, metric->name, metric->type, metric->help);
@@ -286,11 +364,26 @@ write_metrics(struct inquiry *inquiry, struct evbuffer *page)
 			const struct tunnel_conf *conf = generation->tunnels[metrics->tunnel++];
 			metric->write(page, conf, escape(conf->name, tunnel));
 			if (evbuffer_get_length(page) >= ANSWER_PAGE_BYTES)
-				return ANSWER_MORE;
+				return true;
 		}
 		metrics->tunnel = 0;
-		metrics->metric++;
 	}
+	return false;
+}
+
+static enum answer_step
+write_metrics(struct inquiry *inquiry, struct evbuffer *page)
+{
+	struct metrics *metrics = inquiry->state;
+	const struct admin_status *status = &metrics->survey.status;
+	if (admin_survey_next(inquiry, &metrics->survey, true))
+		return ANSWER_VISIT;
+	if (inquiry->status != 200)
+		return ANSWER_DONE;
+	const struct generation *generation = status->generation;
+	if (generation &&
+	    (write_tunnels(metrics, generation, page) || write_limits(metrics, generation, page)))
+		return ANSWER_MORE;
 	write_daemon(page, status);
 	write_process(page, status);
 	write_workers(page, inquiry, &metrics->survey);

@@ -25,6 +25,8 @@ static const struct route {
 	{ "/v1/connections/*", &admin_connections_one, NULL },
 	{ "/v1/connections/*/kill", NULL, &admin_actions_kill },
 	{ "/v1/tunnels/*/drain", NULL, &admin_actions_drain },
+	{ "/v1/limits", &admin_limits_list, NULL },
+	{ "/v1/limits/*", NULL, &admin_limits_change },
 	{ "/v1/reload", NULL, &admin_actions_reload },
 	{ "/v1/log-level", NULL, &admin_actions_log_level },
 };

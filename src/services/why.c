@@ -1,6 +1,7 @@
 #include "why.h"
 
 #include "clock.h"
+#include "units.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -56,6 +57,33 @@ say_share(const struct connection_report *report, uint64_t ns, char *text, size_
 }
 
 static void
+explain_limit(const struct flow_report *flow, const char *share, char text[WHY_TEXT])
+{
+	char rate[UNITS_TEXT];
+	int length;
+
+	if (flow->blamed.cause != WAIT_LIMIT) { /* it moves just now */
+		snprintf(text, WHY_TEXT, "throttled %s by its limits", share);
+		return;
+	}
+	length = snprintf(text, WHY_TEXT, "throttled %s by limit \"%s\"", share, flow->limit);
+	if (flow->limit_key[0])
+		length += snprintf(text + length, WHY_TEXT - (size_t)length, " of %s",
+				   flow->limit_key);
+	if (!flow->limit_rate || length >= WHY_TEXT)
+		return;
+	length += snprintf(text + length, WHY_TEXT - (size_t)length, " (%s",
+			   units_format_rate(flow->limit_rate, rate));
+	if (flow->limit_active > 1 && length < WHY_TEXT)
+		length += snprintf(text + length, WHY_TEXT - (size_t)length,
+				   " shared by %u active connections", flow->limit_active);
+	if (flow->waiting.cause != WAIT_LIMIT && length < WHY_TEXT)
+		length += snprintf(text + length, WHY_TEXT - (size_t)length, ", behind the pair");
+	if (length < WHY_TEXT)
+		snprintf(text + length, WHY_TEXT - (size_t)length, ")");
+}
+
+static void
 explain_held_up(const struct connection_report *report, enum pump_flow name, char text[WHY_TEXT])
 {
 	const struct flow_report *flow = &report->flow[name];
@@ -64,14 +92,9 @@ explain_held_up(const struct connection_report *report, enum pump_flow name, cha
 	const char *peer = cause == WAIT_NEAR_WRITABLE ? "client" : "target";
 
 	say_share(report, flow->recent_ns[cause], share, sizeof(share));
-	if ((int)flow->waiting.cause == cause && flow->blamed.cause == WAIT_LIMIT) {
-		snprintf(text, WHY_TEXT, "throttled %s by limit \"%s\"%s", share, flow->limit,
-			 cause == WAIT_LIMIT ? "" : " of the connection behind it");
-		return;
-	}
 	switch (cause) {
 	case WAIT_LIMIT:
-		snprintf(text, WHY_TEXT, "throttled %s by its limit", share);
+		explain_limit(flow, share, text);
 		break;
 	case WAIT_NEAR_WRITABLE:
 	case WAIT_FAR_WRITABLE:

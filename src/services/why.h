@@ -6,7 +6,7 @@
 
 #include "tunnel.h"
 
-#define WHY_TEXT 256
+#define WHY_TEXT 320
 
 /* "the client reads slowly: 88 % of the last 10 s waiting to write to it". Returns text. */
 const char *why_explain(const struct connection_report *report, char text[WHY_TEXT]);

@@ -492,3 +492,72 @@ def test_stopped_while_many_ask(admin):
     assert asked.daemon.wait_exit() == 0
     for sock in asking + crowd:
         sock.close()
+
+
+# --- limits
+
+
+LIMITS = """
+limit "all" { rate = "8MB/s" }
+limit "each" { parent = "all"  per = "source/32"  rate = "1MB/s"  burst = "100kB" }
+"""
+
+
+def test_limits_are_listed_and_changed(admin):
+    asked = admin(tunnel("a", "internal:echo", limit="each"), extra=LIMITS)
+    with connect(asked.daemon.address("a"), expects=CLIENT_STREAM) as client:
+        transfer(client, client, 50_000)
+        listed = {(one["name"], one["key"]): one for one in asked.get("/v1/limits")["limits"]}
+        all_, each = listed["all", ""], listed["each", "127.0.0.1/32"]
+        assert each["parent"] == all_["id"] and all_["parent"] is None
+        assert each["up"]["total"] == all_["down"]["total"] == 50_000
+        assert each["up"]["rate"] == 1_000_000 and each["up"]["burst"] == 100_000 and each["down"]["members"] == 1
+        assert len(asked.get("/v1/limits?name=each")["limits"]) == 1
+        assert [one["name"] for one in asked.get("/v1/limits?sort=total&limit=1")["limits"]] == ["all"]
+
+        def node(name="each"):
+            return asked.get(f"/v1/limits?name={name}")["limits"][0]
+
+        assert asked.post("/v1/limits/all", {"down": "20MB/s"})[0] == 200
+        assert node("all")["down"]["rate"] == 20_000_000 and node("all")["up"]["rate"] == 8_000_000
+        assert asked.post("/v1/limits/each", {"rate": "2MB/s"})[0] == 200
+        assert node()["up"]["rate"] == node()["down"]["rate"] == 2_000_000
+        assert asked.post("/v1/limits/each", {"key": "127.0.0.1/32", "up": "3MB/s"})[0] == 200
+        assert node()["up"]["rate"] == 3_000_000
+        assert asked.post("/v1/limits/each", {"key": "127.0.0.1/32", "charge": "500MB", "direction": "up"})[0] == 200
+        assert node()["up"]["level"] < -400_000_000 < 0 < node()["down"]["level"]
+        assert asked.post("/v1/limits/each", {"key": "127.0.0.1/32", "credit": "1GB"})[0] == 200
+        assert node()["up"]["level"] == 100_000
+        assert asked.post("/v1/limits/each", {"key": "127.0.0.1/32", "reset": True})[0] == 200
+        assert node()["up"]["total"] == 0
+        assert asked.post("/v1/reload")[0] == 200
+        assert node()["up"]["rate"] == 1_000_000 and node("all")["down"]["rate"] == 8_000_000
+    assert asked.daemon.wait_log('limit "each" of 127.0.0.1/32 changed')
+
+
+@pytest.mark.parametrize("name, body, status", [
+    ("nobody", {"rate": "1MB/s"}, 404),
+    ("each", {"key": "10.0.0.1/32", "rate": "1MB/s"}, 404),
+    ("each", {"charge": "1MB"}, 400),
+    ("all", {"rate": "fast"}, 400),
+    ("all", {"rate": -1}, 400),
+    ("all", {"burst": "1B"}, 400),
+    ("all", {"size": 1}, 400),
+    ("all", {"charge": "1MB", "direction": "left"}, 400),
+    ("all", {}, 400),
+])
+def test_wrong_changes_of_limits(admin, name, body, status):
+    asked = admin(tunnel("a", "internal:echo", limit="each"), extra=LIMITS)
+    before = asked.get("/v1/limits")
+    assert asked.post(f"/v1/limits/{name}", body)[0] == status
+    assert len(asked.get("/v1/limits")["limits"]) == len(before["limits"])
+
+
+def test_limits_in_the_metrics(admin):
+    asked = admin(tunnel("a", "internal:echo", limit="each"), extra=LIMITS)
+    with connect(asked.daemon.address("a"), expects=CLIENT_STREAM) as client:
+        transfer(client, client, 50_000)
+        seen = asked.metrics()
+        assert seen['penstock_limit_rate_bytes_per_second{limit="all",direction="up"}'] == 8_000_000
+        assert seen['penstock_limit_bytes_total{limit="all",direction="up"}'] == 50_000
+        assert seen['penstock_limit_nodes{limit="each"}'] == 1

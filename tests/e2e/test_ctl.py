@@ -131,8 +131,11 @@ def test_top_on_a_terminal(ctl):
 
         def shows(text):
             nonlocal seen
-            while select.select([terminal], [], [], 0)[0]:
-                seen += os.read(terminal, 65536)
+            try:
+                while select.select([terminal], [], [], 0)[0]:
+                    seen += os.read(terminal, 65536)
+            except OSError:  # it has ended
+                pass
             return text in seen
 
         try:
