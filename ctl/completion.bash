@@ -2,8 +2,8 @@
 
 _penstockctl() {
 	local words=${COMP_WORDS[*]:1:COMP_CWORD-1} word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD-1]}
-	local commands="status tunnels targets connections top show why kill drain reload log-level"
-	local options="--socket --json --tunnel --source --state --sort --limit --every --rounds --version --help"
+	local commands="status tunnels targets connections top show why limits limit charge credit reset kill drain reload log-level"
+	local options="--socket --json --tunnel --source --state --sort --limit --every --rounds --direction --version --help"
 	local socket=() i choice
 
 	for ((i = 1; i < COMP_CWORD; i++)); do
@@ -20,6 +20,10 @@ _penstockctl() {
 	drain | --tunnel)
 		choice=$(penstockctl "${socket[@]}" --json tunnels 2>/dev/null | sed -n 's/^ *"name": "\(.*\)".*/\1/p')
 		;;
+	limits | limit | charge | credit | reset)
+		choice=$(penstockctl "${socket[@]}" --json limits 2>/dev/null | sed -n 's/^ *"name": "\(.*\)".*/\1/p' | sort -u)
+		;;
+	--direction) choice="up down" ;;
 	show | why | kill)
 		choice=$(penstockctl "${socket[@]}" --json connections 2>/dev/null | sed -n 's/^ *"id": \([0-9]*\).*/\1/p')
 		;;

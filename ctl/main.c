@@ -2,6 +2,7 @@
  * penstockctl: sees and steers a running penstockd through its admin service.
  */
 #include "client.h"
+#include "limits.h"
 #include "top.h"
 #include "view.h"
 
@@ -16,6 +17,7 @@ struct options {
 	double seconds;
 	unsigned int rounds;
 	struct view_filter filter;
+	const char *direction; /* NULL = both */
 };
 
 static const char usage[] =
@@ -32,6 +34,13 @@ static const char usage[] =
 	"COUNT]\n"
 	"  show ID                 everything of one connection\n"
 	"  why [ID]                what holds a connection up; without ID: those held up most\n"
+	"  limits [NAME]           the tree of limits: rates, levels, who waits\n"
+	"  limit NAME WORD=AMOUNT  new values: rate=20MB/s, up=, down=, burst=; until the next "
+	"reload;\n"
+	"                          NAME@KEY is one node of a limit with a per, here and below\n"
+	"  charge NAME AMOUNT      take tokens from it, [--direction up|down]\n"
+	"  credit NAME AMOUNT      give it tokens\n"
+	"  reset NAME              begin its totals anew\n"
 	"  kill ID                 reset a connection\n"
 	"  drain TUNNEL            let nobody in there any more, until the next reload\n"
 	"  reload                  read the configuration anew; waits, and fails if that failed\n"
@@ -102,6 +111,40 @@ confirm(const struct options *options, const char *text)
 }
 
 static void
+run_limits(const struct options *options, char **arguments)
+{
+	limits_view(options->json, arguments[0]);
+}
+
+static void
+run_limit(const struct options *options, char **arguments)
+{
+	limits_tune(arguments[0], arguments + 1);
+	confirm(options, "done; the next reload sets it back");
+}
+
+static void
+run_charge(const struct options *options, char **arguments)
+{
+	limits_adjust("charge", arguments[0], arguments[1], options->direction);
+	confirm(options, "charged");
+}
+
+static void
+run_credit(const struct options *options, char **arguments)
+{
+	limits_adjust("credit", arguments[0], arguments[1], options->direction);
+	confirm(options, "credited");
+}
+
+static void
+run_reset(const struct options *options, char **arguments)
+{
+	limits_reset(arguments[0]);
+	confirm(options, "done");
+}
+
+static void
 run_kill(const struct options *options, char **arguments)
 {
 	char path[64];
@@ -139,17 +182,14 @@ static const struct command {
 	int least, most; /* arguments */
 	void (*run)(const struct options *options, char **arguments);
 } commands[] = {
-	{ "status", 0, 0, run_status },
-	{ "tunnels", 0, 0, run_tunnels },
-	{ "targets", 0, 0, run_targets },
-	{ "connections", 0, 0, run_connections },
-	{ "top", 0, 0, run_top },
-	{ "show", 1, 1, run_show },
-	{ "why", 0, 1, run_why },
-	{ "kill", 1, 1, run_kill },
-	{ "drain", 1, 1, run_drain },
-	{ "reload", 0, 0, run_reload },
-	{ "log-level", 1, 1, run_log_level },
+	{ "status", 0, 0, run_status },   { "tunnels", 0, 0, run_tunnels },
+	{ "targets", 0, 0, run_targets }, { "connections", 0, 0, run_connections },
+	{ "top", 0, 0, run_top },         { "show", 1, 1, run_show },
+	{ "why", 0, 1, run_why },         { "limits", 0, 1, run_limits },
+	{ "limit", 2, 5, run_limit },     { "charge", 2, 2, run_charge },
+	{ "credit", 2, 2, run_credit },   { "reset", 1, 1, run_reset },
+	{ "kill", 1, 1, run_kill },       { "drain", 1, 1, run_drain },
+	{ "reload", 0, 0, run_reload },   { "log-level", 1, 1, run_log_level },
 };
 
 /* --- the command line ----------------------------------------------------------------------------- */
@@ -193,6 +233,7 @@ read_options(int argc, char **argv, struct options *options, const char **socket
 		{ "sort", required_argument, NULL, 'o' },
 		{ "limit", required_argument, NULL, 'l' },
 		{ "every", required_argument, NULL, 'e' },
+		{ "direction", required_argument, NULL, 'd' },
 		{ "rounds", required_argument, NULL, 'r' },
 		{ "version", no_argument, NULL, 'V' },
 		{ "help", no_argument, NULL, 'h' },
@@ -225,6 +266,9 @@ read_options(int argc, char **argv, struct options *options, const char **socket
 			break;
 		case 'e':
 			options->seconds = read_seconds(optarg);
+			break;
+		case 'd':
+			options->direction = optarg;
 			break;
 		case 'r':
 			options->rounds = read_count(optarg);

@@ -119,6 +119,25 @@ def test_numbers_that_are_none(ctl):
     assert "is not open" in asked.run("show", "999", status=1)
 
 
+def test_limits(ctl):
+    asked = ctl(tunnel("a", "internal:echo", limit="each"), 'limit "all" { rate = "8MB/s" }\n',
+                'limit "each" { parent = "all"  per = "source/32"  up = "1MB/s" }\n')
+    with connect(asked.daemon.address("a"), expects=CLIENT_STREAM) as client:
+        transfer(client, client, 20_000)
+        all_, each = rows(asked.run("limits"))
+        assert all_["LIMIT"] == "all" and all_["UP"] == "8.00 MB/s" and all_["TOTAL"] == "20.0 kB"
+        assert each["LIMIT"] == "└ each 127.0.0.1/32" and each["UP"] == "1.00 MB/s" and each["DOWN"] == "-"
+        assert asked.run("limit", "all", "down=20MB/s", "up=2MB/s").startswith("done")
+        assert [one["down"]["rate"] for one in asked.json("limits", "all")["limits"]] == [20_000_000]
+        assert asked.run("charge", "each@127.0.0.1/32", "90MB", "--direction", "up") == "charged\n"
+        assert "debt" in asked.run("limits", "each")
+        assert asked.run("credit", "each@127.0.0.1/32", "900MB") == "credited\n"
+        assert asked.run("reset", "all") == "done\n"
+        assert "say which" in asked.run("charge", "each", "1MB", status=1)
+        assert "is no new value" in asked.run("limit", "each", "5MB/s", status=1)
+        assert "there is no limit" in asked.run("limit", "nobody", "rate=1MB/s", status=1)
+
+
 def test_top_on_a_terminal(ctl):
     asked = ctl(tunnel("a", "internal:echo"))
     with connect(asked.daemon.address("a"), expects=CLIENT_STREAM) as client:
