@@ -246,3 +246,15 @@ generation_find(const struct generation *generation, const char *name)
 			return generation->tunnels[i];
 	return NULL;
 }
+
+const struct tunnel_conf *
+generation_counted(const struct generation *generation, size_t index)
+{
+	if (index < generation->tunnel_count)
+		return generation->tunnels[index];
+	index -= generation->tunnel_count;
+	for (size_t i = 0; i < generation->front_count; i++)
+		if (generation->fronts[i]->group->count > 1 && !index--)
+			return generation->fronts[i];
+	return NULL;
+}

@@ -82,6 +82,9 @@ struct limit_conf *generation_add_limit(struct generation *generation, const cha
 /* The limit of that name, or NULL. O(limits). */
 struct limit_conf *generation_find_limit(const struct generation *generation, const char *name);
 
+/* What has counters of its own: each tunnel, and behind them each front of several. NULL = no more. */
+const struct tunnel_conf *generation_counted(const struct generation *generation, size_t index);
+
 /* The tunnel of that name, or NULL. O(tunnels). */
 struct tunnel_conf *generation_find(const struct generation *generation, const char *name);
 

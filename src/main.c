@@ -449,8 +449,7 @@ describe(void *context, struct admin_status *out)
 	for (size_t i = 0; out->listeners && i < listeners->count; i++) {
 		struct admin_listener *listener = &out->listeners[out->listener_count++];
 		char text[SOCKET_ADDRESS_TEXT];
-		snprintf(listener->tunnel, sizeof(listener->tunnel), "%s",
-			 listeners->at[i]->conf->name);
+		listener->conf = listeners->at[i]->conf;
 		snprintf(listener->address, sizeof(listener->address), "%s",
 			 listener_text(listeners->at[i], text));
 	}

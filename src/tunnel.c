@@ -1449,9 +1449,9 @@ tunnel_rank(struct connection *connection, enum connection_order order, uint64_t
 	case ORDER_BYTES:
 		return pump->flow[FLOW_UP].bytes + pump->flow[FLOW_DOWN].bytes;
 	case ORDER_AGE:
-		return now_ns - connection->opened_ns;
+		return UINT64_MAX - connection->opened_ns;
 	case ORDER_IDLE:
-		return now_ns - connection->moved_ns;
+		return UINT64_MAX - connection->moved_ns;
 	case ORDER_WAIT:
 		window = look(connection, now_ns);
 		return kept_waiting_ns(&window);

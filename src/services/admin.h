@@ -20,6 +20,7 @@ struct generation;
 struct limits;
 struct mailbox;
 struct pulse;
+struct tunnel_conf;
 
 /* Somebody waits for the end of a reload. */
 struct admin_wish {
@@ -30,7 +31,8 @@ struct admin_wish {
 
 /* Where a tunnel listens in fact. */
 struct admin_listener {
-	char tunnel[65];
+	const struct tunnel_conf
+		*conf; /* of the generation in admin_status; a front's, if it has one */
 	char address[128];
 };
 

@@ -208,19 +208,36 @@ texts_of(const struct text_list *list)
 	return texts;
 }
 
+static bool
+listens_for(const struct tunnel_conf *listening, const struct tunnel_conf *conf)
+{
+	const struct tunnel_group *group = listening->group;
+	for (size_t i = 0; group && i < group->count; i++)
+		if (group->tunnels[i] == conf)
+			return true;
+	return listening == conf;
+}
+
 /* Where it listens in fact, internal names too. */
 static json_t *
 listeners_of(const struct admin_status *status, const struct tunnel_conf *conf)
 {
 	json_t *texts = json_array();
 	for (size_t i = 0; i < status->listener_count; i++)
-		if (!strcmp(status->listeners[i].tunnel, conf->name))
+		if (listens_for(status->listeners[i].conf, conf))
 			json_array_append_new(texts,
 					      admin_survey_text(status->listeners[i].address));
 	for (size_t i = 0; i < conf->listen.count; i++)
 		if (conf->listen.at[i].kind == ADDRESS_INTERNAL)
 			json_array_append_new(texts, admin_survey_text(conf->listen.at[i].text));
 	return texts;
+}
+
+/* Stands before several tunnels, and chooses between them. */
+static bool
+is_front(const struct tunnel_conf *conf)
+{
+	return conf->group && !conf->connect.count;
 }
 
 static json_t *
@@ -239,15 +256,15 @@ tunnel_of(const struct admin_status *status, const struct tunnel_conf *conf)
 				  (json_int_t)sum.bytes[SIDE_NEAR][FLOW_DOWN], "far_up",
 				  (json_int_t)sum.bytes[SIDE_FAR][FLOW_UP], "far_down",
 				  (json_int_t)sum.bytes[SIDE_FAR][FLOW_DOWN]);
-	return json_pack("{s:s, s:o, s:o, s:s, s:o, s:o, s:I, s:I, s:b, s:I, s:o, s:o, s:o, s:o}",
-			 "name", conf->name, "listen", listeners_of(status, conf), "connect",
-			 addresses_of(&conf->connect), "balance", balances[conf->balance],
-			 "accept_filters", texts_of(&conf->accept_filters), "connect_filters",
-			 texts_of(&conf->connect_filters), "open", (json_int_t)live->open,
-			 "max_connections", (json_int_t)conf->max_connections, "drained",
-			 (int)live->drained, "admitted", (json_int_t)live->admitted, "states",
-			 states_of(&sum), "refused", refusals_of(live), "ended", ends_of(&sum),
-			 "bytes", bytes);
+	return json_pack(
+		"{s:s, s:b, s:o, s:o, s:s, s:o, s:o, s:I, s:I, s:b, s:I, s:o, s:o, s:o, s:o}",
+		"name", conf->name, "is_front", is_front(conf), "listen",
+		listeners_of(status, conf), "connect", addresses_of(&conf->connect), "balance",
+		balances[conf->balance], "accept_filters", texts_of(&conf->accept_filters),
+		"connect_filters", texts_of(&conf->connect_filters), "open", (json_int_t)live->open,
+		"max_connections", (json_int_t)conf->max_connections, "drained", (int)live->drained,
+		"admitted", (json_int_t)live->admitted, "states", states_of(&sum), "refused",
+		refusals_of(live), "ended", ends_of(&sum), "bytes", bytes);
 }
 
 static enum answer_step
@@ -260,17 +277,16 @@ write_tunnels(struct inquiry *inquiry, struct evbuffer *page)
 	if (inquiry->status != 200)
 		return ANSWER_DONE;
 	const struct generation *generation = state->survey.status.generation;
-	size_t count = generation ? generation->tunnel_count : 0;
+	const struct tunnel_conf *conf;
 	if (!state->tunnel)
-		evbuffer_add_printf(page, "{\"tunnels\":[\n");
-	while (state->tunnel < count) {
-		const struct tunnel_conf *conf = generation->tunnels[state->tunnel++];
-		admin_survey_print(inquiry, page, tunnel_of(&state->survey.status, conf),
-				   state->tunnel < count ? ",\n" : "\n");
+		evbuffer_add_printf(page, "{\"tunnels\":[");
+	while (generation && (conf = generation_counted(generation, state->tunnel))) {
+		evbuffer_add_printf(page, state->tunnel++ ? ",\n" : "\n");
+		admin_survey_print(inquiry, page, tunnel_of(&state->survey.status, conf), "");
 		if (evbuffer_get_length(page) >= ANSWER_PAGE_BYTES)
 			return ANSWER_MORE;
 	}
-	evbuffer_add_printf(page, "]}\n");
+	evbuffer_add_printf(page, "\n]}\n");
 	return ANSWER_DONE;
 }
 

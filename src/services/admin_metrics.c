@@ -360,8 +360,9 @@ write_tunnels(struct metrics *metrics, const struct generation *generation, stru
 		const struct metric *metric = &by_tunnel[metrics->metric];
 		if (!metrics->tunnel)
 			head(page, metric->name, metric->type, metric->help);
-		while (metrics->tunnel < generation->tunnel_count) {
-			const struct tunnel_conf *conf = generation->tunnels[metrics->tunnel++];
+		const struct tunnel_conf *conf;
+		while ((conf = generation_counted(generation, metrics->tunnel))) {
+			metrics->tunnel++;
 			metric->write(page, conf, escape(conf->name, tunnel));
 			if (evbuffer_get_length(page) >= ANSWER_PAGE_BYTES)
 				return true;

@@ -156,7 +156,8 @@ test_judged_later(void **state)
 	assert_int_equal(why.kind, FAILURE_ADMISSION);
 	assert_int_equal(conf.live->open, 3);
 	assert_int_equal(conf.live->admitted, 1);
-	assert_int_equal(conf.live->refused, 2);
+	assert_int_equal(conf.live->refused[REFUSAL_TUNNEL_FULL], 1);
+	assert_int_equal(conf.live->refused[REFUSAL_SOURCE_FULL], 1);
 	admission_leave(&conf, NULL);
 	admission_leave(&conf, &source);
 	assert_int_equal(admission_judge(&conf, &source, BEGIN_NS, &why), 0);
