@@ -32,7 +32,7 @@ endif
 WARNINGS := -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wstrict-prototypes \
 	-Wmissing-prototypes -Wvla -Wformat=2 -Wundef -Wwrite-strings $(if $(WERROR),-Werror)
 # For names in quotes only: <limits.h> is not ours.
-CPPFLAGS := -D_GNU_SOURCE -DPENSTOCK_VERSION='"$(VERSION)"' -iquote src $(lib_cflags)
+CPPFLAGS := -D_GNU_SOURCE -DPENSTOCK_VERSION='"$(VERSION)"' -idirafter src $(lib_cflags)
 CFLAGS   := -std=c11 -pthread -fPIE $(WARNINGS)
 LDFLAGS  := -pthread -pie -Wl,--as-needed,-z,relro,-z,now
 LDLIBS   := $(lib_libs)
