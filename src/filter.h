@@ -17,7 +17,8 @@
  *     source. Both are stepped once at open.
  *  5. What waits inside to be given in a flow, taken by it or made for it by the other flow
  *     (handshake, alert, KeyUpdate, ticket), is at most FILTER_KEPT_BYTES; full means that who
- *     would add rests.
+ *     would add rests. What a codec needs to work (window, tables, one block that its format does
+ *     not divide) is of fixed size, stated in the manual, and not counted here.
  *  6. End of stream is explicit. A flow whose source has ended (FILTER_FINISHED) delivers all, its
  *     own trailer included, then returns FILTER_END, once; a flow whose protocol has an end mark
  *     may do so at the mark already. An end before the mark is FAILURE_TRUNCATED, never
