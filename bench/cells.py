@@ -171,6 +171,7 @@ def measure_idle(bench, proxy, **more):
             holder = _start_load(bench, "hold", proxy.ports["echo"],
                                  connections=bench.size.idle_connections, **options)
             _wait_word(holder, "ready")
+            time.sleep(12)  # until they are idle: penstockd keeps an account of the last ten seconds
             settle(proxy.pids())
             result[name] = (proxy.anonymous_kib() - before) / bench.size.idle_connections
             _finish_load(bench, holder)

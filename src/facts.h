@@ -10,13 +10,19 @@
 
 #include <stdbool.h>
 
-/* Texts are owned; NULL = not known. */
+/* Texts are owned; NULL = not known. Each connection has one of these: flags stand together. */
 struct facts {
 	struct socket_address client;   /* the original client */
 	struct socket_address accepted; /* the address it connected to */
-	bool client_is_told;            /* by a header, and not by the socket; `accepted` too */
 	struct socket_address
 		peer; /* who connected to the socket, always seen: what trust looks at */
+
+	bool client_is_told;  /* by a header, and not by the socket; `accepted` too */
+	bool begins_with_tls; /* a look at the first bytes found a ClientHello: see `sni` */
+	bool tls_is_told;     /* a PROXY header tells of TLS between the client and its sender */
+	bool certificate_is_told; /* the sender says it has verified one */
+	bool tls_is_of_relay; /* what was seen of TLS, below, and the SNI are the relay's that sent the
+				 header, not the client's: the header came inside of that TLS */
 
 	/* Where the far side goes, as configured and without its port: what a far filter asks for and
 	 * verifies. Borrowed, valid while the far stack is opened; "" = not known. */
@@ -31,16 +37,9 @@ struct facts {
 	/* Told. */
 	char *sni;          /* the server's name that TLS asks for */
 	char *alpn_offered; /* "h2,http/1.1": what TLS offers, if a look at the first bytes found any */
-	bool begins_with_tls; /* that look found a ClientHello; `sni` is what it asks for */
-	char *authority;      /* the same, from a PROXY header */
-	char *unique_id;      /* from a PROXY header; printable */
-
-	/* What a PROXY header tells of the TLS between the client and the relay that sent it. */
-	bool tls_is_told;
-	bool certificate_is_told; /* the relay says it has verified one */
-	char *told_alpn, *told_tls_version, *told_tls_cipher, *told_common_name;
-	bool tls_is_of_relay; /* what was seen of TLS, above, and the SNI are the relay's that sent the
-				 header, not the client's: the header came inside of that TLS */
+	char *authority; /* the same as sni, from a PROXY header */
+	char *unique_id; /* from a PROXY header; printable */
+	char *told_alpn, *told_tls_version, *told_tls_cipher, *told_common_name; /* tls_is_told */
 };
 
 /* Puts a copy of the first `length` bytes of `text`, up to a zero byte, into one of the texts above, in

@@ -56,11 +56,11 @@ struct pump {
 		turn; /* queued while a flow that no event would wake waits for the worker's turn */
 	uint64_t clock_ns; /* up to when the waits are accounted */
 	size_t kept_bytes; /* what its filters have made, for as long as it waits; in the loop's, too */
-	bool may_splice;
+	size_t owed_bytes; /* read under a front; charged to the limit that it then has, before all else */
 	/* While it is under a front: what its flows wait for, WAIT_CHOICE or WAIT_HANDSHAKE; else 0. */
 	uint8_t front;
-	size_t owed_bytes; /* read meanwhile; charged to the limit that it then has, before all else */
-	bool moved;        /* whether the last run moved a byte */
+	bool may_splice;
+	bool moved;          /* whether the last run moved a byte */
 	uint8_t broken_side; /* valid after PUMP_BROKEN */
 	bool filter_failed;  /* the same: not the endpoint but a filter of that side broke */
 };

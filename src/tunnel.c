@@ -26,6 +26,11 @@
 #define FLUSH_NS      (1 * NS_PER_S)
 #define FLUSH_LOOK_NS (10 * NS_PER_MS)
 
+/* A slot is closed when it is this long; so many at a beat. */
+#define SLOT_NS    (950 * NS_PER_MS)
+#define BEAT_MOST  1024
+#define DORMANT_NS (11 * NS_PER_S)
+
 /* What connection_end is to reset at once; else a side, which is gone already. */
 enum { RESET_BOTH = -1, RESET_NEITHER = -2 };
 
@@ -47,7 +52,6 @@ struct connection {
 	struct dialling *dialling;
 	struct tunnel_limits *limits; /* NULL = none */
 	struct event timer;
-	struct task end; /* frees it */
 
 	uint64_t id;
 	uint64_t opened_ns, moved_ns;  /* moved_ns: when the last byte moved */
@@ -165,7 +169,7 @@ static void
 on_end(struct task *task)
 {
 	struct connection *connection =
-		(struct connection *)((char *)task - offsetof(struct connection, end));
+		(struct connection *)((char *)task - offsetof(struct connection, pump.turn));
 	count_state(connection, -1);
 	facts_release(&connection->facts);
 	counted_release(connection->conf->generation);
@@ -207,11 +211,14 @@ note_active(struct connection *connection)
 	struct pump *pump = &connection->pump;
 	if (connection->active_link)
 		return;
-	connection->recent = calloc(1, sizeof(*connection->recent));
-	if (!connection->recent)
-		return; /* the next time, then */
 	pump_account(pump, clock_now_ns());
-	recent_begin(connection->recent, pump, connection->opened_ns, false);
+	/* One that is younger than a slot gets what is kept of it at the next beat, if it lives so long. */
+	if (pump->clock_ns - connection->opened_ns >= SLOT_NS) {
+		connection->recent = slab_take(&connection->home->recents);
+		if (!connection->recent)
+			return; /* the next time, then */
+		recent_begin(connection->recent, pump, connection->opened_ns, false);
+	}
 	connection->looked_ns = pump->clock_ns;
 	join_active(connection);
 }
@@ -233,13 +240,14 @@ release(struct connection *connection)
 	if (connection->next)
 		connection->next->link = connection->link;
 	leave_active(connection);
-	free(connection->recent);
+	slab_give(&home->recents, connection->recent);
 	connection->recent = NULL;
 	for (struct walk *walk = home->walks; walk; walk = walk->other)
 		if (walk->next == connection)
 			walk->next = connection->next;
 	home->loop->busy_ns = 0;
-	loop_run_later(home->loop, &connection->end);
+	connection->pump.turn.run = on_end; /* no run of the pump is to come any more */
+	loop_run_later(home->loop, &connection->pump.turn);
 	count_down(home);
 }
 
@@ -1098,7 +1106,6 @@ connection_new(struct connections *home, const struct tunnel_conf *conf, const s
 	connection->source = facts->client;
 	pump_open(&connection->pump, home->loop, first_wait(conf), connection->opened_ns);
 	connection->pump.turn.run = on_turn;
-	connection->end.run = on_end;
 	evtimer_assign(&connection->timer, home->loop->base, on_timer, connection);
 	connection->next = home->first;
 	connection->link = &home->first;
@@ -1217,11 +1224,6 @@ end_old_walks(struct connections *connections, uint64_t now_ns)
 	}
 }
 
-/* A slot is closed when it is this long; so many at a beat. */
-#define SLOT_NS    (950 * NS_PER_MS)
-#define BEAT_MOST  1024
-#define DORMANT_NS (11 * NS_PER_S)
-
 /* Closes a slot of an active connection, which then is the last in line, or none of them any more. */
 static void
 look_at_active(struct connection *connection, uint64_t now_ns)
@@ -1232,13 +1234,13 @@ look_at_active(struct connection *connection, uint64_t now_ns)
 
 	leave_active(connection);
 	if (rests) {
-		free(connection->recent);
+		slab_give(&connection->home->recents, connection->recent);
 		connection->recent = NULL;
 		return;
 	}
 	pump_account(pump, now_ns);
 	if (!connection->recent) {
-		connection->recent = calloc(1, sizeof(*connection->recent));
+		connection->recent = slab_take(&connection->home->recents);
 		if (connection->recent)
 			recent_begin(connection->recent, pump, connection->opened_ns, true);
 	}

@@ -9,6 +9,7 @@
 #include "limits.h"
 #include "loop.h"
 #include "pump.h"
+#include "slab.h"
 #include "tunnel_conf.h"
 
 #include <stdatomic.h>
@@ -30,6 +31,7 @@ struct connections {
 	struct connection *first;
 	struct connection *active,
 		**active_end; /* those that moved lately; the one looked at last comes last */
+	struct slab recents;  /* what is kept of those */
 	struct walk *walks;
 	uint64_t walks_begun;
 	uint64_t complained_ns; /* when lack of descriptors was last a line */

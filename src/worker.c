@@ -7,6 +7,7 @@
 #include "log.h"
 #include "mailbox.h"
 #include "pulse.h"
+#include "recent.h"
 #include "tunnel.h"
 
 #include <errno.h>
@@ -407,6 +408,7 @@ open_worker(struct crew *crew, unsigned int index, struct failure *why)
 	worker->door.worker = index;
 	worker->door.place = on_place;
 	worker->connections.loop = &worker->loop;
+	worker->connections.recents.object_bytes = sizeof(struct recent);
 	worker->connections.resolver = crew->options.resolver;
 	worker->connections.worker = index;
 	worker->connections.limits = &worker->limits;
