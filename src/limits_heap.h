@@ -16,7 +16,8 @@ struct limits_heap_entry {
 struct limits_heap {
 	struct limits_heap_entry *at; /* owned, or `one` */
 	uint32_t count, room;
-	struct limits_heap_entry one; /* room for one object costs no memory of its own, nor a look there */
+	struct limits_heap_entry
+		one; /* room for one object costs no memory of its own, nor a look there */
 };
 
 /* Makes room for so many objects in all, or gives back room for many more. -1 without memory. */
