@@ -49,7 +49,7 @@ define variant
 $(1)/obj/%.o: %.c Makefile
 	@mkdir -p $$(@D)
 	$$(call say,CC)
-	$$(Q)$(2) $$(CPPFLAGS) $$(CFLAGS) $(3) -MMD -MP -c $$< -o $$@
+	$$(Q)$(2) $$(CPPFLAGS) $$(CFLAGS) $(3) -MD -MP -c $$< -o $$@
 
 $(1)/libpenstock.a: $$(library:%.c=$(1)/obj/%.o)
 	$$(call say,AR)

@@ -141,7 +141,7 @@ limits_worker_close(struct limits_worker *worker)
  * be told of it. */
 static size_t
 deliver(struct limit_link *granted, const struct limits_worker *self,
-	struct limits_worker *told[WORK])
+	struct limits_worker *told[WORK], uint64_t now_ns)
 {
 	size_t count = 0;
 
@@ -150,6 +150,8 @@ deliver(struct limit_link *granted, const struct limits_worker *self,
 			LIMITS_OBJECT(granted->next, struct limit_flow, child.link);
 		struct limits_worker *worker = flow->worker;
 		limits_tree_unlink(&flow->child.link);
+		if (worker->mail.next == &worker->mail)
+			worker->mailed_ns = now_ns;
 		limits_tree_append(&worker->mail, &flow->child.link);
 		flow->mailed = true;
 		if (worker == self || worker->signalled)
@@ -198,6 +200,19 @@ arm(struct limits *limits, struct limits_worker *worker, uint64_t now_ns)
 	atomic_store_explicit(&limits->armed_ns, due_ns, memory_order_relaxed);
 }
 
+/* How late the worker comes to what is due, or to what it was granted. */
+static uint64_t
+late_ns(const struct limits_worker *worker, uint64_t now_ns)
+{
+	uint64_t due_ns = limits_queue_next_ns(&worker->limits->queue), late = 0;
+
+	if (due_ns && due_ns < now_ns)
+		late = now_ns - due_ns;
+	if (worker->mail.next != &worker->mail && worker->mailed_ns < now_ns)
+		late = limits_bucket_most(late, now_ns - worker->mailed_ns);
+	return late;
+}
+
 void
 limits_run(struct limits_worker *worker, uint64_t now_ns)
 {
@@ -209,10 +224,11 @@ limits_run(struct limits_worker *worker, uint64_t now_ns)
 
 	limits_tree_list(&granted);
 	lock(limits);
+	limits_queue_note_late(&limits->queue, late_ns(worker, now_ns));
 	while (frees-- && (idle = limits_queue_due(&limits->queue, now_ns)))
 		limits_nodes_expire(idle, now_ns);
 	limits_queue_serve(&limits->queue, limits->work, now_ns, &granted);
-	size_t count = deliver(&granted, worker, told);
+	size_t count = deliver(&granted, worker, told, now_ns);
 	take_mail(worker);
 	arm(limits, worker, now_ns);
 	unlock(limits);

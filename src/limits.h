@@ -101,6 +101,7 @@ struct limits_worker {
 	struct limits_worker *next;
 	struct limit_link mail; /* under the lock: flows granted to since its last run */
 	struct limit_link mine; /* flows not yet returned by limits_next */
+	uint64_t mailed_ns;     /* when the oldest of them was granted */
 	bool signalled;         /* and has not run since */
 };
 

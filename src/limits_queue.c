@@ -7,11 +7,14 @@
 /* What a newcomer may claim of the past: enough for a handshake to be served at once. */
 #define ALLOWANCE_BYTES 8192
 
-/* A flow gets what its share brings in 25 ms, but no more than 64 KiB, unless 4 ms bring more: one grant
- * is all it gets for each wake-up, whatever arrives meanwhile goes to others. */
+/* A flow gets what its share brings in 25 ms, but no more than 64 KiB, unless a wake-up brings more: one
+ * grant is all it gets for each wake-up, whatever arrives meanwhile goes to others. Wake-ups are taken to be
+ * 4 ms apart, or more if they have lately been late: twice as late, down to 10 a second. */
 #define SHARE_PER_QUANTUM 40 /* 1 s / 25 ms */
 #define QUANTUM_BYTES     65536
-#define SHARE_PER_WAKE_UP 250 /* 1 s / 4 ms */
+#define WAKE_UP_NS        (4 * UINT64_C(1000000))
+#define WAKE_UP_MOST_NS   (100 * UINT64_C(1000000))
+#define LATE_FORGOTTEN    64 /* a part of it at each wake-up */
 #define STALE_NS          (100 * UINT64_C(1000000))
 #define VIRTUAL_SHIFT     20
 #define PACE_UNLIMITED    LIMITS_RATE_MOST
@@ -66,18 +69,26 @@ bytes_until(const struct limit_child *child, uint64_t v)
 	return behind > 0 ? ((uint64_t)behind >> VIRTUAL_SHIFT) * child->weight : 0;
 }
 
+/* In a second. */
+static uint64_t
+wake_ups(const struct limits_queue *queue)
+{
+	return queue->wake_ups ? queue->wake_ups : LIMITS_BILLION / WAKE_UP_NS;
+}
+
 /* What a child's share of the parent's pace brings between two wake-ups. */
 static uint64_t
-share_of_wake_up(const struct limit_bucket *parent, const struct limit_child *child)
+share_of_wake_up(const struct limits_queue *queue, const struct limit_bucket *parent,
+		 const struct limit_child *child)
 {
 	uint64_t weights = most(1, parent->ready_weight);
-	return parent->pace / SHARE_PER_WAKE_UP * child->weight / weights;
+	return parent->pace / wake_ups(queue) * child->weight / weights;
 }
 
 /* A child comes to the queue: bounds what it may claim of the time it was not there. Without that, one
  * that is back quickly each time falls ever further behind and shuts the others out. */
 static void
-lift(const struct limit_bucket *parent, struct limit_child *child)
+lift(const struct limits_queue *queue, const struct limit_bucket *parent, struct limit_child *child)
 {
 	if (!child->seen) {
 		child->v = parent->v - cost(child, ALLOWANCE_BYTES);
@@ -88,18 +99,19 @@ lift(const struct limit_bucket *parent, struct limit_child *child)
 	if (ahead > AHEAD_MOST) {
 		child->v = parent->v;
 	} else if (ahead < 0) {
-		uint64_t claim = most(ALLOWANCE_BYTES, share_of_wake_up(parent, child));
+		uint64_t claim = most(ALLOWANCE_BYTES, share_of_wake_up(queue, parent, child));
 		child->v = later(child->v, parent->v - cost(child, claim));
 	}
 }
 
 static uint64_t
-quantum_of(uint64_t pace, uint64_t fixed)
+quantum_of(const struct limits_queue *queue, uint64_t pace, uint64_t fixed)
 {
 	if (fixed)
 		return fixed;
-	uint64_t cap = most(QUANTUM_BYTES, pace / SHARE_PER_WAKE_UP);
-	return most(SEGMENT, least(pace / SHARE_PER_QUANTUM, cap));
+	uint64_t times = wake_ups(queue);
+	uint64_t cap = most(QUANTUM_BYTES, pace / times);
+	return most(SEGMENT, least(pace / least(SHARE_PER_QUANTUM, times), cap));
 }
 
 /* What is worth a grant: never a sliver, and never the wait for the last byte. */
@@ -112,9 +124,10 @@ enough(uint64_t want)
 /* --- the queues --------------------------------------------------------------------------------- */
 
 static void
-queue_at(struct limit_bucket *parent, struct limit_child *child, uint64_t now_ns)
+queue_at(const struct limits_queue *queue, struct limit_bucket *parent, struct limit_child *child,
+	 uint64_t now_ns)
 {
-	lift(parent, child);
+	lift(queue, parent, child);
 	child->since_ns = now_ns;
 	limits_heap_push(&parent->ready, child->v, &child->slot);
 	limits_tree_append(&parent->waiting, &child->link);
@@ -132,12 +145,12 @@ requeue(struct limit_bucket *parent, struct limit_child *child, uint64_t now_ns)
 
 /* The child can be served: queues it, and with it every bucket above that can be served through it. */
 static void
-enter(struct limit_child *child, uint64_t now_ns)
+enter(const struct limits_queue *queue, struct limit_child *child, uint64_t now_ns)
 {
 	struct limit_bucket *parent;
 
 	for (; (parent = child->parent) && !child->slot; child = &parent->child) {
-		queue_at(parent, child, now_ns);
+		queue_at(queue, parent, child, now_ns);
 		if (parent->blocked)
 			return;
 	}
@@ -281,7 +294,7 @@ charge(const struct limits_queue *queue, struct limit_flow *flow, uint64_t bytes
 
 	for (; (parent = child->parent) && parent != flow->cut; child = &parent->child) {
 		if (!child->slot)
-			lift(parent, child);
+			lift(queue, parent, child);
 		parent->v = later(parent->v, child->v);
 		child->v += cost(child, bytes);
 		if (child->slot && !child->is_flow)
@@ -309,7 +322,7 @@ limits_queue_take(struct limits_queue *queue, struct limit_flow *flow, uint64_t 
 		  uint64_t now_ns)
 {
 	struct path path = look_up(flow, now_ns);
-	uint64_t quantum = least(quantum_of(path.rate, path.quantum), path.half);
+	uint64_t quantum = least(quantum_of(queue, path.rate, path.quantum), path.half);
 	uint64_t fair = least(want, most(SEGMENT, quantum));
 	uint64_t need = enough(fair);
 	uint64_t bytes = least(fair, path.tokens);
@@ -320,7 +333,7 @@ limits_queue_take(struct limits_queue *queue, struct limit_flow *flow, uint64_t 
 	}
 	flow->want = want;
 	count_waiting(flow, true);
-	enter(&flow->child, now_ns);
+	enter(queue, &flow->child, now_ns);
 	if (!path.is_held)
 		block_short(queue, flow, need, fair);
 	return 0;
@@ -399,7 +412,7 @@ cut_old_lead(struct limit_bucket *bucket, uint64_t now_ns)
 /* Goes down to the flow that is next, estimating its share on the way: before any look at tokens, since
  * whether a bucket is short depends on what the chosen flow needs. */
 static struct turn
-choose(struct limit_bucket *root, uint64_t now_ns)
+choose(const struct limits_queue *queue, struct limit_bucket *root, uint64_t now_ns)
 {
 	struct turn turn = { .pace = root->rate ? root->rate : PACE_UNLIMITED };
 	struct limit_bucket *bucket = root;
@@ -418,7 +431,7 @@ choose(struct limit_bucket *root, uint64_t now_ns)
 		if (!bucket->rate)
 			continue;
 		turn.pace = least(turn.pace, bucket->rate);
-		turn.behind = least(turn.behind, bucket->rate / SHARE_PER_WAKE_UP);
+		turn.behind = least(turn.behind, bucket->rate / wake_ups(queue));
 	}
 }
 
@@ -426,9 +439,9 @@ choose(struct limit_bucket *root, uint64_t now_ns)
 static struct limit_flow *
 serve_next(struct limits_queue *queue, struct limit_bucket *root, uint64_t now_ns)
 {
-	struct turn turn = choose(root, now_ns);
+	struct turn turn = choose(queue, root, now_ns);
 	struct path path = look_up(turn.flow, now_ns);
-	uint64_t quantum = quantum_of(turn.pace, path.quantum);
+	uint64_t quantum = quantum_of(queue, turn.pace, path.quantum);
 	quantum += least(turn.behind, quantum);
 	quantum = most(SEGMENT, least(quantum, path.half));
 	uint64_t fair = least(turn.flow->want, quantum);
@@ -477,10 +490,20 @@ limits_queue_due(struct limits_queue *queue, uint64_t now_ns)
 		bucket->blocked = false;
 		if (!bucket->ready.count)
 			continue;
-		enter(&bucket->child, now_ns);
+		enter(queue, &bucket->child, now_ns);
 		put_root_on_todo(queue, bucket);
 	}
 	return NULL;
+}
+
+void
+limits_queue_note_late(struct limits_queue *queue, uint64_t late_ns)
+{
+	uint64_t before_ns = queue->late_ns - queue->late_ns / LATE_FORGOTTEN;
+
+	queue->late_ns = least(most(late_ns, before_ns), WAKE_UP_MOST_NS);
+	uint64_t apart_ns = least(most(2 * queue->late_ns, WAKE_UP_NS), WAKE_UP_MOST_NS);
+	queue->wake_ups = LIMITS_BILLION / apart_ns;
 }
 
 uint64_t
@@ -544,7 +567,7 @@ limits_queue_hang(struct limits_queue *queue, struct limit_child *child,
 		child->v = parent->v;
 	}
 	if (!child->is_flow && !bucket_of(child)->blocked && bucket_of(child)->ready.count) {
-		enter(child, now_ns);
+		enter(queue, child, now_ns);
 		put_root_on_todo(queue, bucket_of(child));
 	}
 	return 0;

@@ -43,6 +43,9 @@ struct limit_bucket *limits_queue_due(struct limits_queue *queue, uint64_t now_n
 void limits_queue_serve(struct limits_queue *queue, unsigned int work, uint64_t now_ns,
 			struct limit_link *granted);
 
+/* Something was done so much later than it was due: for a while larger grants make up for that. */
+void limits_queue_note_late(struct limits_queue *queue, uint64_t late_ns);
+
 /* When something is to be done next: 0 = at once, LIMITS_NEVER. */
 uint64_t limits_queue_next_ns(const struct limits_queue *queue);
 

@@ -80,7 +80,9 @@ struct limit {
 struct limits_queue {
 	struct limits_heap timers;        /* by ns */
 	struct limit_bucket *todo, *last; /* roots with something ready */
-	uint32_t moves;                   /* of buckets with flows below them, to another parent */
+	uint64_t late_ns;                 /* how late it was lately at worst; decays */
+	uint64_t wake_ups; /* in a second, as far as can be relied on; 0 = as usual */
+	uint32_t moves;    /* of buckets with flows below them, to another parent */
 };
 
 /* All nodes by limit, parent and key: linear hashing, a row is split with each node that comes. */

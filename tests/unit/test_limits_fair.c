@@ -268,6 +268,25 @@ a_client_with_a_hundred_gets_what_one_gets(void **state)
 	}
 }
 
+/* A machine with too much to do: timers come tens of milliseconds late. */
+static void
+shares_hold_where_all_is_late(void **state)
+{
+	(void)state;
+	for (uint64_t late_ns = 10 * MS; late_ns <= 40 * MS; late_ns *= 2) {
+		world.late_ns = late_ns;
+		struct limit *top = world_limit(&world, NULL, 20 * MB, 5 * MB, 1);
+		struct mover *one = crowd(world_limit(&world, top, 0, 0, 1), 1);
+		struct mover *many = crowd(world_limit(&world, top, 0, 0, 1), 100);
+		run_for(S);
+		uint64_t many_before = moved_by(many, 100);
+		double alone = (double)moved_in(one, 1, 5 * S);
+		double together = (double)(moved_by(many, 100) - many_before);
+		assert_near(alone / together, 1, 0.03);
+		again();
+	}
+}
+
 static void
 weights_come_out(void **state)
 {
@@ -594,6 +613,7 @@ main(void)
 		CASE(small_bursts_of_four_milliseconds_keep_the_rate),
 		CASE(equals_get_the_same),
 		CASE(a_client_with_a_hundred_gets_what_one_gets),
+		CASE(shares_hold_where_all_is_late),
 		CASE(weights_come_out),
 		CASE(who_uses_little_of_each_grant_gets_half_all_the_same),
 		CASE(new_small_flows_gain_nothing_over_the_clients_share),
