@@ -1,0 +1,529 @@
+"""TLS on either side, with openssl, stunnel, curl, nginx and Python's ssl at the other end."""
+
+import contextlib
+import os
+import re
+import socket
+import ssl
+import subprocess
+import threading
+
+import pytest
+
+from certificates import Authority
+from daemon import DEADLINE, check, configuration, section, tunnel, wait_until
+from peers import MIB, EchoTarget, Target
+from programs import Server, free_port, peer, program, run
+
+pytestmark = pytest.mark.sanitize
+
+SECRET = "000102030405060708090a0b0c0d0e0f"
+
+
+class Speaker:
+    """Python's ssl over a socket, each direction by itself, which ssl.SSLSocket cannot."""
+
+    def __init__(self, sock, context, is_server=False, name="server.example", session=None):
+        self.sock = sock
+        self.sock.settimeout(DEADLINE)
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = context.wrap_bio(self._incoming, self._outgoing, is_server, None if is_server else name, session)
+        self._do(self.tls.do_handshake)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.sock.close()
+
+    def _do(self, operation, *arguments):
+        while True:
+            try:
+                return operation(*arguments)
+            except ssl.SSLWantReadError:
+                self._flush()
+                bytes_ = self.sock.recv(65536)
+                if not bytes_:
+                    self._incoming.write_eof()
+                self._incoming.write(bytes_)
+            finally:
+                self._flush()
+
+    def _flush(self):
+        if said := self._outgoing.read():
+            self.sock.sendall(said)
+
+    def send(self, data):
+        self._do(self.tls.write, data)
+
+    def read(self, count):
+        data = b""
+        while len(data) < count:
+            piece = self._do(self.tls.read, count - len(data))
+            if not piece:
+                break
+            data += piece
+        return data
+
+    def read_to_end(self):
+        """Up to close_notify; anything else is an exception."""
+        data = b""
+        with contextlib.suppress(ssl.SSLZeroReturnError):
+            while piece := self._do(self.tls.read, 65536):
+                data += piece
+        return data
+
+    def finish(self):
+        """close_notify, and no more than that."""
+        with contextlib.suppress(ssl.SSLWantReadError):
+            self.tls.unwrap()
+        self._flush()
+
+
+def client_context(authority, certificate=None, version=None):
+    context = ssl.create_default_context(cafile=authority.certificate)
+    if certificate:
+        context.load_cert_chain(*certificate)
+    if version:
+        context.minimum_version = context.maximum_version = version
+    return context
+
+
+def server_context(certificate, version=None):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate)
+    if version:
+        context.minimum_version = context.maximum_version = version
+    return context
+
+
+@pytest.fixture
+def authority(directory):
+    return Authority(directory)
+
+
+@pytest.fixture
+def server(authority):
+    """Certificate and key of server.example."""
+    return authority.issue("server", "server.example", "IP:127.0.0.1")
+
+
+def near(server, name="edge", **rows):
+    return section("tls", name, certificate=server[0], key=server[1], **rows)
+
+
+def far(authority, name="out", **rows):
+    return section("tls", name, ca=authority.certificate, **{"server_name": "server.example", **rows})
+
+
+VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
+
+
+# --- both directions, all sides -----------------------------------------------------------------
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("sides", ["near", "far", "both"])
+def test_bytes_and_ends(start, authority, server, sides, version):
+    """All bytes both ways; each direction ends by itself and the other goes on."""
+    filters = {}
+    if sides != "far":
+        filters["accept_filters"] = ["tls:edge"]
+    if sides != "near":
+        filters["connect_filters"] = ["tls:out"]
+    limits = {"min_version": version, "max_version": version}
+    up, down = os.urandom(3 * MIB), os.urandom(2 * MIB)
+    with Target() as target:
+        daemon = start(configuration(tunnel("t", target.text, **filters), workers=2) +
+                       near(server, **limits) + far(authority, **limits))
+        sock = socket.create_connection(daemon.address("t"))
+        client = Speaker(sock, client_context(authority)) if sides != "far" else Plain(sock)
+        accepted, _ = target.sock.accept()
+        far_end = Speaker(accepted, server_context(server), is_server=True) if sides != "near" else Plain(accepted)
+        with client, far_end:
+            if sides != "far":
+                assert client.tls.version() == f"TLSv{version}"
+            with sending(client, up):
+                assert far_end.read(len(up)) == up
+            client.finish()
+            assert far_end.read_to_end() == b""
+            with sending(far_end, down):
+                assert client.read(len(down)) == down
+            far_end.finish()
+            assert client.read_to_end() == b""
+        daemon.ended("t", reason="ok")
+
+
+class Plain:
+    """A socket that looks like a Speaker."""
+
+    def __init__(self, sock):
+        self.sock = sock
+        sock.settimeout(DEADLINE)
+        self.send, self.finish = sock.sendall, lambda: sock.shutdown(socket.SHUT_WR)
+
+    __enter__, __exit__ = Speaker.__enter__, Speaker.__exit__
+
+    def read(self, count):
+        data = b""
+        while len(data) < count and (piece := self.sock.recv(count - len(data))):
+            data += piece
+        return data
+
+    def read_to_end(self):
+        return self.read(1 << 30)
+
+
+@contextlib.contextmanager
+def sending(end, data):
+    """Sends in another thread: what is sent and what is read here must not wait for one another."""
+    thread = threading.Thread(target=end.send, args=(data,), daemon=True)
+    thread.start()
+    yield
+    thread.join(DEADLINE)
+    assert not thread.is_alive()
+
+
+def test_over_an_internal_name(start, authority, server):
+    """TLS over a pair inside the process."""
+    with EchoTarget() as target:
+        daemon = start(configuration(
+            tunnel("outside", "internal:inside", connect_filters=["tls:out"]),
+            tunnel("inside", target.text, listen="internal:inside", accept_filters=["tls:edge"]), workers=2) +
+            near(server) + far(authority))
+        with Plain(socket.create_connection(daemon.address("outside"))) as client:
+            data = os.urandom(MIB)
+            with sending(client, data):
+                assert client.read(len(data)) == data
+            client.finish()
+            assert client.read_to_end() == b""
+        daemon.ended("outside", reason="ok")
+        daemon.ended("inside", reason="ok")
+
+
+def test_client_that_only_writes(start, authority, server):
+    """2.4 MB and a close without a single read: all of it arrives, as no ticket made the client answer with a reset."""
+    data = os.urandom(2_400_000)
+    with Target() as target:
+        daemon = start(configuration(tunnel("t", target.text, accept_filters=["tls:edge"])) + near(server))
+        client = Speaker(socket.create_connection(daemon.address("t")), client_context(authority))
+        accepted, _ = target.sock.accept()
+        with Plain(accepted) as far_end, client:
+            with sending(client, data):
+                assert far_end.read(len(data)) == data
+            client.finish()
+            client.sock.close()
+            assert far_end.read_to_end() == b""
+
+
+@pytest.mark.parametrize("truncation", ["reset", "eof"])
+def test_truncation(start, authority, server, truncation):
+    with Target() as target:
+        daemon = start(configuration(tunnel("t", target.text, accept_filters=["tls:edge"])) +
+                       near(server, truncation=truncation))
+        client = Speaker(socket.create_connection(daemon.address("t")), client_context(authority))
+        accepted, _ = target.sock.accept()
+        with Plain(accepted) as far_end:
+            client.send(b"and then")
+            assert far_end.read(8) == b"and then"
+            client.sock.close()
+            if truncation == "eof":
+                assert far_end.read_to_end() == b""
+            else:
+                with pytest.raises(ConnectionResetError):
+                    far_end.read_to_end()
+        if truncation == "reset":
+            daemon.ended("t", reason="truncated", why="the peer ended without TLS's close_notify")
+
+
+# --- who may come in, in words ------------------------------------------------------------------
+
+def refusal(daemon, name):
+    return daemon.ended(name)["why"]
+
+
+def test_refusals_in_words(start, authority, server, directory):
+    stranger = Authority(directory, "other CA").issue("stranger")
+    late = authority.issue("late", days=-3)
+    me = authority.issue("me", unit="branch")
+    tls = {"client_ca": authority.certificate}
+    with EchoTarget() as target:
+        daemon = start(configuration(*(tunnel(name, target.text, accept_filters=[f"tls:{name}"]) for name in ("any", "listed"))) +
+                       near(server, "any", **tls) + near(server, "listed", allow=["cn:somebody", "ou:branch"], **tls))
+        expired = run("openssl", "x509", "-in", late[0], "-noout", "-enddate", "-dateopt", "iso_8601").decode().split("=")[1][:10]
+        cases = [
+            ("any", None, "no certificate was sent"),
+            ("any", stranger, "unknown CA 'other CA' of the certificate 'stranger'"),
+            ("any", late, f"certificate expired {expired}: 'late'"),
+            ("any", me, None),
+            ("listed", authority.issue("me too"), "nothing in allow fits the certificate 'me too'"),
+            ("listed", me, None),
+        ]
+        for number, (name, certificate, words) in enumerate(cases):
+            with socket.create_connection(daemon.address(name)) as sock:
+                try:
+                    with Speaker(sock, client_context(authority, certificate)) as client:
+                        client.send(b"ping")
+                        answer = client.read(4)
+                except (ssl.SSLError, ConnectionError) as error:
+                    answer = error
+            line = daemon.ended(name, count=len([case for case in cases[:number + 1] if case[0] == name]))
+            line = line[-1] if isinstance(line, list) else line
+            if words:
+                assert isinstance(answer, Exception)
+                assert line["why"] == words
+            else:
+                assert answer == b"ping"
+
+
+def test_what_is_no_tls(start, server):
+    with EchoTarget() as target:
+        daemon = start(configuration(tunnel("t", target.text, accept_filters=["tls:edge"])) + near(server))
+        with socket.create_connection(daemon.address("t")) as sock:
+            sock.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            with contextlib.suppress(ConnectionError):
+                while sock.recv(1000):
+                    pass
+        assert refusal(daemon, "t") == "the peer does not speak TLS but HTTP"
+
+
+def test_target_that_is_another(start, authority, server):
+    with Target() as target:
+        daemon = start(configuration(tunnel("t", target.text, connect_filters=["tls:out"])) +
+                       far(authority, server_name="other.example"))
+        with socket.create_connection(daemon.address("t")) as sock:
+            accepted, _ = target.sock.accept()
+            with pytest.raises(ssl.SSLError):
+                Speaker(accepted, server_context(server), is_server=True).read(1)
+            with pytest.raises(ConnectionResetError):
+                sock.recv(1)
+        assert refusal(daemon, "t") == "certificate is for 'server', not for other.example"
+
+
+def test_mistakes_are_found_by_check(directory, authority, server):
+    file = directory / "penstock.conf"
+    other = authority.issue("other")
+    server[1].chmod(0o644)
+    file.write_text(configuration(tunnel("t", "127.0.0.1:1", accept_filters=["tls:edge", "tls:two"])) +
+                    near(server) + section("tls", "two", certificate=other[0], key=other[1], client_ca="none.pem"))
+    done = check(file)
+    assert done.returncode == 1
+    assert re.search(rf":\d+: tls \"edge\": {server[1]} holds a secret and everybody may read it; chmod 640 it", done.stderr)
+    assert re.search(r":\d+: tls \"two\": .*none.pem: No such file or directory", done.stderr)
+
+
+# --- openssl ------------------------------------------------------------------------------------
+
+def s_client(daemon, name, authority, *options, data=b"ping\n", wait=b"ping"):
+    """Says `data`, waits for an answer that holds `wait` (or for the end), ends well. All that s_client told."""
+    host, port = daemon.address(name)
+    process = subprocess.Popen([program("openssl"), "s_client", "-connect", f"{host}:{port}", "-CAfile", authority.certificate,
+                                "-verify_return_error", *map(str, options)],
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    os.set_blocking(process.stdout.fileno(), False)
+    told = b""
+
+    def is_over():
+        nonlocal told
+        told += process.stdout.read() or b""
+        return process.poll() is not None or re.search(rb"(?m)^" + re.escape(wait), told)
+
+    try:
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(data)
+            process.stdin.flush()
+        wait_until(is_over, f"s_client's answer: {told}")
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
+        os.set_blocking(process.stdout.fileno(), True)
+        told += process.stdout.read() or b""
+        process.wait(DEADLINE)
+    finally:
+        process.kill()
+        process.wait()
+    return told.decode(errors="replace")
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_s_client(start, authority, server, version):
+    option = f"-tls{version.replace('.', '_')}"
+    with EchoTarget() as target:
+        daemon = start(configuration(tunnel("t", target.text, accept_filters=["tls:edge"])) + near(server))
+        told = s_client(daemon, "t", authority, option, "-msg")
+        assert "Verify return code: 0 (ok)" in told or "Verification: OK" in told
+        assert f"TLSv{version}" in told
+        assert re.search(r">>> .*Alert.*\n.*01 00", told)  # its close_notify
+        daemon.ended("t", reason="ok")
+    peer("openssl s_client", "openssl", "version", command=f"openssl s_client {option} -msg")
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_s_server(start, directory, authority, server, version):
+    option, port = f"-tls{version.replace('.', '_')}", free_port()
+    with Server(directory, "openssl", "s_server", "-accept", f"127.0.0.1:{port}", "-cert", server[0], "-key", server[1],
+                "-Verify", "1", "-CAfile", authority.certificate, "-verify_return_error", option, "-rev", port=port):
+        me = authority.issue("me")
+        daemon = start(configuration(tunnel("t", f"127.0.0.1:{port}", connect_filters=["tls:out"])) +
+                       far(authority, certificate=me[0], key=me[1]))
+        for _ in range(2):
+            with socket.create_connection(daemon.address("t")) as sock:
+                sock.settimeout(DEADLINE)
+                sock.sendall(b"abc\n")
+                assert sock.recv(100) == b"cba\n"
+    peer("openssl s_server", "openssl", "version", command=f"openssl s_server {option} -Verify 1 -rev")
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_resumption_and_its_end(start, directory, authority, server, version):
+    """A session is taken up again, also after a reload; not once its certificate may not come in any more."""
+    option, session = f"-tls{version.replace('.', '_')}", directory / "session"
+    other, me = Authority(directory, "other CA"), authority.issue("me")
+    who = ["-cert", me[0], "-key", me[1]]
+    none, revoked = authority.revoke(file="none.pem"), authority.revoke(me[0], file="revoked.pem")
+    with EchoTarget() as target:
+        def text(**rows):
+            return (configuration(tunnel("t", target.text, accept_filters=["tls:edge"])) +
+                    near(server, **{"client_ca": authority.certificate, "crl": none, **rows}))
+
+        daemon = start(text())
+        assert "New, TLSv" in s_client(daemon, "t", authority, option, *who, "-sess_out", session)
+        assert "Reused, TLSv" in s_client(daemon, "t", authority, option, *who, "-sess_in", session)
+        daemon.reload(text())
+        assert "Reused, TLSv" in s_client(daemon, "t", authority, option, *who, "-sess_in", session)
+        for rows, words in (({"client_ca": other.certificate, "crl": other.revoke(file="other-crl.pem")}, "unknown CA"),
+                            ({"crl": revoked}, "certificate revoked: 'me'"),
+                            ({"allow": ["cn:somebody"]}, "nothing in allow fits")):
+            daemon.reload(text(**rows))
+            before = len(daemon.find_log("connection ended"))
+            told = s_client(daemon, "t", authority, option, *who, "-sess_in", session)
+            assert "Reused, TLSv" not in told or "alert" in told
+            assert not re.search(r"(?m)^ping", told)
+            assert words in daemon.wait_log("connection ended", since=0, count=before + 1)[-1]["why"]
+    peer("openssl s_client", "openssl", "version", command=f"openssl s_client {option} -sess_out FILE, then -sess_in FILE")
+
+
+def test_names(start, directory, authority, server):
+    star = authority.issue("star", "*.wild.example")
+    rsa = authority.issue("rsa", "server.example", key="rsa")
+    with EchoTarget() as target:
+        daemon = start(configuration(tunnel("t", target.text, accept_filters=["tls:edge"])) +
+                       section("tls", "edge", certificate=[server[0], star[0], rsa[0]], key=[server[1], star[1], rsa[1]]))
+        for options, subject in ((("-servername", "a.wild.example"), "CN = star"), (("-servername", "server.example"), "CN = server"),
+                                 (("-noservername",), "CN = server"),
+                                 (("-servername", "server.example", "-sigalgs", "RSA-PSS+SHA256"), "CN = rsa")):
+            assert f"subject={subject}" in s_client(daemon, "t", authority, *options)
+
+
+# --- shared secrets -----------------------------------------------------------------------------
+
+@pytest.fixture
+def secrets(directory):
+    file = directory / "secrets"
+    file.write_text(f"site-a:{SECRET}\n")
+    file.chmod(0o600)
+    return file
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_psk_with_openssl(start, directory, authority, secrets, version):
+    option, port = f"-tls{version.replace('.', '_')}", free_port()
+    with EchoTarget() as target, Server(
+            directory, "openssl", "s_server", "-accept", f"127.0.0.1:{port}", "-nocert", "-psk_identity", "site-a", "-psk", SECRET,
+            option, "-rev", port=port):
+        daemon = start(configuration(tunnel("in", target.text, accept_filters=["tls:line"]),
+                                     tunnel("out", f"127.0.0.1:{port}", connect_filters=["tls:line"])) +
+                       section("tls", "line", psk=secrets))
+        # Of the suites for secrets only that of TLS 1.2 with forward secrecy and AEAD is spoken.
+        suites = ["-cipher", "PSK"]
+        assert re.search(r"(?m)^ping", s_client(daemon, "in", authority, option, *suites, "-psk_identity", "site-a", "-psk", SECRET))
+        told = s_client(daemon, "in", authority, option, *suites, "-psk_identity", "site-b", "-psk", SECRET)
+        assert not re.search(r"(?m)^ping", told)
+        assert daemon.ended("in", count=2)[-1]["why"] == "the peer's PSK identity is unknown"
+        with socket.create_connection(daemon.address("out")) as sock:
+            sock.settimeout(DEADLINE)
+            sock.sendall(b"abc\n")
+            assert sock.recv(100) == b"cba\n"
+    peer("openssl s_client", "openssl", "version", command=f"openssl s_client {option} -psk_identity site-a -psk HEX")
+    peer("openssl s_server", "openssl", "version", command=f"openssl s_server {option} -nocert -psk HEX -rev")
+
+
+def stunnel(directory, name, port, text):
+    file = directory / f"{name}.conf"
+    file.write_text(f"foreground = yes\npid =\nsocket = l:TCP_NODELAY=1\n[{name}]\naccept = 127.0.0.1:{port}\n{text}")
+    return Server(directory, "stunnel", file, port=port)
+
+
+def echo_through(port, data):
+    with Plain(socket.create_connection(("127.0.0.1", port))) as client:
+        with sending(client, data):
+            assert client.read(len(data)) == data
+        client.finish()
+        assert client.read_to_end() == b""
+
+
+def test_psk_with_stunnel(start, directory, secrets):
+    """stunnel before and behind us, with nothing but a secret."""
+    with EchoTarget() as target:
+        server_port, client_port = free_port(), free_port()
+        host, port = target.sock.getsockname()[:2]
+        with stunnel(directory, "server", server_port, f"connect = {host}:{port}\nPSKsecrets = {secrets}\nciphers = PSK\n"):
+            daemon = start(configuration(tunnel("in", target.text, accept_filters=["tls:line"]),
+                                         tunnel("out", f"127.0.0.1:{server_port}", connect_filters=["tls:line"])) +
+                           section("tls", "line", psk=secrets))
+            echo_through(daemon.address("out")[1], os.urandom(MIB))
+            with stunnel(directory, "client", client_port, f"client = yes\nconnect = 127.0.0.1:{daemon.address('in')[1]}\n"
+                         f"PSKsecrets = {secrets}\nciphers = PSK\n"):
+                echo_through(client_port, os.urandom(MIB))
+    peer("stunnel, PSK", "stunnel", "-version", command="stunnel with PSKsecrets, both roles")
+
+
+def test_stunnel(start, directory, authority, server):
+    me = authority.issue("me")
+    with EchoTarget() as target:
+        server_port, client_port = free_port(), free_port()
+        host, port = target.sock.getsockname()[:2]
+        trust = f"CAfile = {authority.certificate}\nverifyChain = yes\n"
+        with stunnel(directory, "server", server_port,
+                     f"connect = {host}:{port}\ncert = {server[0]}\nkey = {server[1]}\n{trust}"):
+            daemon = start(configuration(tunnel("in", target.text, accept_filters=["tls:edge"]),
+                                         tunnel("out", f"127.0.0.1:{server_port}", connect_filters=["tls:out"])) +
+                           near(server, client_ca=authority.certificate) + far(authority, certificate=me[0], key=me[1]))
+            echo_through(daemon.address("out")[1], os.urandom(MIB))
+            with stunnel(directory, "client", client_port, f"client = yes\nconnect = 127.0.0.1:{daemon.address('in')[1]}\n"
+                         f"cert = {me[0]}\nkey = {me[1]}\ncheckHost = server.example\n{trust}"):
+                echo_through(client_port, os.urandom(MIB))
+    peer("stunnel", "stunnel", "-version", command="stunnel with certificates, both roles")
+
+
+# --- curl and nginx -----------------------------------------------------------------------------
+
+NGINX = """
+daemon off; pid {0}/nginx.pid; error_log stderr; worker_processes 1;
+events {{ }}
+http {{
+        access_log off; client_body_temp_path {0}; proxy_temp_path {0}; fastcgi_temp_path {0}; uwsgi_temp_path {0}; scgi_temp_path {0};
+        server {{ listen 127.0.0.1:{1}; root {0}/www; }}
+        server {{ listen 127.0.0.1:{2} ssl; root {0}/www; ssl_certificate {3}; ssl_certificate_key {4}; }}
+}}
+"""
+
+
+def test_curl_and_nginx(start, directory, authority, server):
+    plain, secure = free_port(), free_port()
+    (directory / "www").mkdir()
+    data = os.urandom(5 * MIB)
+    (directory / "www" / "file").write_bytes(data)
+    for path in (directory, directory / "www", directory / "www" / "file", server[1]):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    (directory / "nginx.conf").write_text(NGINX.format(directory, plain, secure, *server))
+    with Server(directory, "nginx", "-c", directory / "nginx.conf", port=secure):
+        server[1].chmod(0o600)
+        daemon = start(configuration(tunnel("in", f"127.0.0.1:{plain}", accept_filters=["tls:edge"]),
+                                     tunnel("out", f"127.0.0.1:{secure}", connect_filters=["tls:out"]), workers=2) +
+                       near(server, alpn=["http/1.1"]) + far(authority))
+        port = daemon.address("in")[1]
+        secure_url = ["--cacert", authority.certificate, "--resolve", f"server.example:{port}:127.0.0.1", f"https://server.example:{port}/file"]
+        assert run("curl", "-sSf", *secure_url) == data
+        assert run("curl", "-sSf", "--tls-max", "1.2", *secure_url) == data
+        assert run("curl", "-sSf", f"http://127.0.0.1:{daemon.address('out')[1]}/file") == data
+    peer("curl, TLS", "curl", "--version", command="curl --cacert CA https://server.example:PORT/file, also --tls-max 1.2")
+    peer("nginx, TLS", "nginx", "-v", command="nginx with listen … ssl")
