@@ -21,8 +21,8 @@ static const int versions[] = { TLS1_2_VERSION, TLS1_3_VERSION };
 static const char *const truncation_words[] = { "reset", "eof", NULL };
 static const char *const ca_words[] = { SYSTEM_CA, NULL };
 
-#define ROW(row_name, field, row_type, row_fallback)                  \
-	.name = row_name, .type = row_type, .fallback = row_fallback, \
+#define ROW(row_name, field, row_type, row_fallback)                        \
+	.name = (row_name), .type = (row_type), .fallback = (row_fallback), \
 	.offset = offsetof(struct tls_conf, field), .effect = EFFECT_NEW_CONNECTIONS
 
 const struct keyword tls_conf_keywords[] = {

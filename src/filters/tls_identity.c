@@ -8,6 +8,7 @@
 #include <openssl/pem.h>
 #include <openssl/pkcs12.h>
 #include <openssl/x509v3.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -16,7 +17,7 @@ tls_identity_date(const ASN1_TIME *time, char text[TLS_DATE_TEXT])
 {
 	struct tm date;
 	if (!ASN1_TIME_to_tm(time, &date) || !strftime(text, TLS_DATE_TEXT, "%Y-%m-%d", &date))
-		strcpy(text, "at some time");
+		snprintf(text, TLS_DATE_TEXT, "at some time");
 	return text;
 }
 
@@ -144,10 +145,9 @@ on_passphrase(char *out, int most, int is_writing, void *opaque)
 	const char *passphrase = opaque;
 	(void)is_writing;
 	size_t length = passphrase ? strlen(passphrase) : 0;
-	if (!length || length > (size_t)most)
+	if (!length || length >= (size_t)most)
 		return -1;
-	memcpy(out, passphrase, length);
-	return (int)length;
+	return snprintf(out, (size_t)most, "%s", passphrase);
 }
 
 static int

@@ -11,6 +11,7 @@
 #include <openssl/evp.h>
 #include <openssl/pem.h>
 #include <openssl/x509v3.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -317,7 +318,8 @@ call(const X509_NAME *name, char text[TLS_WORDS_TEXT])
 			return tls_words_printable((const char *)ASN1_STRING_get0_data(value),
 						   (size_t)ASN1_STRING_length(value), text);
 	}
-	return strcpy(text, "without a name");
+	snprintf(text, TLS_WORDS_TEXT, "without a name");
+	return text;
 }
 
 static void

@@ -6,6 +6,7 @@
 
 #include <openssl/crypto.h>
 #include <openssl/sha.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -172,7 +173,7 @@ on_server_asks_name(SSL *ssl, const char *hint, char *identity, unsigned int ide
 	(void)hint;
 	if (strlen(own->identity) >= identity_most || own->length > most)
 		return 0;
-	strcpy(identity, own->identity);
+	snprintf(identity, identity_most, "%s", own->identity);
 	memcpy(out, own->key, own->length);
 	tls->by_psk = true;
 	return (unsigned int)own->length;
