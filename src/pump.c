@@ -579,9 +579,8 @@ step(struct stream *stream, struct failure *why)
 	if (is_core_metered(stream) && length(flow->store) && !length(flow->paid) &&
 	    flow->state == FLOW_OPEN)
 		return leave_core(stream, why);
-	if (flow->state == FLOW_OPEN && all_ended(stream)) {
-		if (!stream->sink->endpoint.kind) /* the handshakes' time: the target comes later */
-			return rest(stream, stream->unwritable);
+	/* An end that comes within the near handshake waits for the far side. */
+	if (flow->state == FLOW_OPEN && all_ended(stream) && stream->sink->endpoint.kind) {
 		pass_end(stream);
 		return STEP_REST;
 	}
