@@ -186,15 +186,18 @@ def test_unix_peers(start, directory):
 
 
 def test_bulk_behind_a_header(start):
-    """Once both headers are through nothing stands between the sockets: all the bytes, both ways, and the ends."""
+    """Once both headers are through nothing stands between the sockets, and they are spliced: all the bytes,
+    both ways, and the ends."""
     with Target() as target:
         daemon = start(configuration(TRUSTING, SENDING[2], receiving(connect_to=target.text, connect_filters=["proxy_protocol:out2"])))
         with connect(daemon.address("a")) as client:
             client.sock.sendall(TELLING)
             with target.accept() as server:
                 assert Header(server.sock).source == CLIENT
+                pipes = daemon.descriptors("pipe:")
                 transfer(client, server, 30 << 20)
                 transfer(server, client, 30 << 20)
+                assert daemon.descriptors("pipe:") > pipes
                 client.sock.shutdown(socket.SHUT_WR)
                 server.expect_fin(client)
                 server.sock.shutdown(socket.SHUT_WR)
