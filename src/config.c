@@ -44,7 +44,11 @@ static const struct section_kind admin_kind = { .name = "admin",
 static const struct section_kind match_kind = { .name = "match",
 						.keywords = match_keywords,
 						.inside = nothing };
-static const struct section_kind *const in_tunnel[] = { &timeouts_kind, &match_kind, NULL };
+static const struct section_kind check_kind = { .name = "check",
+						.keywords = check_keywords,
+						.inside = nothing };
+static const struct section_kind *const in_tunnel[] = { &timeouts_kind, &match_kind, &check_kind,
+							NULL };
 static const struct section_kind tunnel_kind = {
 	.name = "tunnel", .keywords = tunnel_keywords, .has_title = true, .inside = in_tunnel
 };
@@ -797,6 +801,7 @@ apply_tunnel(struct load *load, const struct document *document, const struct se
 {
 	struct origin origin = origin_of(document, section->line);
 	struct origin seen[ROWS_MOST] = { { 0 } }, first = { 0 };
+	static const struct origin nowhere[ROWS_MOST];
 	const struct tunnel_conf *other = generation_find(load->generation, section->title);
 	check_title(load, section, origin, other ? &other->origin : NULL);
 	struct tunnel_conf *tunnel = add_tunnel(load, section->title, origin);
@@ -806,6 +811,8 @@ apply_tunnel(struct load *load, const struct document *document, const struct se
 	apply_defaults(load, section->kind, section, origin, tunnel, seen);
 	apply_inside(load, document, section, &timeouts_kind, &tunnel->timeouts, &first);
 	apply_inside(load, document, section, &match_kind, &tunnel->match, &tunnel->match.origin);
+	apply_defaults(load, &check_kind, NULL, origin, &tunnel->check, nowhere);
+	apply_inside(load, document, section, &check_kind, &tunnel->check, &tunnel->check.origin);
 }
 
 static void

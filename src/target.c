@@ -25,6 +25,8 @@ struct target {
 	struct counted counted; /* first: lists of several generations share it */
 	atomic_uint active;     /* connections and attempts */
 	_Atomic uint64_t failed_until_ns;
+	atomic_int health;   /* enum target_health, by checks */
+	atomic_uint in_a_row; /* checks that speak against it */
 	struct address address;
 };
 
@@ -199,22 +201,62 @@ targets_failed_until(const struct targets *targets, size_t index, uint64_t now_n
 	return until_ns > now_ns ? until_ns : 0;
 }
 
-/* The best target not tried yet: not recently failed, then (least) with the fewest connections, then
+enum target_health
+targets_health(const struct targets *targets, size_t index)
+{
+	return (enum target_health)atomic_load_explicit(&targets->at[index]->health,
+							memory_order_relaxed);
+}
+
+bool
+targets_checked(struct targets *targets, size_t index, bool works, uint64_t rise, uint64_t fall)
+{
+	struct target *target = targets->at[index];
+	enum target_health now = targets_health(targets, index);
+	enum target_health says = works ? TARGET_WORKS : TARGET_FAILS;
+	unsigned int in_a_row = 0;
+
+	if (says != now)
+		in_a_row = atomic_load_explicit(&target->in_a_row, memory_order_relaxed) + 1;
+	if (says == now || (now != TARGET_UNCHECKED && in_a_row < (works ? rise : fall))) {
+		atomic_store_explicit(&target->in_a_row, in_a_row, memory_order_relaxed);
+		return false;
+	}
+	atomic_store_explicit(&target->in_a_row, 0, memory_order_relaxed);
+	atomic_store_explicit(&target->health, (int)says, memory_order_relaxed);
+	return true;
+}
+
+void
+targets_unchecked(struct targets *targets, size_t index)
+{
+	atomic_store_explicit(&targets->at[index]->health, TARGET_UNCHECKED, memory_order_relaxed);
+	atomic_store_explicit(&targets->at[index]->in_a_row, 0, memory_order_relaxed);
+}
+
+/* How little is to be expected of a target: a failed check outweighs a failure of late. */
+static int
+badness(const struct targets *targets, size_t index, uint64_t now_ns)
+{
+	if (targets_health(targets, index) == TARGET_FAILS)
+		return 2;
+	return targets_failed_until(targets, index, now_ns) ? 1 : 0;
+}
+
+/* The best target not tried yet: not failed, then (least) with the fewest connections, then
  * the next in the rotation. */
 static size_t
 choose(const struct targets *targets, const struct dial_state *state, uint64_t now_ns)
 {
 	size_t best = targets->count;
-	bool best_failed = false;
+	int best_failed = 0;
 	unsigned int best_active = 0;
 
 	for (size_t i = 0; i < targets->count; i++) {
 		size_t index = (state->first + i) % targets->count;
-		const struct target *target = targets->at[index];
 		if (state->tried[index])
 			continue;
-		bool failed = now_ns <
-			      atomic_load_explicit(&target->failed_until_ns, memory_order_relaxed);
+		int failed = badness(targets, index, now_ns);
 		unsigned int active =
 			targets->balance == BALANCE_LEAST ? targets_active(targets, index) : 0;
 		if (best == targets->count || failed < best_failed ||
@@ -703,6 +745,11 @@ make_state(struct dial *dial)
 	if (!state)
 		return NULL;
 	state->untried = targets->count;
+	if (dial->options->only) {
+		memset(state->tried, true, targets->count * sizeof(state->tried[0]));
+		state->tried[*dial->options->only] = false;
+		state->untried = 1;
+	}
 	if (targets->balance != BALANCE_ORDER)
 		state->first = atomic_fetch_add_explicit(&targets->turn, 1, memory_order_relaxed) %
 			       targets->count;

@@ -41,6 +41,8 @@ struct dial_options {
 	/* Source address for connecting; NULL or family AF_UNSPEC: the kernel's choice. UNIX and internal
 	 * targets ignore it; an address of the other family cannot be reached from it and fails. */
 	const struct address *bind;
+	/* NULL, or the only target to be tried, by its index. */
+	const size_t *only;
 	/* Over all attempts, 0 = none. Each gets what is left / targets left, at least 1 s. */
 	uint64_t timeout_ns;
 	/* Silence before TCP keepalive probes, up to whole seconds; 0 = off. */
@@ -97,6 +99,18 @@ void targets_disconnected(struct targets *targets, size_t index);
 
 /* A human name of the target at `index`: as written. Valid while targets are held. */
 const char *targets_name(const struct targets *targets, size_t index);
+
+/* What the checks of a target say. */
+enum target_health { TARGET_UNCHECKED, TARGET_WORKS, TARGET_FAILS };
+enum target_health targets_health(const struct targets *targets, size_t index); /* any thread */
+
+/* A check of the target at `index` has found that it works or not. Counts towards `rise` or `fall` in a row; the
+ * first of all decides at once. Returns whether its health has changed. One thread for each target. */
+bool targets_checked(struct targets *targets, size_t index, bool works, uint64_t rise,
+		     uint64_t fall);
+
+/* It is not checked any more. */
+void targets_unchecked(struct targets *targets, size_t index);
 
 /* Until when the target at `index` is tried last, since it failed; 0 = it did not, or that is over. Any
  * thread. */

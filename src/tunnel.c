@@ -50,6 +50,7 @@ struct connection {
 	struct recent *recent;                         /* NULL = nothing of note in ten seconds */
 	uint64_t looked_ns;                            /* when the last slot was closed */
 	struct dialling *dialling;
+	struct tunnel_check *check;   /* whose it is and that waits for it; NULL = nobody's */
 	struct tunnel_limits *limits; /* NULL = none */
 	struct event timer;
 
@@ -69,6 +70,7 @@ struct connection {
 	bool has_target;   /* `target` counts as active */
 	bool is_judged;    /* its source is counted */
 	bool has_looked;   /* for a ClientHello, to choose its tunnel */
+	bool is_own;       /* the daemon's: a check, or what is joined to one */
 	bool slow;         /* half-open or blocked when the timer was last set */
 };
 
@@ -106,6 +108,8 @@ counters_of(const struct connection *connection)
 static void
 count_state(const struct connection *connection, int64_t change)
 {
+	if (connection->is_own)
+		return;
 	atomic_fetch_add_explicit(&counters_of(connection)->state[connection->state], change,
 				  memory_order_relaxed);
 }
@@ -127,7 +131,9 @@ log_end(const struct connection *connection, enum ended_by ended_by, const struc
 	char client[SOCKET_ADDRESS_TEXT];
 	char up_wait[PUMP_SHARES_TEXT], down_wait[PUMP_SHARES_TEXT];
 
-	if (!connection->home->logged || !log_wants(LOG_LEVEL_INFO))
+	enum log_level level = connection->is_own ? LOG_LEVEL_DEBUG : LOG_LEVEL_INFO;
+
+	if (!connection->home->logged || !log_wants(level))
 		return;
 	if (why && why->kind == FAILURE_DESCRIPTORS) { /* one for all of them, once a second */
 		if (pump->clock_ns - connection->home->complained_ns < NS_PER_S)
@@ -155,7 +161,7 @@ log_end(const struct connection *connection, enum ended_by ended_by, const struc
 		{ .name = "why", .text = why ? why->text : "" },
 	};
 	unsigned int count = sizeof(fields) / sizeof(fields[0]);
-	log_event(LOG_LEVEL_INFO, fields, why ? count : count - 1, "connection ended");
+	log_event(level, fields, why ? count : count - 1, "connection ended");
 }
 
 static void
@@ -235,7 +241,9 @@ release(struct connection *connection)
 	pump_close(&connection->pump);
 	if (connection->has_target)
 		targets_disconnected(connection->conf->targets, connection->target);
-	admission_leave(connection->conf, connection->is_judged ? &connection->source : NULL);
+	if (!connection->is_own)
+		admission_leave(connection->conf,
+				connection->is_judged ? &connection->source : NULL);
 	*connection->link = connection->next;
 	if (connection->next)
 		connection->next->link = connection->link;
@@ -248,7 +256,8 @@ release(struct connection *connection)
 	home->loop->busy_ns = 0;
 	connection->pump.turn.run = on_end; /* no run of the pump is to come any more */
 	loop_run_later(home->loop, &connection->pump.turn);
-	count_down(home);
+	if (!connection->is_own)
+		count_down(home);
 }
 
 static void
@@ -281,6 +290,17 @@ flush_or_abort(struct connection *connection, uint64_t now_ns)
 	release(connection);
 }
 
+/* The check that this connection was made for, if it was, has its answer. */
+static void
+tell_check(struct connection *connection, const struct failure *why)
+{
+	struct tunnel_check *check = connection->check;
+	if (!check)
+		return;
+	tunnel_check_stop(check);
+	check->on_end(check, why);
+}
+
 /*
  * The one way out. Without `why` both sides have ended in order; with it, whatever is open is reset:
  * the side `at_once` (or RESET_BOTH, RESET_NEITHER) now, another behind the bytes that its kernel holds.
@@ -295,9 +315,12 @@ connection_end(struct connection *connection, enum ended_by ended_by, int at_onc
 	stop_dialling(connection);
 	tunnel_limits_close(&connection->limits, pump);
 	pump_account(pump, now_ns);
-	atomic_fetch_add_explicit(&counters_of(connection)->ended[ended_by][why ? why->kind : 0], 1,
-				  memory_order_relaxed);
+	if (!connection->is_own)
+		atomic_fetch_add_explicit(
+			&counters_of(connection)->ended[ended_by][why ? why->kind : 0], 1,
+			memory_order_relaxed);
 	log_end(connection, ended_by, why);
+	tell_check(connection, why);
 	if (!why) {
 		endpoint_close_both(endpoint_of(connection, SIDE_NEAR),
 				    endpoint_of(connection, SIDE_FAR));
@@ -352,7 +375,7 @@ deadline(const struct connection *connection, const char **said)
 
 	if (connection->over_ns) {
 		due_ns = connection->over_ns;
-		*said = "lifetime";
+		*said = connection->is_own ? "check" : "lifetime";
 	}
 	if (connection->state == CONNECTION_DIALLING)
 		return due_ns; /* the dial has its own */
@@ -483,6 +506,8 @@ passed(const struct connection *connection)
 static void
 count_passed(struct connection *connection, const struct passed *before)
 {
+	if (connection->is_own)
+		return;
 	struct tunnel_counters *counters = counters_of(connection);
 	struct passed now = passed(connection);
 
@@ -588,6 +613,15 @@ leave_opening(struct connection *connection)
 		go_on(connection);
 }
 
+/* What is left of it may take a second to end in order. */
+static void
+pass_check(struct connection *connection)
+{
+	connection->over_ns = connection->pump.clock_ns + NS_PER_S;
+	set_timer(connection, connection->pump.clock_ns);
+	tell_check(connection, NULL);
+}
+
 static void
 run(struct connection *connection)
 {
@@ -616,6 +650,8 @@ run(struct connection *connection)
 	}
 	if (connection->limits)
 		learn(connection);
+	if (connection->check && connection->state == CONNECTION_OPEN && !pump_is_handshaking(pump))
+		pass_check(connection);
 	if (connection->state <= CONNECTION_OPENING) {
 		if (!pump_is_handshaking(pump))
 			leave_opening(connection);
@@ -717,6 +753,8 @@ obey_limits(struct connection *connection)
 	struct tunnel_limits_of of = limits_of(connection);
 	struct failure why;
 
+	if (connection->is_own)
+		return 0;
 	if (tunnel_limits_obey(&connection->limits, connection->conf, &of, &why) < 0) {
 		connection_end(connection, ENDED_BY_US, RESET_BOTH, &why);
 		return -1;
@@ -797,7 +835,7 @@ open_far(struct connection *connection)
 /* --- dialling ----------------------------------------------------------------------------------- */
 
 static struct connection *connection_new(struct connections *home, const struct tunnel_conf *conf,
-					 const struct facts *facts);
+					 const struct facts *facts, bool is_own);
 static void begin(struct connection *connection);
 
 /* Joins the connection's far end to another tunnel of the same generation. */
@@ -808,14 +846,17 @@ join_tunnel(struct connection *connection, const struct tunnel_conf *conf, struc
 	const struct socket_address *client = &connection->facts.client;
 	const struct socket_address *judged = tunnel_conf_judges_late(conf) ? NULL : client;
 
-	if (admission_enter(conf, judged, clock_now_ns(), why) < 0)
+	if (!connection->is_own && admission_enter(conf, judged, clock_now_ns(), why) < 0)
 		return -1;
-	struct connection *joined = connection_new(home, conf, &connection->facts);
+	struct connection *joined =
+		connection_new(home, conf, &connection->facts, connection->is_own);
 	if (!joined) {
-		admission_leave(conf, judged);
+		if (!connection->is_own)
+			admission_leave(conf, judged);
 		return failure_set(why, FAILURE_MEMORY, "no memory for a connection");
 	}
-	atomic_fetch_add(&home->count, 1);
+	if (!connection->is_own)
+		atomic_fetch_add(&home->count, 1);
 	struct endpoint *near = endpoint_of(joined, SIDE_NEAR);
 	struct endpoint *far = endpoint_of(connection, SIDE_FAR);
 	if (pair_open(far, near, home->loop, why) < 0) {
@@ -908,6 +949,7 @@ dial(struct connection *connection)
 		.resolver = connection->home->resolver,
 		.bind = &conf->bind,
 		.timeout_ns = conf->timeouts.connect,
+		.only = connection->check ? &connection->check->target : NULL,
 		.keepalive_ns = conf->keepalive,
 		.admit = on_admit,
 		.on_step = on_step,
@@ -1003,7 +1045,7 @@ enter(struct connection *connection, const struct tunnel_conf *conf)
 	struct failure why;
 
 	if (is_reserved(connection, conf, &why) ||
-	    admission_move(connection->conf, conf, &why) < 0) {
+	    (!connection->is_own && admission_move(connection->conf, conf, &why) < 0)) {
 		refuse(connection, &why);
 		return;
 	}
@@ -1014,7 +1056,7 @@ enter(struct connection *connection, const struct tunnel_conf *conf)
 	connection->pump.front = 0;
 	begin_handshake(connection);
 	set_lifetime(connection);
-	if (!tunnel_conf_judges_late(conf) && judge(connection, &why) < 0) {
+	if (!connection->is_own && !tunnel_conf_judges_late(conf) && judge(connection, &why) < 0) {
 		refuse(connection, &why);
 		return;
 	}
@@ -1084,7 +1126,8 @@ first_wait(const struct tunnel_conf *conf)
 }
 
 static struct connection *
-connection_new(struct connections *home, const struct tunnel_conf *conf, const struct facts *facts)
+connection_new(struct connections *home, const struct tunnel_conf *conf, const struct facts *facts,
+	       bool is_own)
 {
 	struct connection *connection = calloc(1, sizeof(*connection));
 	if (!connection)
@@ -1102,7 +1145,8 @@ connection_new(struct connections *home, const struct tunnel_conf *conf, const s
 	connection->opened_ns = clock_now_ns();
 	connection->first_end = ENDED_BY_US;
 	set_lifetime(connection);
-	connection->is_judged = !tunnel_conf_judges_late(conf);
+	connection->is_own = is_own;
+	connection->is_judged = is_own || !tunnel_conf_judges_late(conf);
 	connection->source = facts->client;
 	pump_open(&connection->pump, home->loop, first_wait(conf), connection->opened_ns);
 	connection->pump.turn.run = on_turn;
@@ -1122,7 +1166,7 @@ void
 tunnel_accept(struct connections *connections, const struct tunnel_conf *conf, int fd,
 	      const struct facts *facts)
 {
-	struct connection *connection = connection_new(connections, conf, facts);
+	struct connection *connection = connection_new(connections, conf, facts, false);
 	if (!connection) {
 		admission_leave(conf, tunnel_conf_judges_late(conf) ? NULL : &facts->client);
 		endpoint_reset_socket(fd);
@@ -1148,6 +1192,53 @@ tunnel_reset_all(struct connections *connections, const struct failure *why)
 			flush_or_abort(connection, 1);
 		}
 	}
+}
+
+/* --- checks --------------------------------------------------------------------------------------- */
+
+static void
+on_ready_check(struct endpoint *endpoint)
+{
+	(void)endpoint; /* nothing is expected of it but its end */
+}
+
+void
+tunnel_check_start(struct connections *connections, const struct tunnel_conf *conf, size_t target,
+		   uint64_t timeout_ns, struct tunnel_check *check)
+{
+	static const struct facts nobody = { .target_host = "" };
+	struct connection *connection = connection_new(connections, conf, &nobody, true);
+	struct failure why;
+
+	if (!connection) {
+		failure_set(&why, FAILURE_MEMORY, "no memory for a connection");
+		check->on_end(check, &why);
+		return;
+	}
+	check->target = target;
+	if (pair_open(&check->endpoint, endpoint_of(connection, SIDE_NEAR), connections->loop,
+		      &why) < 0) {
+		release(connection);
+		check->on_end(check, &why);
+		return;
+	}
+	check->endpoint.on_ready = on_ready_check;
+	check->connection = connection;
+	connection->check = check;
+	connection->over_ns = connection->opened_ns + timeout_ns;
+	open_side(connection, SIDE_NEAR);
+	dial(connection);
+}
+
+void
+tunnel_check_stop(struct tunnel_check *check)
+{
+	if (!check->connection)
+		return;
+	check->connection->check = NULL;
+	check->connection = NULL;
+	if (check->endpoint.kind)
+		check->endpoint.kind->close(&check->endpoint);
 }
 
 /* --- to be looked at ------------------------------------------------------------------------------ */
@@ -1184,9 +1275,13 @@ tunnel_walk(struct connections *connections, uint64_t number, uint64_t now_ns)
 	struct walk *walk = connections->walks;
 	while (walk && walk->number != number)
 		walk = walk->other;
-	if (!walk || !walk->next)
+	if (!walk)
 		return NULL;
+	while (walk->next && walk->next->is_own)
+		walk->next = walk->next->next;
 	struct connection *connection = walk->next;
+	if (!connection)
+		return NULL;
 	walk->next = connection->next;
 	walk->used_ns = now_ns;
 	return connection;
@@ -1407,11 +1502,12 @@ tunnel_report(struct connection *connection, uint64_t now_ns, struct connection_
 		.near_shakes = !stack_is_ready(pump->side[SIDE_NEAR].stack),
 		.far_shakes = !stack_is_ready(pump->side[SIDE_FAR].stack),
 	};
+	size_t target =
+		connection->dialling ? connection->dialling->dial.index : connection->target;
 	copy_text(out->tunnel, sizeof(out->tunnel), connection->conf->name);
 	copy_text(out->target, sizeof(out->target),
-		  targets_name(connection->conf->targets, connection->dialling
-								  ? connection->dialling->dial.index
-								  : connection->target));
+		  connection->conf->targets ? targets_name(connection->conf->targets, target)
+					    : NULL);
 	report_facts(&connection->facts, out);
 	window = look(connection, now_ns);
 	out->recent_length_ns = window.length_ns;

@@ -57,6 +57,22 @@ void tunnel_obey_limits(struct connections *connections,
  * bounded number of them at a time. */
 void tunnel_beat(struct connections *connections, uint64_t now_ns);
 
+/* A connection of the daemon's own through all of a tunnel's far side to one target, which takes no limit and
+ * counts nowhere. Zero it before it is started; then it is tunnel.c's until on_end. */
+struct tunnel_check {
+	/* Once: it works (why NULL), the target is connected and the filters are ready; or it does not. May
+	 * be called before tunnel_check_start returns. */
+	void (*on_end)(struct tunnel_check *check, const struct failure *why);
+
+	struct connection *connection; /* NULL = it has ended */
+	struct endpoint endpoint;      /* where a client would be */
+	size_t target;
+};
+void tunnel_check_start(struct connections *connections, const struct tunnel_conf *conf,
+			size_t target, uint64_t timeout_ns, struct tunnel_check *check);
+/* Gives up; on_end is not called any more. One that has ended is left alone. */
+void tunnel_check_stop(struct tunnel_check *check);
+
 /* --- to be looked at ---------------------------------------------------------------------------- */
 
 enum connection_state {

@@ -136,6 +136,46 @@ const struct keyword tunnel_keywords[] = {
 };
 #undef AT
 
+#define AT(field) offsetof(struct check_conf, field)
+const struct keyword check_keywords[] = {
+	{ .name = "interval",
+	  .type = KEYWORD_DURATION,
+	  .fallback = "10s",
+	  .least = 100 * NS_PER_MS,
+	  .most = DURATION_MOST,
+	  .offset = AT(interval),
+	  .effect = EFFECT_LIVE,
+	  .help = "From the end of one check of a target to the next." },
+	{ .name = "timeout",
+	  .type = KEYWORD_DURATION,
+	  .fallback = "3s",
+	  .least = 100 * NS_PER_MS,
+	  .most = DURATION_MOST,
+	  .offset = AT(timeout),
+	  .effect = EFFECT_LIVE,
+	  .help = "Until the target must be connected and the filters' handshakes done." },
+	{ .name = "rise",
+	  .type = KEYWORD_COUNT,
+	  .fallback = "2",
+	  .least = 1,
+	  .most = 100,
+	  .offset = AT(rise),
+	  .effect = EFFECT_LIVE,
+	  .unit = "checks",
+	  .help = "Good checks in a row after which a failed target counts as working again." },
+	{ .name = "fall",
+	  .type = KEYWORD_COUNT,
+	  .fallback = "3",
+	  .least = 1,
+	  .most = 100,
+	  .offset = AT(fall),
+	  .effect = EFFECT_LIVE,
+	  .unit = "checks",
+	  .help = "Failed checks in a row after which a target counts as failed." },
+	{ .name = NULL },
+};
+#undef AT
+
 #define TIMEOUT(field, standard, at_least, sentence)                                          \
 	{                                                                                     \
 		.name = #field, .type = KEYWORD_DURATION, .fallback = (standard),             \

@@ -41,6 +41,13 @@ struct tunnel_group {
 	bool has_match; /* there is something to choose */
 };
 
+/* How its targets are tried without clients; origin.line 0 = they are not. */
+struct check_conf {
+	struct origin origin;
+	uint64_t interval, timeout; /* ns */
+	uint64_t rise, fall;        /* in a row, until a target counts as what they say */
+};
+
 enum balance { BALANCE_ORDER, BALANCE_ROUND_ROBIN, BALANCE_LEAST };
 
 struct tunnel_conf {
@@ -64,6 +71,7 @@ struct tunnel_conf {
 	uint64_t max_connections; /* 0 = only the global cap */
 	uint64_t max_per_source;  /* 0 = no cap */
 	struct frequency max_new_per_source;
+	struct check_conf check;
 	struct timeouts timeouts; /* with the global section's values filled in */
 	struct match_conf match;
 
@@ -92,6 +100,7 @@ struct tunnel_conf {
 
 extern const struct keyword
 	tunnel_keywords[]; /* offsets into struct tunnel_conf; ends with name NULL */
+extern const struct keyword check_keywords[];    /* offsets into struct check_conf */
 extern const struct keyword timeouts_keywords[]; /* offsets into struct timeouts */
 extern const struct keyword match_keywords[];    /* offsets into struct match_conf */
 

@@ -1,6 +1,7 @@
 #include "worker.h"
 
 #include "admission.h"
+#include "check.h"
 #include "clock.h"
 #include "endpoint.h"
 #include "limits.h"
@@ -42,6 +43,7 @@ struct worker {
 	struct door door;
 	struct connections connections;
 	struct pulse pulse;
+	struct checks checks;
 	const struct generation *generation; /* in force here; borrowed */
 	struct event *trim;
 	struct limits_worker limits;
@@ -288,6 +290,8 @@ on_switch_over(struct message *message)
 				 worker->connections.worker, crew->listeners[i]->text, why.text);
 	door_finish(&worker->door);
 	tunnel_obey_limits(&worker->connections, find_tunnel, generation);
+	if (!worker->drains)
+		check_switch(&worker->checks, (struct generation *)generation);
 	answer(worker, &worker->switched);
 }
 
@@ -313,6 +317,7 @@ on_drain(struct message *message)
 
 	door_begin(&worker->door);
 	door_finish(&worker->door);
+	check_close(&worker->checks);
 	worker->drains = true;
 	say_if_empty(worker);
 }
@@ -363,6 +368,7 @@ run_worker(void *context)
 	/* What is still open ends now; its memory goes in a later turn. */
 	struct failure why;
 	failure_set(&why, FAILURE_STOPPED, "the daemon stops");
+	check_close(&worker->checks);
 	tunnel_reset_all(&worker->connections, &why);
 	event_base_loop(worker->loop.base, EVLOOP_NONBLOCK);
 	tunnel_walk_end_all(&worker->connections);
@@ -419,6 +425,9 @@ open_worker(struct crew *crew, unsigned int index, struct failure *why)
 	worker->trim = event_new(worker->loop.base, -1, EV_PERSIST, on_trim, worker);
 	if (!worker->trim || event_add(worker->trim, &every) < 0)
 		return failure_set(why, FAILURE_MEMORY, "no memory for a worker");
+	worker->checks.connections = &worker->connections;
+	worker->checks.worker = index;
+	worker->checks.workers = crew->options.workers;
 	worker->pulse.beat = on_beat;
 	if (pulse_open(&worker->pulse, &worker->loop, why) < 0)
 		return -1;

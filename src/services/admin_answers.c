@@ -304,10 +304,12 @@ static json_t *
 target_of(const struct tunnel_conf *conf, size_t index, uint64_t now_ns)
 {
 	uint64_t until_ns = targets_failed_until(conf->targets, index, now_ns);
-	return json_pack("{s:s, s:o, s:I, s:s, s:f}", "tunnel", conf->name, "target",
+	enum target_health health = targets_health(conf->targets, index);
+	const char *state = health == TARGET_FAILS ? "down" : until_ns ? "failed" : "up";
+	return json_pack("{s:s, s:o, s:I, s:s, s:b, s:f}", "tunnel", conf->name, "target",
 			 admin_survey_text(targets_name(conf->targets, index)), "active",
-			 (json_int_t)targets_active(conf->targets, index), "state",
-			 until_ns ? "failed" : "up", "tried_last_for_s",
+			 (json_int_t)targets_active(conf->targets, index), "state", state,
+			 "checked", health != TARGET_UNCHECKED, "tried_last_for_s",
 			 until_ns ? (double)(until_ns - now_ns) / (double)NS_PER_S : 0.0);
 }
 

@@ -128,6 +128,13 @@ write_target_connections(struct evbuffer *page, const struct tunnel_conf *conf, 
 				    targets_active(conf->targets, i));
 }
 
+static bool
+is_up(const struct targets *targets, size_t index, uint64_t now_ns)
+{
+	return targets_health(targets, index) != TARGET_FAILS &&
+	       !targets_failed_until(targets, index, now_ns);
+}
+
 static void
 write_target_up(struct evbuffer *page, const struct tunnel_conf *conf, const char *tunnel)
 {
@@ -136,7 +143,7 @@ write_target_up(struct evbuffer *page, const struct tunnel_conf *conf, const cha
 	for (size_t i = 0; i < conf->connect.count; i++)
 		evbuffer_add_printf(page, "penstock_target_up{tunnel=\"%s\",target=\"%s\"} %d\n",
 				    tunnel, escape(targets_name(conf->targets, i), target),
-				    targets_failed_until(conf->targets, i, now_ns) ? 0 : 1);
+				    is_up(conf->targets, i, now_ns) ? 1 : 0);
 }
 
 static const struct metric {
@@ -159,7 +166,8 @@ static const struct metric {
 	{ "penstock_target_connections", "gauge",
 	  "Connections to a target and attempts to connect, over all tunnels with it.",
 	  write_target_connections },
-	{ "penstock_target_up", "gauge", "Whether a target did not fail lately.", write_target_up },
+	{ "penstock_target_up", "gauge",
+	  "Whether a target passes its checks and did not fail lately.", write_target_up },
 };
 #define BY_TUNNEL (sizeof(by_tunnel) / sizeof(by_tunnel[0]))
 

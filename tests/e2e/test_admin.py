@@ -155,6 +155,19 @@ def test_tunnels_that_share_an_address(admin):
     assert sum(value for name, value in asked.metrics().items() if 'reason="match"' in name) == 1
 
 
+def test_a_client_whose_tunnel_is_not_chosen_yet(admin):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = "{}:{}".format(*probe.getsockname())
+    asked = admin(*(tunnel(name, "internal:echo", listen=address).replace(
+        "connect ", f'match {{ sni = {{ "{name}.example" }} }}\n        connect ') for name in ("one", "two")))
+    host, port = address.split(":")
+    with socket.create_connection((host, int(port))):
+        told = wait_until(lambda: asked.connections(state="choosing"), "one that says nothing")
+        assert told[0]["target"] == "" and told[0]["up"]["waits_for"] == "choice"
+        assert asked.get(f"/v1/connections/{told[0]['id']}")["state"] == "choosing"
+
+
 def test_targets(admin):
     with EchoTarget() as target:
         asked = admin(tunnel("a", ["127.0.0.1:9", target.text]))
