@@ -51,6 +51,9 @@ $(1)/obj/%.o: %.c Makefile
 	$$(call say,CC)
 	$$(Q)$(2) $$(CPPFLAGS) $$(CFLAGS) $(3) -MD -MP -c $$< -o $$@
 
+# Stands inside of it.
+$(1)/obj/src/services/admin_page.o: src/services/page.html
+
 $(1)/libpenstock.a: $$(library:%.c=$(1)/obj/%.o)
 	$$(call say,AR)
 	$$(Q)rm -f $$@ && ar rcs $$@ $$^

@@ -1529,7 +1529,8 @@ kept_waiting_ns(const struct recent_window *window)
 		if (ns > most_ns)
 			most_ns = ns;
 	}
-	return most_ns;
+	/* Little of it is nothing. */
+	return most_ns >= window->length_ns / 10 ? most_ns : 0;
 }
 
 uint64_t

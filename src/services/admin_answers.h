@@ -13,6 +13,9 @@ extern const struct answer admin_answers_status;
 extern const struct answer admin_answers_tunnels;
 extern const struct answer admin_answers_targets;
 
+/* admin_page.c */
+extern const struct answer admin_page;
+
 /* admin_metrics.c */
 extern const struct answer admin_metrics_all;
 

@@ -175,6 +175,8 @@ look(struct list *list, struct connection *connection, uint64_t now_ns)
 
 	if (list->is_sorted) {
 		rank = tunnel_rank(connection, list->order, now_ns);
+		if (list->order == ORDER_WAIT && !rank)
+			return;
 		if (list->count == list->most && rank <= list->reports[list->most - 1].rank)
 			return;
 	}

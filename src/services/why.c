@@ -7,7 +7,8 @@
 #include <string.h>
 
 /* Below this share a wait is not worth a word. */
-#define WORTH_PERCENT 10
+#define WORTH_PERCENT  10
+#define SILENT_PERCENT 80
 /* Before this nothing can be said. */
 #define YOUNG_NS (200 * NS_PER_MS)
 
@@ -72,8 +73,8 @@ explain_limit(const struct flow_report *flow, const char *share, char text[WHY_T
 				   flow->limit_key);
 	if (!flow->limit_rate || length >= WHY_TEXT)
 		return;
-	length += snprintf(text + length, WHY_TEXT - (size_t)length, " (%s",
-			   units_format_rate(flow->limit_rate, rate));
+	length += snprintf(text + length, WHY_TEXT - (size_t)length, " (%s/s",
+			   units_format_bytes(flow->limit_rate, rate));
 	if (flow->limit_active > 1 && length < WHY_TEXT)
 		length += snprintf(text + length, WHY_TEXT - (size_t)length,
 				   " shared by %u active connections", flow->limit_active);
@@ -125,6 +126,16 @@ explain_held_up(const struct connection_report *report, enum pump_flow name, cha
 	}
 }
 
+/* Whether both sides spoke, and neither of them most of the time. */
+static bool
+is_conversation(const struct connection_report *report)
+{
+	const struct flow_report *up = &report->flow[FLOW_UP], *down = &report->flow[FLOW_DOWN];
+	return up->recent_bytes && down->recent_bytes &&
+	       percent(up->recent_ns[WAIT_NEAR_READABLE], report) >= SILENT_PERCENT &&
+	       percent(down->recent_ns[WAIT_FAR_READABLE], report) >= SILENT_PERCENT;
+}
+
 static void
 explain_moving(const struct connection_report *report, enum pump_flow name, char text[WHY_TEXT])
 {
@@ -133,7 +144,10 @@ explain_moving(const struct connection_report *report, enum pump_flow name, char
 	char share[64];
 
 	say_share(report, flow->recent_ns[cause], share, sizeof(share));
-	if (cause == WAIT_MOVING)
+	if (is_conversation(report))
+		snprintf(text, WHY_TEXT, "nothing holds it up: %s neither side had anything to say",
+			 share);
+	else if (cause == WAIT_MOVING)
 		snprintf(text, WHY_TEXT, "nothing holds it up: %s moving", share);
 	else
 		snprintf(text, WHY_TEXT, "the %s sends slowly: %s waiting for its bytes",

@@ -1,0 +1,148 @@
+"""The page at internal:admin in a real browser, beside real traffic. Pictures are left in build/pages."""
+
+import json
+import re
+import socket
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+
+from daemon import ROOT, configuration, tunnel, wait_until
+from test_admin import Admin
+
+PICTURES = ROOT / "build" / "pages"
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def browser():
+    options = webdriver.ChromeOptions()
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1280,1400",
+                     "--disable-background-networking", "--no-first-run"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService("/usr/bin/chromedriver")
+                              if hasattr(webdriver, "ChromeService") else None)
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def page(start, directory, browser):
+    """A daemon with traffic, its page in the browser, and its API."""
+    text = configuration(
+        tunnel("slow", "internal:chargen", limit="each"), tunnel("echo", "internal:echo"), tunnel("dead", "127.0.0.1:9"),
+        tunnel("admin", "internal:admin", listen=["127.0.0.1:0", f"unix:{directory}/admin.sock"]), workers=2)
+    text += 'limit "all" { rate = "900kB/s" }\nlimit "each" { parent = "all" per = "source/32" rate = "500kB/s" }\n'
+    daemon = start(text)
+    clients = [socket.create_connection(daemon.address("slow")) for _ in range(2)]
+    idle = socket.create_connection(daemon.address("echo"))
+    for client in clients:
+        threading.Thread(target=read_for_ever, args=(client,), daemon=True).start()
+    with pytest.raises(OSError):
+        with socket.create_connection(daemon.address("dead")) as dead:
+            assert dead.recv(1)
+    address = next(at for at in daemon.addresses("admin") if isinstance(at, tuple))
+    browser.get("http://{}:{}/".format(*address))
+    wait_until(lambda: browser.find_element(By.ID, "state").text == "live", "the first refresh")
+    yield Admin(daemon, path=directory / "admin.sock")
+    for sock in (*clients, idle):
+        sock.close()
+
+
+def read_for_ever(sock):
+    try:
+        while sock.recv(65536):
+            pass
+    except OSError:
+        pass
+
+
+def table(browser, name):
+    """Rows of text, at one moment."""
+    return browser.execute_script(
+        "return [...document.getElementById(arguments[0]).rows].slice(1).map(r => [...r.cells].map(c => c.textContent))", name)
+
+
+def refreshed(browser):
+    return float(browser.execute_script("return document.body.dataset.refreshed || 0"))
+
+
+def test_numbers_are_those_of_the_api(page, browser):
+    def same():
+        rows = {row[0]: row for row in table(browser, "tunnels")}
+        told = {one["name"]: one for one in page.get("/v1/tunnels")["tunnels"]}
+        return set(rows) == set(told) and all(
+            int(rows[name][1]) == one["open"] and int(rows[name][7]) == one["admitted"]
+            for name, one in told.items() if name != "admin") and rows
+    rows = wait_until(same, "the page to say what the API says")
+    assert rows["slow"][1] == "2" and rows["echo"][1] == "1"
+    last = refreshed(browser)
+    wait_until(lambda: refreshed(browser) > last, "a refresh within seconds", 3)
+    wait_until(lambda: re.match(r"[1-9]\d\d", {row[0]: row for row in table(browser, "tunnels")}["slow"][4]), "a rate near the limit's")
+    assert any(row[0] == "dead" and row[2] == "refused" for row in table(browser, "ends"))
+    assert any("throttled" in row[7] and 'limit "each"' in row[7] for row in
+               wait_until(lambda: table(browser, "slow") if "(" in str(table(browser, "slow")) else None, "a reason"))
+    assert [row[0] for row in table(browser, "limits")] == ["all", "each 127.0.0.1/32"]
+
+
+def test_a_change_of_a_limit_is_seen_at_once(page, browser):
+    assert page.post("/v1/limits/all", {"down": "700kB/s"})[0] == 200
+    began = time.monotonic()
+    wait_until(lambda: table(browser, "limits")[0][4].startswith("700"), "the new rate")
+    assert time.monotonic() - began < 2.5
+
+
+def test_it_asks_nobody_else_and_complains_of_nothing(page, browser):
+    last = refreshed(browser)
+    wait_until(lambda: refreshed(browser) > last + 2, "some refreshes")
+    assert browser.get_log("browser") == []
+    asked = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    urls = {entry["params"]["request"]["url"] for entry in asked if entry["method"] == "Network.requestWillBeSent"}
+    here = browser.current_url
+    assert urls and all(url.startswith((here, "data:")) for url in urls), urls
+
+
+def test_read_only_without_the_right(page, browser):
+    assert not browser.find_element(By.ID, "reload").is_displayed()
+    assert not [b for b in browser.find_elements(By.TAG_NAME, "button") if b.text == "Kill"]
+    assert "read only" in browser.find_element(By.ID, "facts").text
+
+
+def test_by_keyboard(page, browser):
+    body = browser.find_element(By.TAG_NAME, "body")
+    body.send_keys("p")
+    assert browser.find_element(By.ID, "state").text == "paused"
+    last = refreshed(browser)
+    body.send_keys(Keys.TAB)
+    assert browser.switch_to.active_element.get_attribute("id") == "pause"
+    time.sleep(1.5)
+    assert refreshed(browser) == last
+    browser.switch_to.active_element.send_keys(Keys.ENTER)
+    wait_until(lambda: refreshed(browser) > last, "it to go on")
+
+
+def test_when_the_daemon_is_gone(page, browser):
+    page.daemon.stop()
+    wait_until(lambda: browser.find_element(By.ID, "state").text.startswith("no answer"), "it to be told")
+
+
+def test_light_dark_and_on_a_phone(page, browser):
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    time.sleep(5)  # something for the plots
+    backs = {}
+    for theme in ("light", "dark"):
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": theme}]})
+        backs[theme] = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+        browser.save_screenshot(str(PICTURES / f"{theme}.png"))
+    assert backs["light"] != backs["dark"]
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True})
+    wait_until(lambda: browser.execute_script("return document.documentElement.clientWidth") == 390, "a small screen")
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
+    browser.save_screenshot(str(PICTURES / "phone.png"))
