@@ -417,6 +417,12 @@ pulse_of(void *context, unsigned int worker)
 	return crew_pulse(((struct control *)context)->crew, worker);
 }
 
+static const struct canary *
+canary_of(void *context, unsigned int worker)
+{
+	return crew_canary(((struct control *)context)->crew, worker);
+}
+
 static const struct generation *
 generation_of(void *context, unsigned int worker)
 {
@@ -513,6 +519,7 @@ open_admin(struct control *control, struct failure *why)
 		.limits = control->limits,
 		.mailbox_of = mailbox_of,
 		.connections_of = connections_of,
+		.canary_of = canary_of,
 		.pulse_of = pulse_of,
 		.generation_of = generation_of,
 		.describe = describe,

@@ -9,6 +9,7 @@
 #include "mailbox.h"
 #include "pulse.h"
 #include "recent.h"
+#include "services/canary.h"
 #include "tunnel.h"
 
 #include <errno.h>
@@ -44,6 +45,7 @@ struct worker {
 	struct connections connections;
 	struct pulse pulse;
 	struct checks checks;
+	struct canary canary;
 	const struct generation *generation; /* in force here; borrowed */
 	struct event *trim;
 	struct limits_worker limits;
@@ -369,6 +371,7 @@ run_worker(void *context)
 	struct failure why;
 	failure_set(&why, FAILURE_STOPPED, "the daemon stops");
 	check_close(&worker->checks);
+	canary_stop(&worker->canary);
 	tunnel_reset_all(&worker->connections, &why);
 	event_base_loop(worker->loop.base, EVLOOP_NONBLOCK);
 	tunnel_walk_end_all(&worker->connections);
@@ -429,7 +432,8 @@ open_worker(struct crew *crew, unsigned int index, struct failure *why)
 	worker->checks.worker = index;
 	worker->checks.workers = crew->options.workers;
 	worker->pulse.beat = on_beat;
-	if (pulse_open(&worker->pulse, &worker->loop, why) < 0)
+	if (pulse_open(&worker->pulse, &worker->loop, why) < 0 ||
+	    canary_start(&worker->canary, &worker->loop, why) < 0)
 		return -1;
 	return door_open(&worker->door, why);
 }
@@ -508,6 +512,12 @@ crew_pulse(struct crew *crew, unsigned int worker)
 	return &crew->workers[worker].pulse;
 }
 
+const struct canary *
+crew_canary(struct crew *crew, unsigned int worker)
+{
+	return &crew->workers[worker].canary;
+}
+
 const struct generation *
 crew_generation(struct crew *crew, unsigned int worker)
 {
@@ -553,6 +563,7 @@ crew_stop(struct crew *crew)
 		if (!worker->runs)
 			door_close(&worker->door);
 		pulse_close(&worker->pulse);
+		canary_stop(&worker->canary);
 		loop_close(&worker->loop);
 	}
 	free(crew);

@@ -8,6 +8,7 @@
 #include "generation.h"
 #include "listener.h"
 
+struct canary;
 struct connections;
 struct crew;
 struct event_base;
@@ -40,6 +41,9 @@ struct mailbox *crew_mailbox(struct crew *crew, unsigned int worker);
 /* A worker's own, for its thread alone. The generation is that under which it accepts now: to be held by
  * whoever keeps it; NULL = none yet. */
 struct connections *crew_connections(struct crew *crew, unsigned int worker);
+/* Any thread. */
+const struct canary *crew_canary(struct crew *crew, unsigned int worker);
+
 const struct pulse *crew_pulse(struct crew *crew, unsigned int worker);
 const struct generation *crew_generation(struct crew *crew, unsigned int worker);
 

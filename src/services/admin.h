@@ -57,6 +57,7 @@ struct admin_control {
 
 	/* Any thread. */
 	struct mailbox *(*mailbox_of)(void *context, unsigned int worker);
+	const struct canary *(*canary_of)(void *context, unsigned int worker);
 
 	/* That worker's thread. The generation is to be held by whoever keeps it. */
 	struct connections *(*connections_of)(void *context, unsigned int worker);

@@ -1,6 +1,7 @@
 #include "admin_answers.h"
 #include "admin_survey.h"
 #include "admission.h"
+#include "canary.h"
 #include "clock.h"
 #include "generation.h"
 #include "limit_conf.h"
@@ -317,6 +318,31 @@ write_lag(struct evbuffer *page, unsigned int worker, const struct pulse *pulse)
 }
 
 static void
+write_canaries(struct evbuffer *page, const struct admin_control *control)
+{
+	uint64_t now_ns = clock_now_ns();
+
+	head(page, "penstock_worker_canary_age_seconds", "gauge",
+	     "Since a byte last came back from internal:echo; one is sent every 2 s.");
+	for (unsigned int i = 0; i < control->workers; i++) {
+		uint64_t back_ns = control->canary_of(control->context, i)->back_ns;
+		if (back_ns)
+			evbuffer_add_printf(
+				page, "penstock_worker_canary_age_seconds{worker=\"%u\"} %.9g\n", i,
+				now_ns > back_ns ? (double)(now_ns - back_ns) / (double)NS_PER_S
+						 : 0);
+	}
+	head(page, "penstock_worker_canary_seconds", "gauge", "How long that byte was away.");
+	for (unsigned int i = 0; i < control->workers; i++) {
+		const struct canary *canary = control->canary_of(control->context, i);
+		if (canary->back_ns)
+			evbuffer_add_printf(page,
+					    "penstock_worker_canary_seconds{worker=\"%u\"} %.9g\n",
+					    i, (double)canary->took_ns / (double)NS_PER_S);
+	}
+}
+
+static void
 write_workers(struct evbuffer *page, const struct inquiry *inquiry,
 	      const struct admin_survey *survey)
 {
@@ -396,6 +422,7 @@ write_metrics(struct inquiry *inquiry, struct evbuffer *page)
 	write_daemon(page, status);
 	write_process(page, status);
 	write_workers(page, inquiry, &metrics->survey);
+	write_canaries(page, inquiry->control);
 	return ANSWER_DONE;
 }
 

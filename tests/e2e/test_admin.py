@@ -274,6 +274,13 @@ def test_loop_lag_is_measured(admin):
     wait_until(lambda: asked.metrics()[count] > first, "a beat")
 
 
+def test_canaries_come_back_on_every_worker(admin):
+    asked = admin()
+    names = [f'penstock_worker_canary_age_seconds{{worker="{worker}"}}' for worker in (0, 1)]
+    wait_until(lambda: all(name in asked.metrics() for name in names), "the canaries")
+    assert all(asked.metrics()[name] < 5 for name in names)
+
+
 # --- HTTP
 
 
