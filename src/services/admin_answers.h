@@ -14,7 +14,7 @@ extern const struct answer admin_answers_tunnels;
 extern const struct answer admin_answers_targets;
 
 /* admin_page.c */
-extern const struct answer admin_page;
+extern const struct answer admin_page_all;
 
 /* admin_metrics.c */
 extern const struct answer admin_metrics_all;

@@ -1,7 +1,7 @@
+#include "../limits.h"
 #include "admin_answers.h"
 #include "admin_survey.h"
 #include "clock.h"
-#include "../limits.h"
 #include "units.h"
 
 #include <event2/buffer.h>

@@ -24,7 +24,7 @@ write_page(struct inquiry *inquiry, struct evbuffer *page)
 }
 
 /* It asks nobody but us, and stands in nobody's frame. */
-const struct answer admin_page = {
+const struct answer admin_page_all = {
 	.content_type =
 		"text/html; charset=utf-8\r\n"
 		"Content-Security-Policy: default-src 'none'; script-src 'unsafe-inline'; "

@@ -15,7 +15,7 @@ static const struct route {
 	const char *path; /* "*" stands for one part */
 	const struct answer *get, *post;
 } routes[] = {
-	{ "/", &admin_page, NULL },
+	{ "/", &admin_page_all, NULL },
 	{ "/healthz", &admin_answers_health, NULL },
 	{ "/readyz", &admin_answers_readiness, NULL },
 	{ "/metrics", &admin_metrics_all, NULL },

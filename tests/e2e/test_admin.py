@@ -199,9 +199,10 @@ def test_connections_and_one_of_them(admin):
 
 def test_connections_by_tunnel_source_state_and_order(admin):
     asked = admin(tunnel("a", "internal:echo"), tunnel("b", "internal:echo"))
-    clients = [connect(asked.daemon.address(name), expects=CLIENT_STREAM) for name in "aaab"]
-    for size, client in enumerate(clients, 1):
-        transfer(client, client, size * 1000)
+    clients = []
+    for size, name in enumerate("aaab", 1):
+        clients.append(connect(asked.daemon.address(name), expects=CLIENT_STREAM))
+        transfer(clients[-1], clients[-1], size * 1000)
     assert len(asked.connections(tunnel="a")) == 3
     assert len(asked.connections(source="127.0.0.1")) == 4
     assert len(asked.connections(source="127.0.0.2")) == 0
@@ -471,6 +472,61 @@ def test_wrong_rights_are_found_by_the_check(start, directory):
     daemon = start(text, wait=False)
     assert daemon.wait_exit() == 1
     assert "'root' is nobody; write uid:NUMBER or cn:NAME" in daemon.log()
+
+
+def openssl(directory, *arguments):
+    subprocess.run(["openssl", *arguments], cwd=directory, check=True, capture_output=True)
+
+
+@pytest.fixture
+def pki(directory):
+    """A CA, a server's certificate, and those of two people."""
+    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
+    openssl(directory, "req", "-x509", *key, "-subj", "/CN=ca", "-keyout", "ca.key", "-out", "ca.pem")
+    (directory / "names").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
+    for name in ("server", "ops", "guest"):
+        openssl(directory, "req", *key, "-subj", f"/CN={name}", "-keyout", f"{name}.key", "-out", f"{name}.csr")
+        openssl(directory, "x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial",
+                "-extfile", "names", "-out", f"{name}.pem")
+    return directory
+
+
+def test_rights_by_certificate(start, pki):
+    """Over mutual TLS: who holds the name changes, others look, and without a certificate nobody comes in."""
+    daemon = start(configuration(
+        f'tls "admin" {{ certificate = "{pki}/server.pem" key = "{pki}/server.key" client_ca = "{pki}/ca.pem" verify = "required" }}\n',
+        'admin { change = { "cn:ops" } }\n',
+        tunnel("admin", "internal:admin", accept_filters=["tls:admin"]), tunnel("a", "internal:echo")))
+    host, port = daemon.address("admin")
+
+    def curl(who, *arguments):
+        certificate = ["--cert", str(pki / f"{who}.pem"), "--key", str(pki / f"{who}.key")] if who else []
+        return subprocess.run(["curl", "-s", "--cacert", str(pki / "ca.pem"), *certificate, "-o", "/dev/null", "-w", "%{http_code}",
+                               f"https://{host}:{port}" + arguments[0], *arguments[1:]], capture_output=True, text=True, check=False).stdout
+
+    change = ("-X", "POST", *CHANGE, "-d", "{}")
+    assert curl("guest", "/v1/status") == "200" and curl("guest", "/v1/reload", *change) == "403"
+    assert curl("ops", "/v1/reload", *change) == "200"
+    assert daemon.wait_log("reload asked for, by 127.0.0.1:") and "cn=ops" in daemon.log()
+    assert curl(None, "/v1/status") == "000"
+
+
+def test_a_name_that_a_header_tells_gives_no_right(start, directory):
+    """A PROXY header with a CN, and one that says the client came by a UNIX socket."""
+    daemon = start(configuration(
+        'proxy_protocol "lb" { trust = { "127.0.0.1" } }\nadmin { change = { "cn:ops", "uid:0", "uid:4294967294" } }\n',
+        tunnel("admin", "internal:admin", accept_filters=["proxy_protocol:lb"])))
+    inner = bytes([1, 0, 0, 0, 0]) + bytes([0x22, 0, 3]) + b"ops"  # SSL: client uses it, verified, CN
+    tlv = bytes([0x20]) + len(inner).to_bytes(2, "big") + inner
+    for family, block in ((0x11, socket.inet_aton("10.0.0.1") * 2 + bytes(4)), (0x31, bytes(216))):
+        body = block + tlv
+        with socket.create_connection(daemon.address("admin")) as sock:
+            sock.settimeout(DEADLINE)
+            sock.sendall(b"\r\n\r\n\0\r\nQUIT\n" + bytes([0x21, family]) + len(body).to_bytes(2, "big") + body +
+                         b"POST /v1/reload HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                         b"X-Penstock: 1\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}")
+            assert receive_all(sock).startswith(b"HTTP/1.1 403 ")
+    assert not daemon.find_log("reload")
 
 
 # --- when others are at their limits

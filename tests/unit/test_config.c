@@ -387,8 +387,7 @@ test_unknown(void **state)
 	       "qqqqqq(\"x\") }\nmax_memory = lots\n",
 	       "t.conf:1: unknown keyword 'wrokers' at the top level; did you mean 'workers'?\n"
 	       "t.conf:2: unknown keyword 'levl' in section log; did you mean 'level'?\n"
-	       "t.conf:3: unknown keyword 'timeout' in section log; penstockd --keywords lists "
-	       "all\n"
+	       "t.conf:3: 'timeout' does not belong in section log; write it in section check\n"
 	       "t.conf:4: unknown keyword 'tunnle' at the top level; did you mean 'tunnel'?\n"
 	       "t.conf:6: 'listen' does not belong at the top level; write it in section tunnel\n"
 	       "t.conf:7: unknown keyword 'lisen' in section tunnel; did you mean 'listen'?\n"
