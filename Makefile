@@ -3,6 +3,8 @@
 VERSION := 0.1.0
 prefix  ?= /usr/local
 DESTDIR ?=
+unitdir     ?= $(prefix)/lib/systemd/system
+sysusersdir ?= $(prefix)/lib/sysusers.d
 
 MAKEFLAGS += --no-builtin-rules
 comma := ,
@@ -131,6 +133,10 @@ install: all ## into $(DESTDIR)$(prefix)
 	install -D -m 644 -t $(DESTDIR)$(prefix)/share/man/man5 man/penstock.conf.5
 	install -D -m 644 -t $(DESTDIR)$(prefix)/share/man/man8 man/penstockd.8
 	install -D -m 644 -t $(DESTDIR)$(prefix)/share/doc/penstock/examples conf/*.conf
+	install -d $(DESTDIR)$(unitdir) $(DESTDIR)$(sysusersdir)
+	sed 's|/usr/sbin/|$(prefix)/sbin/|' packaging/penstock.service >$(DESTDIR)$(unitdir)/penstock.service
+	install -m 644 packaging/penstock.socket $(DESTDIR)$(unitdir)/penstock.socket
+	install -m 644 packaging/sysusers.conf $(DESTDIR)$(sysusersdir)/penstock.conf
 
 deps: deps-test ## install the Debian packages that are missing (packaging/deps)
 

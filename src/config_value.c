@@ -260,10 +260,35 @@ store_text(const char *text, char **slot, struct failure *why)
 	return 0;
 }
 
+/* A credential of systemd's, "credential:NAME", as the path of its file. */
+static int
+find_credential(const char *name, char **path, struct failure *why)
+{
+	const char *directory = getenv("CREDENTIALS_DIRECTORY"); /* systemd.exec(5) */
+	if (!address_name_is_valid(name) || name[0] == '.')
+		return failure_set(why, FAILURE_CONFIG,
+				   "'%.60s' is not the name of a credential; write credential:NAME "
+				   "with 1 to 64 letters, digits or any of _ . -",
+				   name);
+	if (!directory)
+		return failure_set(
+			why, FAILURE_CONFIG,
+			"credential:%s is known to the service only, and needs "
+			"LoadCredential=%s:PATH in its unit; without systemd name a file",
+			name, name);
+	return asprintf(path, "%s/%s", directory, name) < 0 ? no_memory(why) : 0;
+}
+
 static int
 store_file(const char *text, const char *directory, char **slot, struct failure *why)
 {
-	char *path = resolve(text, "", directory);
+	char *path = NULL;
+	if (strncmp(text, "credential:", 11) == 0) {
+		if (find_credential(text + 11, &path, why) < 0)
+			return -1;
+	} else {
+		path = resolve(text, "", directory);
+	}
 	if (!path)
 		return no_memory(why);
 	free(*slot);

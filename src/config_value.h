@@ -8,7 +8,7 @@
 #include "keyword.h"
 
 /* Converts `text` and stores it in `object`; what a list already holds stays before it. Relative paths
- * are taken from `directory`. On failure (the text says what is wrong and what would be right) the
+ * are taken from `directory`, credential:NAME from systemd's. On failure (the text says what is wrong and what would be right) the
  * object is as before. May look up users, groups and interfaces. */
 int config_value_store(const struct keyword *row, const char *text, const char *directory,
 		       void *object, struct failure *why);

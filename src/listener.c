@@ -110,24 +110,48 @@ probe_tcp(const struct socket_address *address, struct failure *why)
 	return 0;
 }
 
+static void
+learn_bound(struct listener *listener, int fd)
+{
+	struct sockaddr_storage storage;
+	socklen_t length = sizeof(storage);
+	getsockname(fd, (struct sockaddr *)&storage, &length);
+	socket_address_from(&listener->bound, (struct sockaddr *)&storage, length);
+}
+
+/* Takes what systemd has kept of this listener over a restart; returns how many sockets. */
+static unsigned int
+take_stored(struct listener *listener)
+{
+	unsigned int count = 0;
+	int fd;
+	while (count < listener->socket_count && (fd = systemd_stored_take(listener->key)) >= 0)
+		listener->sockets[count++] = fd;
+	listener->is_stored = count > 0;
+	return count;
+}
+
 static int
 listen_tcp(struct listener *listener, const struct address *address, struct failure *why)
 {
+	unsigned int kept = take_stored(listener);
 	listener->is_tcp = true;
 	listener->bound = address->numeric;
-	if (listener->bound.port && probe_tcp(&listener->bound, why) < 0)
+	if (!kept && listener->bound.port && probe_tcp(&listener->bound, why) < 0)
 		return -1;
 	for (unsigned int i = 0; i < listener->socket_count; i++) {
-		int fd = open_tcp(&listener->bound, true, why);
+		int fd = listener->sockets[i];
+		if (fd < 0)
+			fd = open_tcp(&listener->bound, true, why);
+		if (fd < 0 && kept) { /* kept of another user's run: those have to do */
+			listener->socket_count = i;
+			break;
+		}
 		if (fd < 0)
 			return -1;
 		listener->sockets[i] = fd;
-		if (!listener->bound.port) { /* the kernel chose one: the others take the same */
-			struct sockaddr_storage storage;
-			socklen_t length = sizeof(storage);
-			getsockname(fd, (struct sockaddr *)&storage, &length);
-			socket_address_from(&listener->bound, (struct sockaddr *)&storage, length);
-		}
+		if (!listener->bound.port) /* the kernel chose one: the others take the same */
+			learn_bound(listener, fd);
 		set_tcp_options(fd, listener->conf);
 		if (start_listening(fd, listener->conf, address->text, why) < 0)
 			return -1;
@@ -188,6 +212,24 @@ claim_path(struct listener *listener, const char *path, struct failure *why)
 	return 0;
 }
 
+static bool
+is_socket_file(const char *path)
+{
+	struct stat state;
+	return lstat(path, &state) == 0 && S_ISSOCK(state.st_mode);
+}
+
+/* The kept socket whose file is gone: nobody can reach it. */
+static void
+drop_stored(struct listener *listener)
+{
+	if (!listener->is_stored)
+		return;
+	close(listener->sockets[0]);
+	systemd_store_forget(listener->key);
+	listener->is_stored = false;
+}
+
 static int
 listen_unix(struct listener *listener, const struct address *address, struct failure *why)
 {
@@ -200,11 +242,17 @@ listen_unix(struct listener *listener, const struct address *address, struct fai
 	listener->bound.uid = UINT32_MAX;
 	if (!length)
 		return -1;
+	if (take_stored(listener) && (!has_path || is_socket_file(address->name))) {
+		if (has_path && claim_path(listener, address->name, why) < 0)
+			return -1;
+		return start_listening(listener->sockets[0], listener->conf, address->text, why);
+	}
 	if (has_path && remove_stale(address->name, name, length, why) < 0)
 		return -1;
 	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
 	if (fd < 0)
 		return failure_set_errno(why, errno, "cannot open a socket");
+	drop_stored(listener);
 	listener->sockets[0] = fd;
 	/* Until its mode is set nobody else may connect. */
 	mode_t mask = umask(0177);
@@ -218,31 +266,24 @@ listen_unix(struct listener *listener, const struct address *address, struct fai
 	return start_listening(fd, listener->conf, address->text, why);
 }
 
-static int
-inherit(struct listener *listener, const struct address *address, struct failure *why)
+/* Takes over a socket that a socket unit has opened; its file, if any, is systemd's. */
+static void
+inherit(struct listener *listener, int fd)
 {
-	struct sockaddr_storage storage;
-	socklen_t length = sizeof(storage);
-	int fd = systemd_listen_fd(address->name, 0, why);
-
-	if (fd < 0)
-		return -1;
+	listener->is_inherited = true;
 	listener->sockets[0] = fd;
 	fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
-	getsockname(fd, (struct sockaddr *)&storage, &length);
-	socket_address_from(&listener->bound, (struct sockaddr *)&storage, length);
+	learn_bound(listener, fd);
+	listener->bound.uid = UINT32_MAX;
 	if (listener->bound.family != AF_UNIX)
 		set_tcp_options(fd, listener->conf);
-	return 0;
 }
 
-struct listener *
-listener_open(const char *key, const struct address *address, const struct tunnel_conf *conf,
-	      unsigned int workers, struct failure *why)
+static struct listener *
+new_listener(const char *key, const struct address *address, const struct tunnel_conf *conf,
+	     unsigned int count, struct failure *why)
 {
-	unsigned int count = address->kind == ADDRESS_IP ? workers : 1;
 	struct listener *listener = calloc(1, sizeof(*listener) + count * sizeof(int));
-	int result;
 
 	if (!listener) {
 		failure_set(why, FAILURE_MEMORY, "no memory for a listener");
@@ -254,18 +295,70 @@ listener_open(const char *key, const struct address *address, const struct tunne
 	listener->conf = conf;
 	listener->key = strdup(key);
 	listener->text = strdup(address->text);
-	if (!listener->key || !listener->text)
-		result = failure_set(why, FAILURE_MEMORY, "no memory for a listener");
-	else if (address->kind == ADDRESS_IP)
+	if (listener->key && listener->text)
+		return listener;
+	failure_set(why, FAILURE_MEMORY, "no memory for a listener");
+	listener_close(listener);
+	return NULL;
+}
+
+static unsigned int
+larger(unsigned int a, unsigned int b)
+{
+	return a > b ? a : b;
+}
+
+struct listener *
+listener_open(const char *key, const struct address *address, unsigned int index,
+	      const struct tunnel_conf *conf, unsigned int workers, struct failure *why)
+{
+	int fd = -1, result;
+
+	if (address->kind == ADDRESS_SYSTEMD)
+		fd = systemd_listen_fd(address->name, index, why);
+	else if (systemd_listen_address(address, &fd, why) < 0)
+		return NULL;
+	if (fd < 0 && address->kind == ADDRESS_SYSTEMD)
+		return NULL;
+	bool shared = fd < 0 && address->kind == ADDRESS_IP;
+	struct listener *listener = new_listener(
+		key, address, conf, shared ? larger(workers, systemd_stored_count(key)) : 1, why);
+	if (!listener) {
+		if (fd >= 0)
+			close(fd);
+		return NULL;
+	}
+	if (fd >= 0) {
+		inherit(listener, fd);
+		return listener;
+	}
+	if (shared)
 		result = listen_tcp(listener, address, why);
-	else if (address->kind == ADDRESS_SYSTEMD)
-		result = inherit(listener, address, why);
 	else
 		result = listen_unix(listener, address, why);
 	if (result == 0)
 		return listener;
 	listener_close(listener);
 	return NULL;
+}
+
+void
+listener_store(struct listener *listener)
+{
+	if (listener->is_stored || listener->is_inherited)
+		return;
+	for (unsigned int i = 0; i < listener->socket_count && listener->sockets[i] >= 0; i++)
+		listener->is_stored |= systemd_store(listener->key, listener->sockets[i]);
+}
+
+bool
+listener_forget(struct listener *listener)
+{
+	bool was_stored = listener->is_stored;
+	if (was_stored)
+		systemd_store_forget(listener->key);
+	listener->is_stored = false;
+	return was_stored;
 }
 
 void
@@ -288,7 +381,7 @@ listener_close(struct listener *listener)
 	for (unsigned int i = 0; i < listener->socket_count; i++)
 		if (listener->sockets[i] >= 0)
 			close(listener->sockets[i]);
-	if (listener->path && lstat(listener->path, &state) == 0 &&
+	if (listener->path && !listener->is_stored && lstat(listener->path, &state) == 0 &&
 	    state.st_dev == listener->path_device && state.st_ino == listener->path_inode)
 		unlink(listener->path);
 	free(listener->path);
@@ -496,24 +589,29 @@ door_close(struct door *door)
 	door->spare = -1;
 }
 
-int
-door_serve(struct door *door, struct listener *listener, const struct tunnel_conf *conf,
-	   struct failure *why)
+/* Changes the acceptors that serve the listener already; false if there are none. */
+static bool
+serve_on(struct door *door, const struct listener *listener, const struct tunnel_conf *conf)
 {
-	struct acceptor *acceptor;
+	bool found = false;
+	for (struct acceptor *acceptor = door->first; acceptor; acceptor = acceptor->next) {
+		if (acceptor->listener != listener)
+			continue;
+		if (!acceptor->is_unix)
+			set_tcp_options(acceptor->fd, conf);
+		listen(acceptor->fd, (int)conf->backlog); /* again: a new backlog */
+		acceptor->conf = conf;
+		acceptor->served = true;
+		found = true;
+	}
+	return found;
+}
 
-	for (acceptor = door->first; acceptor; acceptor = acceptor->next)
-		if (acceptor->listener == listener) {
-			if (!acceptor->is_unix)
-				set_tcp_options(acceptor->fd, conf);
-			listen(acceptor->fd, (int)conf->backlog); /* again: a new backlog */
-			acceptor->conf = conf;
-			acceptor->served = true;
-			return 0;
-		}
-	if (door->worker >= listener->socket_count)
-		return 0;
-	acceptor = calloc(1, sizeof(*acceptor));
+static int
+serve_socket(struct door *door, struct listener *listener, int *socket,
+	     const struct tunnel_conf *conf, struct failure *why)
+{
+	struct acceptor *acceptor = calloc(1, sizeof(*acceptor));
 	if (!acceptor)
 		return failure_set(why, FAILURE_MEMORY, "no memory to accept connections");
 	acceptor->door = door;
@@ -521,8 +619,8 @@ door_serve(struct door *door, struct listener *listener, const struct tunnel_con
 	acceptor->conf = conf;
 	acceptor->bound = listener->bound;
 	acceptor->is_unix = listener->bound.family == AF_UNIX;
-	acceptor->fd = listener->sockets[door->worker];
-	listener->sockets[door->worker] = -1;
+	acceptor->fd = *socket;
+	*socket = -1;
 	acceptor->burst = 1;
 	acceptor->served = true;
 	acceptor->next = door->first;
@@ -531,6 +629,20 @@ door_serve(struct door *door, struct listener *listener, const struct tunnel_con
 		     on_incoming, acceptor);
 	if (event_add(&acceptor->event, NULL) < 0)
 		return failure_set(why, FAILURE_MEMORY, "cannot watch a listener");
+	return 0;
+}
+
+int
+door_serve(struct door *door, struct listener *listener, const struct tunnel_conf *conf,
+	   struct failure *why)
+{
+	if (serve_on(door, listener, conf))
+		return 0;
+	/* More sockets than workers: what was kept of a time with more of them. */
+	for (unsigned int i = door->worker; i < listener->socket_count; i += door->workers)
+		if (listener->sockets[i] >= 0 &&
+		    serve_socket(door, listener, &listener->sockets[i], conf, why) < 0)
+			return -1;
 	return 0;
 }
 

@@ -22,15 +22,27 @@ struct listener {
 	bool is_tcp;
 	char *path; /* of a UNIX socket's file, removed at close if it is still ours */
 	uint64_t path_device, path_inode;
-	int sockets[]; /* one for each worker, or one; -1 = handed to an acceptor or not open */
+	bool is_inherited; /* a socket unit's: never stored, its file never removed */
+	bool is_stored;    /* systemd keeps duplicates over a restart */
+	int sockets
+		[]; /* one for each worker or more, or one; -1 = handed to an acceptor or not open */
 };
 
-/* Opens the address for `workers` workers: bound and listening, nobody accepts yet. An address that
- * some other process listens on is refused, though SO_REUSEPORT would share it; so is a UNIX socket's
+/* Opens the address for `workers` workers: bound and listening, nobody accepts yet. A socket that a
+ * socket unit has opened for that address, or that systemd kept of the last run, is used instead of a
+ * new one; of systemd:NAME it is the one numbered `index`. An address that some other process listens on is refused, though SO_REUSEPORT would share it; so is a UNIX socket's
  * file if somebody listens there, while a stale one is replaced. Control thread. */
-struct listener *listener_open(const char *key, const struct address *address,
+struct listener *listener_open(const char *key, const struct address *address, unsigned int index,
 			       const struct tunnel_conf *conf, unsigned int workers,
 			       struct failure *why);
+
+/* Has systemd keep the sockets over a restart, if it keeps any; before acceptors take them. From then on
+ * a UNIX socket's file stays when the listener is closed. */
+void listener_store(struct listener *listener);
+
+/* Undoes listener_store, for a listener that the configuration has no more. Returns whether there was
+ * something to undo: until systemd_settle, clients may still enter a queue that nobody serves. */
+bool listener_forget(struct listener *listener);
 
 /* Gives an open listener to the tunnel that its address belongs to now. */
 void listener_adopt(struct listener *listener, const struct tunnel_conf *conf);
@@ -46,7 +58,7 @@ struct acceptor;
 /* What the acceptors of one worker share. Zero it, set the first group, then door_open. */
 struct door {
 	struct loop *loop;
-	unsigned int worker;
+	unsigned int worker, workers;
 	/* Where admitted connections go: takes descriptor and admission (see tunnel_accept). */
 	void (*place)(struct door *door, const struct tunnel_conf *conf, int fd,
 		      const struct facts *facts);

@@ -3,10 +3,11 @@
  */
 #include "admission.h"
 #include "clock.h"
-#include "config.h"
 #include "limits.h"
+#include "loader.h"
 #include "log.h"
 #include "mailbox.h"
+#include "manager.h"
 #include "resolver.h"
 #include "services/admin.h"
 #include "services/services.h"
@@ -42,12 +43,14 @@ struct control {
 	struct resolver *resolver;
 	struct limits *limits;
 	struct crew *crew;
+	struct manager *manager;
+	struct loader *loader;
 	unsigned int workers;
 
 	struct generation *generation, *next; /* next: the workers are switching to it */
 	struct listeners listeners, next_listeners;
 	bool ready;         /* "ready" was said */
-	bool reload_wanted; /* a HUP came while the workers were switching */
+	bool reload_wanted; /* a HUP came while one was loaded or the workers were switching */
 	bool stops;         /* TERM came */
 	bool drains;        /* ... and the workers were told */
 	uint64_t generations;
@@ -153,6 +156,14 @@ time_of_day(void)
 /* --- switching ------------------------------------------------------------------------------------ */
 
 static void
+say_unused(const char *name, int fd)
+{
+	log_line(LOG_LEVEL_WARNING,
+		 "systemd passed the socket \"%s\" (descriptor %d), on which no tunnel listens",
+		 name, fd);
+}
+
+static void
 say_listening(const struct listeners *listeners, const struct listeners *before)
 {
 	for (size_t i = 0; i < listeners->count; i++) {
@@ -190,9 +201,16 @@ load(struct control *control, struct generation *next, struct failure *why)
 	fill_in(next, control->workers);
 	admission_set_most(next->max_connections);
 	switchover_commit(next, &control->next_listeners);
+	switchover_forget(&control->listeners, &control->next_listeners);
 	control->next = next;
 	crew_switch(control->crew, next, control->next_listeners.at, control->next_listeners.count);
 	return 0;
+}
+
+static bool
+is_reloading(const struct control *control)
+{
+	return control->next || loader_is_busy(control->loader);
 }
 
 static void reload(struct control *control);
@@ -214,7 +232,6 @@ on_switched(void *context)
 {
 	struct control *control = context;
 	struct generation *old = control->generation;
-	char status[64];
 
 	say_listening(&control->next_listeners, &control->listeners);
 	switchover_finish(old, control->next);
@@ -231,16 +248,18 @@ on_switched(void *context)
 		{ .name = "workers", .number = control->workers },
 	};
 	log_event(LOG_LEVEL_NOTICE, fields, 3, control->ready ? "reloaded" : "ready");
+	if (!control->ready) {
+		systemd_tell_unused(say_unused);
+		systemd_store_forget_rest();
+	}
 	control->reloads += control->ready;
 	control->ready = true;
 	control->loaded_at = time_of_day();
 	grant(&control->wishes, NULL);
 	control->wishes = control->next_wishes;
 	control->next_wishes = NULL;
-	snprintf(status, sizeof(status), "generation %llu, %zu tunnels",
-		 (unsigned long long)control->generation->number,
-		 control->generation->tunnel_count);
-	systemd_notify_ready(status);
+	manager_ready(control->manager, control->generation->number,
+		      control->generation->tunnel_count);
 	if (control->stops) {
 		drain(control);
 	} else if (control->reload_wanted) {
@@ -263,34 +282,55 @@ log_report(const struct config_report *report)
 	}
 }
 
-/* The first mistake stands for all; the log has the others. */
+/* Why there is no generation: the first mistake, for the status text. */
 static void
-name_mistake(const struct config_report *report, struct failure *why)
+sum_up(const struct config_report *report, struct failure *why)
 {
-	for (size_t i = 0; i < report->count; i++)
-		if (report->at[i].is_error) {
-			failure_set(why, FAILURE_CONFIG,
-				    "%zu mistake%s in the configuration, %s:%u: %.120s",
-				    report->errors, report->errors == 1 ? "" : "s",
-				    report->at[i].origin.file, report->at[i].origin.line,
-				    report->at[i].text);
-			return;
-		}
-	failure_set(why, FAILURE_MEMORY, "no memory for a configuration");
+	const struct config_finding *first = report->at;
+	while (first && first < report->at + report->count && !first->is_error)
+		first++;
+	if (!first || first == report->at + report->count)
+		failure_set(why, FAILURE_CONFIG, "%zu mistakes in the configuration",
+			    report->errors);
+	else if (report->errors == 1)
+		failure_set(why, FAILURE_CONFIG, "%s:%u: %s", first->origin.file,
+			    first->origin.line, first->text);
+	else
+		failure_set(why, FAILURE_CONFIG, "%s:%u: %s (%zu mistakes in all)",
+			    first->origin.file, first->origin.line, first->text, report->errors);
 }
 
 static void
-reload(struct control *control)
+refuse_reload(struct control *control, const struct failure *why)
 {
-	struct config_report report = { 0 };
+	log_line(LOG_LEVEL_ERROR, "not reloaded, nothing was changed: %s", why->text);
+	manager_refused(control->manager, why);
+	control->failed_at = time_of_day();
+	control->failed_reloads++;
+	control->reload_failure = *why;
+	grant(&control->wishes, why);
+	control->wishes = control->next_wishes;
+	control->next_wishes = NULL;
+	if (control->reload_wanted) {
+		control->reload_wanted = false;
+		reload(control);
+	}
+}
+
+static void
+on_loaded(struct generation *next, const struct config_report *report, void *context)
+{
+	struct control *control = context;
 	struct failure why;
 
-	systemd_notify_reloading();
-	struct generation *next = config_load(control->file, services_builtin, &report);
-	log_report(&report);
+	log_report(report);
 	if (!next)
-		name_mistake(&report, &why);
-	config_report_release(&report);
+		sum_up(report, &why);
+	if (control->stops) {
+		if (next)
+			counted_release(&next->counted);
+		return;
+	}
 	if (next && next->workers && next->workers != control->workers)
 		log_line(LOG_LEVEL_WARNING, "workers: %llu counts after a restart; %u go on",
 			 (unsigned long long)next->workers, control->workers);
@@ -298,12 +338,17 @@ reload(struct control *control)
 		return;
 	if (next)
 		counted_release(&next->counted);
-	log_line(LOG_LEVEL_ERROR, "not reloaded, nothing was changed: %s", why.text);
-	control->failed_at = time_of_day();
-	control->failed_reloads++;
-	control->reload_failure = why;
-	grant(&control->wishes, &why);
-	systemd_notify_ready("the last reload failed; see the log");
+	refuse_reload(control, &why);
+}
+
+static void
+reload(struct control *control)
+{
+	struct failure why;
+
+	manager_reloading(control->manager);
+	if (loader_begin(control->loader, &why) < 0)
+		refuse_reload(control, &why);
 }
 
 /* --- stopping ------------------------------------------------------------------------------------- */
@@ -339,7 +384,7 @@ drain(struct control *control)
 	grant(&control->wishes, &why);
 	admin_drain();
 	control->drains = true;
-	systemd_notify_stopping();
+	manager_stopping(control->manager, drain_ns);
 	log_line(LOG_LEVEL_NOTICE, "draining: no new connections, %llu go on",
 		 (unsigned long long)admission_open());
 	crew_drain(control->crew);
@@ -356,7 +401,7 @@ on_hangup(evutil_socket_t fd, short what, void *context)
 
 	if (control->stops)
 		log_line(LOG_LEVEL_WARNING, "not reloaded: the daemon is stopping");
-	else if (control->next)
+	else if (is_reloading(control))
 		control->reload_wanted = true;
 	else
 		reload(control);
@@ -443,7 +488,7 @@ describe(void *context, struct admin_status *out)
 		.reloads = control->reloads,
 		.failed_reloads = control->failed_reloads,
 		.ready = control->ready,
-		.reloads_now = control->next != NULL,
+		.reloads_now = is_reloading(control),
 		.drains = control->stops,
 		.log_level = control->log_level,
 	};
@@ -465,7 +510,8 @@ static void
 wish_reload(void *context, struct admin_wish *wish)
 {
 	struct control *control = context;
-	struct admin_wish **wishes = control->next ? &control->next_wishes : &control->wishes;
+	struct admin_wish **wishes =
+		is_reloading(control) ? &control->next_wishes : &control->wishes;
 	struct failure why;
 
 	if (control->stops) {
@@ -475,7 +521,7 @@ wish_reload(void *context, struct admin_wish *wish)
 	}
 	wish->next = *wishes;
 	*wishes = wish;
-	if (control->next)
+	if (is_reloading(control))
 		control->reload_wanted = true;
 	else
 		reload(control);
@@ -587,10 +633,22 @@ start(struct control *control, struct generation *first, struct failure *why)
 		.on_empty = on_empty,
 		.context = control,
 	};
-	if (open_admin(control, why) < 0)
+	control->manager = manager_start(control->base, why);
+	if (!control->manager || open_admin(control, why) < 0)
 		return -1;
 	control->crew = crew_start(&options, why);
 	if (!control->crew)
+		return -1;
+	crew_watch(control->crew, control->manager);
+	struct loader_options loading = {
+		.file = control->file,
+		.services = services_builtin,
+		.base = control->base,
+		.on_loaded = on_loaded,
+		.context = control,
+	};
+	control->loader = loader_new(&loading, why);
+	if (!control->loader)
 		return -1;
 	return load(control, first, why);
 }
@@ -601,6 +659,7 @@ stop(struct control *control)
 	static const struct listeners none;
 	struct failure why;
 
+	loader_stop(control->loader);
 	admin_stop();
 	failure_set(&why, FAILURE_STOPPED, "the daemon stops");
 	grant(&control->wishes, &why);
@@ -620,6 +679,7 @@ stop(struct control *control)
 			event_free(control->signals[i]);
 	if (control->drain_over)
 		event_free(control->drain_over);
+	manager_stop(control->manager);
 	if (control->base)
 		event_base_free(control->base);
 	libevent_global_shutdown();

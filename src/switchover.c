@@ -2,6 +2,7 @@
 
 #include "admission.h"
 #include "switchover_limits.h"
+#include "systemd.h"
 #include "target.h"
 
 #include <stdio.h>
@@ -24,13 +25,15 @@ prepare_tunnel(struct tunnel_conf *conf, const struct generation *current, struc
 }
 
 /* What makes a listener the same one in two generations: its address; where the kernel chooses the
- * port, its place in the file as well. */
+ * port, its place in the file as well; of several sockets with one name, the number. */
 static const char *
-key_of(const struct tunnel_conf *conf, size_t index, char *key, size_t size)
+key_of(const struct tunnel_conf *conf, size_t index, unsigned int number, char *key, size_t size)
 {
 	const struct address *address = &conf->listen.at[index];
 	if (address->kind == ADDRESS_IP && !address->port)
 		snprintf(key, size, "%s of %s, %zu", address->text, conf->name, index);
+	else if (number)
+		snprintf(key, size, "%s, %u", address->text, number);
 	else
 		snprintf(key, size, "%s", address->text);
 	return key;
@@ -71,23 +74,38 @@ contains(const struct listeners *listeners, const struct listener *listener)
 	return false;
 }
 
+/* How many listeners an address stands for: a name of systemd's for as many as it passed, but at least
+ * one, which then fails to open. */
+static unsigned int
+listeners_of(const struct address *address)
+{
+	if (address->kind == ADDRESS_INTERNAL)
+		return 0;
+	unsigned int passed =
+		address->kind == ADDRESS_SYSTEMD ? systemd_listen_count(address->name) : 1;
+	return passed ? passed : 1;
+}
+
 static int
 listen_for(const struct tunnel_conf *conf, const struct listeners *open, unsigned int workers,
 	   struct listeners *listeners, struct failure *why)
 {
 	for (size_t i = 0; i < conf->listen.count; i++) {
 		const struct address *address = &conf->listen.at[i];
-		if (address->kind == ADDRESS_INTERNAL)
-			continue;
-		char key[KEY_BYTES];
-		if (find(listeners, key_of(conf, i, key, sizeof(key))))
-			continue; /* a tunnel before this one shares it */
-		struct listener *listener = find(open, key);
-		if (!listener)
-			listener = listener_open(key, address, accepts_for(conf, i), workers, why);
-		if (!listener)
-			return -1;
-		listeners->at[listeners->count++] = listener;
+		unsigned int count = listeners_of(address);
+		for (unsigned int number = 0; number < count; number++) {
+			char key[KEY_BYTES];
+			key_of(conf, i, number, key, sizeof(key));
+			if (find(listeners, key))
+				continue; /* a tunnel before this one shares it */
+			struct listener *listener = find(open, key);
+			if (!listener)
+				listener = listener_open(key, address, number, accepts_for(conf, i),
+							 workers, why);
+			if (!listener)
+				return -1;
+			listeners->at[listeners->count++] = listener;
+		}
 	}
 	return 0;
 }
@@ -100,7 +118,8 @@ switchover_prepare(struct generation *next, const struct generation *current,
 	size_t most = 0;
 
 	for (size_t i = 0; i < next->tunnel_count; i++)
-		most += next->tunnels[i]->listen.count;
+		for (size_t j = 0; j < next->tunnels[i]->listen.count; j++)
+			most += listeners_of(&next->tunnels[i]->listen.at[j]);
 	listeners->count = 0;
 	listeners->at = calloc(most ? most : 1, sizeof(struct listener *));
 	if (!listeners->at)
@@ -145,13 +164,30 @@ switchover_commit(struct generation *next, const struct listeners *listeners)
 	for (size_t i = 0; i < next->tunnel_count; i++) {
 		const struct tunnel_conf *conf = next->tunnels[i];
 		for (size_t j = 0; j < conf->listen.count; j++) {
-			char key[KEY_BYTES];
-			struct listener *listener =
-				find(listeners, key_of(conf, j, key, sizeof(key)));
-			if (listener)
-				listener_adopt(listener, accepts_for(conf, j));
+			unsigned int count = listeners_of(&conf->listen.at[j]);
+			for (unsigned int number = 0; number < count; number++) {
+				char key[KEY_BYTES];
+				key_of(conf, j, number, key, sizeof(key));
+				struct listener *listener = find(listeners, key);
+				if (listener)
+					listener_adopt(listener, accepts_for(conf, j));
+			}
 		}
 	}
+	for (size_t i = 0; i < listeners->count; i++)
+		listener_store(listeners->at[i]);
+}
+
+void
+switchover_forget(const struct listeners *old, const struct listeners *kept)
+{
+	bool forgot = false;
+
+	for (size_t i = 0; i < old->count; i++)
+		if (!contains(kept, old->at[i]))
+			forgot |= listener_forget(old->at[i]);
+	if (forgot)
+		systemd_settle();
 }
 
 void

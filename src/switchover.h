@@ -26,11 +26,15 @@ void switchover_abandon(struct generation *next, struct listeners *listeners,
 			const struct listeners *open);
 
 /* Points every listener at its tunnel in the generation it now belongs to, and gives limits their new
- * values. Just before crew_switch. */
+ * values; has systemd keep the sockets that are new. Just before crew_switch. */
 void switchover_commit(struct generation *next, const struct listeners *listeners);
 
 /* Removes the limits that `old` (NULL at the start) has and `next` has not. After every worker has switched. */
 void switchover_finish(const struct generation *old, const struct generation *next);
+
+/* Has systemd give up the listeners of `old` that are not in `kept`. Just before crew_switch; may wait
+ * for systemd, a second at most. */
+void switchover_forget(const struct listeners *old, const struct listeners *kept);
 
 /* Closes the listeners of `old` that are not in `kept` (may be empty), frees the list. After every
  * worker has switched. */

@@ -10,11 +10,16 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #define SD_JOURNAL_SUPPRESS_LOCATION /* the place in log.c would tell nobody anything */
 #include <systemd/sd-daemon.h>
 #include <systemd/sd-journal.h>
+
+#define SETTLE_US 1000000
+
+/* --- notifications -------------------------------------------------------------------------------- */
 
 void
 systemd_notify_ready(const char *status)
@@ -35,9 +40,18 @@ systemd_notify_reloading(void)
 }
 
 void
-systemd_notify_stopping(void)
+systemd_notify_stopping(uint64_t patience_ns)
 {
-	sd_notify(0, "STOPPING=1");
+	if (patience_ns)
+		sd_notifyf(0, "STOPPING=1\nEXTEND_TIMEOUT_USEC=%" PRIu64, patience_ns / 1000);
+	else
+		sd_notify(0, "STOPPING=1");
+}
+
+bool
+systemd_is_manager_there(void)
+{
+	return getenv("NOTIFY_SOCKET") != NULL;
 }
 
 void
@@ -53,48 +67,240 @@ systemd_watchdog_ns(void)
 	return sd_watchdog_enabled(0, &patience_us) > 0 ? patience_us * 1000 : 0;
 }
 
-/* Counts the passed sockets of that name; *fd becomes the one numbered `index`, or stays. */
-static unsigned int
-find_passed(const char *name, unsigned int index, int *fd)
+/* --- passed sockets ------------------------------------------------------------------------------- */
+
+/* A name in the store: systemd allows 255 printable characters, none of them a colon. */
+#define STORED      "penstock "
+#define STORED_MOST 255
+
+struct passed {
+	char *name;
+	int fd;
+	bool is_used; /* of a socket unit: asked for; of the store: taken */
+};
+
+static struct passed *all_passed; /* kept for the life of the process */
+static int passed_count;
+
+static void
+read_passed(void)
 {
 	char **names = NULL;
-	unsigned int found = 0;
-	int count = sd_listen_fds_with_names(0, &names);
 
+	if (passed_count)
+		return;
+	int count = sd_listen_fds_with_names(0, &names);
+	if (count <= 0)
+		return;
+	all_passed = calloc((size_t)count, sizeof(*all_passed));
 	for (int i = 0; i < count; i++) {
-		if (strcmp(names[i], name) == 0 && found++ == index)
-			*fd = SD_LISTEN_FDS_START + i;
-		free(names[i]);
+		if (all_passed)
+			all_passed[passed_count++] =
+				(struct passed){ names[i], SD_LISTEN_FDS_START + i, false };
+		else
+			free(names[i]);
 	}
 	free(names);
-	return found;
+}
+
+static bool
+is_stored(const struct passed *passed)
+{
+	return strncmp(passed->name, STORED, strlen(STORED)) == 0;
+}
+
+/* The one numbered `index` of those that are named so, or NULL. */
+static struct passed *
+find_named(const char *name, unsigned int index)
+{
+	read_passed();
+	for (int i = 0; i < passed_count; i++)
+		if (strcmp(all_passed[i].name, name) == 0 && index-- == 0)
+			return &all_passed[i];
+	return NULL;
 }
 
 unsigned int
 systemd_listen_count(const char *name)
 {
-	int fd;
-	return find_passed(name, 0, &fd);
+	unsigned int count = 0;
+	while (find_named(name, count))
+		count++;
+	return count;
+}
+
+static int
+use(struct passed *passed, struct failure *why)
+{
+	if (sd_is_socket(passed->fd, AF_UNSPEC, SOCK_STREAM, 1) <= 0)
+		return failure_set(why, FAILURE_CONFIG,
+				   "systemd's socket \"%s\" is not a listening stream socket",
+				   passed->name);
+	int fd = fcntl(passed->fd, F_DUPFD_CLOEXEC, SD_LISTEN_FDS_START);
+	if (fd < 0)
+		return failure_set_errno(why, errno, "cannot duplicate systemd's socket \"%s\"",
+					 passed->name);
+	passed->is_used = true;
+	return fd;
 }
 
 int
 systemd_listen_fd(const char *name, unsigned int index, struct failure *why)
 {
-	int passed = -1;
-	find_passed(name, index, &passed);
-	if (passed < 0)
+	struct passed *passed = find_named(name, index);
+	if (!passed)
 		return failure_set(why, FAILURE_CONFIG, "systemd passed no socket named \"%s\"",
 				   name);
-	if (sd_is_socket(passed, AF_UNSPEC, SOCK_STREAM, 1) <= 0)
-		return failure_set(why, FAILURE_CONFIG,
-				   "systemd's socket \"%s\" is not a listening stream socket",
-				   name);
-	int fd = fcntl(passed, F_DUPFD_CLOEXEC, SD_LISTEN_FDS_START);
-	if (fd < 0)
-		return failure_set_errno(why, errno, "cannot duplicate systemd's socket \"%s\"",
-					 name);
-	return fd;
+	return use(passed, why);
 }
+
+/* Whether the socket is bound to that address. */
+static bool
+is_at(int fd, const struct address *address)
+{
+	struct sockaddr_storage bound = { 0 }, wanted = { 0 };
+	struct socket_address numeric;
+	socklen_t bytes = sizeof(bound), wanted_bytes;
+
+	if (getsockname(fd, (struct sockaddr *)&bound, &bytes) < 0)
+		return false;
+	if (address->kind == ADDRESS_IP) {
+		socket_address_from(&numeric, (struct sockaddr *)&bound, bytes);
+		return socket_address_equal(&numeric, &address->numeric);
+	}
+	wanted_bytes = address_to_unix(address, &wanted, NULL);
+	/* The kernel tells a path's final zero, the one who bound it need not have counted it. */
+	if (address->kind == ADDRESS_UNIX)
+		return wanted_bytes && bound.ss_family == AF_UNIX &&
+		       strcmp(((struct sockaddr_un *)&bound)->sun_path,
+			      ((struct sockaddr_un *)&wanted)->sun_path) == 0;
+	return bytes == wanted_bytes && memcmp(&bound, &wanted, bytes) == 0;
+}
+
+int
+systemd_listen_address(const struct address *address, int *fd, struct failure *why)
+{
+	read_passed();
+	for (int i = 0; i < passed_count; i++)
+		if (!is_stored(&all_passed[i]) && is_at(all_passed[i].fd, address)) {
+			*fd = use(&all_passed[i], why);
+			return *fd < 0 ? -1 : 1;
+		}
+	return 0;
+}
+
+void
+systemd_tell_unused(void (*tell)(const char *name, int fd))
+{
+	read_passed();
+	for (int i = 0; i < passed_count; i++)
+		if (!is_stored(&all_passed[i]) && !all_passed[i].is_used)
+			tell(all_passed[i].name, all_passed[i].fd);
+}
+
+/* --- the descriptor store ------------------------------------------------------------------------- */
+
+bool
+systemd_keeps_sockets(void)
+{
+	const char *most = getenv("FDSTORE");
+	return most && atoi(most) > 0 && systemd_is_manager_there();
+}
+
+/* The store's name for a key; false if it would be too long to be one. */
+static bool
+name_of(const char *key, char name[STORED_MOST + 1])
+{
+	int length = snprintf(name, STORED_MOST + 1, STORED "%s", key);
+	for (char *at = name; *at; at++)
+		if (*at == ':')
+			*at = '+';
+	return length <= STORED_MOST;
+}
+
+bool
+systemd_store(const char *key, int fd)
+{
+	char name[STORED_MOST + 1], state[STORED_MOST + 64];
+
+	if (!systemd_keeps_sockets() || !name_of(key, name))
+		return false;
+	snprintf(state, sizeof(state), "FDSTORE=1\nFDPOLL=0\nFDNAME=%s", name);
+	return sd_pid_notify_with_fds(0, 0, state, &fd, 1) > 0;
+}
+
+static struct passed *
+find_stored(const char *key)
+{
+	char name[STORED_MOST + 1];
+
+	read_passed();
+	if (!name_of(key, name))
+		return NULL;
+	for (int i = 0; i < passed_count; i++)
+		if (strcmp(all_passed[i].name, name) == 0 && !all_passed[i].is_used)
+			return &all_passed[i];
+	return NULL;
+}
+
+unsigned int
+systemd_stored_count(const char *key)
+{
+	char name[STORED_MOST + 1];
+	unsigned int count = 0;
+
+	read_passed();
+	for (int i = 0; i < passed_count && name_of(key, name); i++)
+		count += strcmp(all_passed[i].name, name) == 0 && !all_passed[i].is_used;
+	return count;
+}
+
+int
+systemd_stored_take(const char *key)
+{
+	struct passed *stored = find_stored(key);
+	if (!stored)
+		return -1;
+	stored->is_used = true;
+	fcntl(stored->fd, F_SETFD, FD_CLOEXEC);
+	return stored->fd;
+}
+
+static void
+forget_named(const char *name)
+{
+	sd_notifyf(0, "FDSTOREREMOVE=1\nFDNAME=%s", name);
+}
+
+void
+systemd_store_forget(const char *key)
+{
+	char name[STORED_MOST + 1];
+	if (name_of(key, name))
+		forget_named(name);
+}
+
+void
+systemd_store_forget_rest(void)
+{
+	read_passed();
+	for (int i = 0; i < passed_count; i++) {
+		struct passed *passed = &all_passed[i];
+		if (!is_stored(passed) || passed->is_used)
+			continue;
+		passed->is_used = true;
+		close(passed->fd);
+		forget_named(passed->name);
+	}
+}
+
+void
+systemd_settle(void)
+{
+	sd_notify_barrier(0, SETTLE_US);
+}
+
+/* --- the journal ---------------------------------------------------------------------------------- */
 
 bool
 systemd_journal_on_stderr(void)

@@ -7,6 +7,7 @@
 #include "limits.h"
 #include "log.h"
 #include "mailbox.h"
+#include "manager.h"
 #include "pulse.h"
 #include "recent.h"
 #include "services/canary.h"
@@ -59,7 +60,10 @@ struct worker {
 	bool drains;
 	bool said_empty;
 	bool over; /* its loop has ended: nobody moves in any more */
-	struct order switch_over, switched, drain, empty, reset, stop, granted;
+	struct order switch_over, switched, shut, shut_too, drain, empty, reset, stop, granted,
+		ping, pong;
+	struct manager_check check;
+	char name[24];
 };
 
 struct crew {
@@ -70,8 +74,10 @@ struct crew {
 	struct mailbox *answers; /* of the workers, to the control thread */
 	bool stopping;           /* they interest nobody any more */
 	unsigned int switching;  /* workers that have not switched yet */
+	unsigned int shutting;   /* workers whose doors are not closed yet */
 	unsigned int filled;     /* workers that are not empty yet */
 	struct failure why;      /* of a reset */
+	struct manager *manager;
 	struct worker workers[];
 };
 
@@ -313,13 +319,20 @@ on_empty_connections(struct connections *connections)
 }
 
 static void
-on_drain(struct message *message)
+on_shut(struct message *message)
 {
 	struct worker *worker = worker_of(message);
 
 	door_begin(&worker->door);
 	door_finish(&worker->door);
 	check_close(&worker->checks);
+	answer(worker, &worker->shut_too);
+}
+
+static void
+on_drain(struct message *message)
+{
+	struct worker *worker = worker_of(message);
 	worker->drains = true;
 	say_if_empty(worker);
 }
@@ -335,6 +348,13 @@ static void
 on_stop(struct message *message)
 {
 	event_base_loopbreak(worker_of(message)->loop.base);
+}
+
+static void
+on_ping(struct message *message)
+{
+	struct worker *worker = worker_of(message);
+	answer(worker, &worker->pong);
 }
 
 static void
@@ -357,10 +377,8 @@ static void *
 run_worker(void *context)
 {
 	struct worker *worker = context;
-	char name[16];
 
-	snprintf(name, sizeof(name), "worker-%u", worker->connections.worker);
-	pthread_setname_np(pthread_self(), name);
+	pthread_setname_np(pthread_self(), worker->name);
 	do {
 		event_base_loop(worker->loop.base, EVLOOP_ONCE | EVLOOP_NO_EXIT_ON_EMPTY);
 		obey_limits(worker);
@@ -380,6 +398,17 @@ run_worker(void *context)
 
 /* --- on the control thread ------------------------------------------------------------------------ */
 
+/* Gives each worker the order that stands there in it. */
+static void
+post_all(struct crew *crew, size_t order)
+{
+	for (unsigned int i = 0; i < crew->options.workers; i++) {
+		struct worker *worker = &crew->workers[i];
+		struct order *own = (struct order *)((char *)worker + order);
+		mailbox_post(worker->loop.mailbox, &own->message);
+	}
+}
+
 static void
 on_switched(struct message *message)
 {
@@ -388,12 +417,35 @@ on_switched(struct message *message)
 		crew->options.on_switched(crew->options.context);
 }
 
+/* Only now, when nothing is handed over any more, does an empty worker stay empty. */
+static void
+on_shut_too(struct message *message)
+{
+	struct crew *crew = worker_of(message)->crew;
+	if (!--crew->shutting && !crew->stopping)
+		post_all(crew, offsetof(struct worker, drain));
+}
+
 static void
 on_empty(struct message *message)
 {
 	struct crew *crew = worker_of(message)->crew;
 	if (!--crew->filled && !crew->stopping)
 		crew->options.on_empty(crew->options.context);
+}
+
+static void
+on_pong(struct message *message)
+{
+	struct worker *worker = worker_of(message);
+	manager_answer(worker->crew->manager, &worker->check);
+}
+
+static void
+ask(void *context)
+{
+	struct worker *worker = context;
+	mailbox_post(worker->loop.mailbox, &worker->ping.message);
 }
 
 static int
@@ -406,15 +458,21 @@ open_worker(struct crew *crew, unsigned int index, struct failure *why)
 	worker->door.spare = -1;
 	prepare_order(worker, &worker->switch_over, on_switch_over);
 	prepare_order(worker, &worker->switched, on_switched);
+	prepare_order(worker, &worker->shut, on_shut);
+	prepare_order(worker, &worker->shut_too, on_shut_too);
 	prepare_order(worker, &worker->drain, on_drain);
 	prepare_order(worker, &worker->empty, on_empty);
 	prepare_order(worker, &worker->reset, on_reset);
 	prepare_order(worker, &worker->stop, on_stop);
+	prepare_order(worker, &worker->ping, on_ping);
+	prepare_order(worker, &worker->pong, on_pong);
+	snprintf(worker->name, sizeof(worker->name), "worker-%u", index);
 	if (loop_open(&worker->loop, why) < 0)
 		return -1;
 	worker->loop.pipes_most = PIPES_MOST / crew->options.workers;
 	worker->door.loop = &worker->loop;
 	worker->door.worker = index;
+	worker->door.workers = crew->options.workers;
 	worker->door.place = on_place;
 	worker->connections.loop = &worker->loop;
 	worker->connections.recents.object_bytes = sizeof(struct recent);
@@ -490,8 +548,7 @@ crew_switch(struct crew *crew, const struct generation *generation,
 	crew->listeners = listeners;
 	crew->listener_count = count;
 	crew->switching = crew->options.workers;
-	for (unsigned int i = 0; i < crew->options.workers; i++)
-		mailbox_post(crew->workers[i].loop.mailbox, &crew->workers[i].switch_over.message);
+	post_all(crew, offsetof(struct worker, switch_over));
 }
 
 struct mailbox *
@@ -527,17 +584,28 @@ crew_generation(struct crew *crew, unsigned int worker)
 void
 crew_drain(struct crew *crew)
 {
-	crew->filled = crew->options.workers;
-	for (unsigned int i = 0; i < crew->options.workers; i++)
-		mailbox_post(crew->workers[i].loop.mailbox, &crew->workers[i].drain.message);
+	crew->shutting = crew->filled = crew->options.workers;
+	post_all(crew, offsetof(struct worker, shut));
 }
 
 void
 crew_reset(struct crew *crew, const struct failure *why)
 {
 	crew->why = *why;
-	for (unsigned int i = 0; i < crew->options.workers; i++)
-		mailbox_post(crew->workers[i].loop.mailbox, &crew->workers[i].reset.message);
+	post_all(crew, offsetof(struct worker, reset));
+}
+
+void
+crew_watch(struct crew *crew, struct manager *manager)
+{
+	crew->manager = manager;
+	for (unsigned int i = 0; i < crew->options.workers; i++) {
+		struct worker *worker = &crew->workers[i];
+		worker->check = (struct manager_check){ .name = worker->name,
+							.ask = ask,
+							.context = worker };
+		manager_add(manager, &worker->check);
+	}
 }
 
 void

@@ -13,6 +13,7 @@ struct connections;
 struct crew;
 struct event_base;
 struct limits;
+struct manager;
 struct pulse;
 struct resolver;
 
@@ -52,6 +53,9 @@ void crew_drain(struct crew *crew);
 
 /* Resets every connection, with `why` as the reason in the log. */
 void crew_reset(struct crew *crew, const struct failure *why);
+
+/* Has the manager ask each worker whether its loop turns: a message there and back. */
+void crew_watch(struct crew *crew, struct manager *manager);
 
 /* Resets what is still open, ends the threads and waits for them. No callback comes any more, not even
  * for what the workers had answered by then. NULL is allowed. */

@@ -107,6 +107,25 @@ def test_waiting_clients_are_served_before_the_drain(start):
     assert daemon.wait_exit() == 0
 
 
+def test_no_worker_is_empty_while_another_hands_over(start, directory):
+    """One worker accepts all that waits at a UNIX socket; what it hands over is drained, too."""
+    daemon = start(configuration(tunnel("a", "internal:echo", f"unix:{directory}/sock"), workers=2))
+    daemon.signal(signal.SIGSTOP)
+    clients = [connect(f"{directory}/sock", expects=CLIENT_STREAM) for _ in range(20)]
+    daemon.signal(signal.SIGTERM)
+    daemon.signal(signal.SIGCONT)
+    daemon.wait_log("draining")
+    clients = clients[::2] + clients[1::2]  # those of one worker, then those of the other
+    for client in list(clients):
+        for other in clients:
+            transfer(other, other, 10)
+        clients.remove(client)
+        client.finish()
+        client.expect_fin()
+        client.close()
+    assert daemon.wait_exit() == 0
+
+
 def test_usr1_reopens_the_log_file(start, directory):
     daemon = start(configuration(tunnel("a", "internal:echo"), log={"target": "stderr"}))
     path, moved = directory / "log", directory / "log.1"
