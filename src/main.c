@@ -715,6 +715,8 @@ run(struct control *control, struct generation *first)
 		hold_signals(SIG_BLOCK);
 		log_line(LOG_LEVEL_NOTICE, "stopped");
 	} else {
+		/* Straight to stderr: the journal does not know whose line it is once its writer is gone. */
+		log_stop();
 		log_line(LOG_LEVEL_ERROR, "cannot start: %s", why.text);
 		if (!control->next)
 			counted_release(&first->counted);

@@ -76,7 +76,8 @@ class Machine:
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
             timeout=4 * DEADLINE, check=False)
         if check and done.returncode:
-            raise AssertionError(f"{' '.join(map(str, command))} gave {done.returncode}:\n{done.stdout}")
+            said = self.run("journalctl", "--quiet", "-n", "20", "--no-hostname", check=False)
+            raise AssertionError(f"{' '.join(map(str, command))} gave {done.returncode}:\n{done.stdout}\n{said}")
         self.status = done.returncode
         return done.stdout.strip()
 

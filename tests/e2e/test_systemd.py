@@ -23,14 +23,9 @@ def booted():
 
 
 @pytest.fixture
-def machine(booted, request):
+def machine(booted):
     booted.reset()
-    mark = booted.cursor()
-    yield booted
-    failed = getattr(request.node, "failed", False)
-    if failed:
-        print("\n".join(booted.messages(since=mark)))
-        print(booted.systemctl("status", "penstock.service", check=False))
+    return booted
 
 
 def test_start(machine):
