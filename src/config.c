@@ -987,6 +987,12 @@ config_load(const char *path, const struct service *const *services, struct conf
 	return generation;
 }
 
+const char *
+config_library(void)
+{
+	return confuse_version;
+}
+
 /* ------------------------------------------------------------------ the list of keywords */
 
 static void

@@ -23,6 +23,9 @@ struct service;
 struct generation *config_load(const char *path, const struct service *const *services,
 			       struct config_report *report);
 
+/* The version of libconfuse that it runs with. */
+const char *config_library(void);
+
 /* Every keyword with type, default, range, effect and sentence, one a line, sections indented: what
  * `penstockd --keywords` prints and the manual is checked against. */
 void config_print_keywords(FILE *out);

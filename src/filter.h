@@ -118,6 +118,9 @@ struct filter_type {
 	size_t (*kept)(
 		const void *state); /* bytes of both flows waiting inside; or NULL: none ever */
 	void (*close)(void *state);
+
+	/* Name and version of the library that it runs with; static. */
+	const char *(*library)(void); /* or NULL */
 };
 
 #endif

@@ -1,8 +1,9 @@
 /*
- * penstockd: command line, start order, signals, stop order.
+ * penstockd: start order, signals, stop order.
  */
 #include "admission.h"
 #include "clock.h"
+#include "command.h"
 #include "limits.h"
 #include "loader.h"
 #include "log.h"
@@ -17,7 +18,6 @@
 
 #include <errno.h>
 #include <event2/event.h>
-#include <getopt.h>
 #include <malloc.h>
 #include <sched.h>
 #include <signal.h>
@@ -31,7 +31,6 @@
 #include <time.h>
 #include <unistd.h>
 
-#define DEFAULT_FILE     "/etc/penstock/penstock.conf"
 #define RESOLVER_THREADS 4
 
 /* The control thread's affairs. */
@@ -64,25 +63,6 @@ struct control {
 	int log_level;
 	struct failure reload_failure;
 };
-
-static const char usage[] =
-	"penstockd, a TCP tunnel daemon\n"
-	"\n"
-	"usage: penstockd [-c FILE]          run in the foreground\n"
-	"       penstockd [-c FILE] --check  read the configuration, say what is wrong with it, "
-	"and end\n"
-	"       penstockd --keywords         list every word the configuration knows\n"
-	"       penstockd --version | --help\n"
-	"\n"
-	"  -c, --config FILE   the configuration (default " DEFAULT_FILE ")\n"
-	"\n"
-	"signals: HUP reloads the configuration, TERM and INT drain and stop (a second one stops "
-	"at\n"
-	"once), USR1 opens the log file anew. Exit status: 0 stopped as asked, 1 could not start "
-	"or the\n"
-	"configuration is wrong, 2 wrong usage.\n"
-	"\n"
-	"See penstockd(8) and penstock.conf(5).\n";
 
 /* --- start-up ------------------------------------------------------------------------------------- */
 
@@ -730,59 +710,21 @@ run(struct control *control, struct generation *first)
 int
 main(int argc, char **argv)
 {
-	static const struct option options[] = {
-		{ "config", required_argument, NULL, 'c' }, { "check", no_argument, NULL, 'C' },
-		{ "keywords", no_argument, NULL, 'K' },     { "version", no_argument, NULL, 'V' },
-		{ "help", no_argument, NULL, 'h' },         { NULL, 0, NULL, 0 },
-	};
-	struct control control = { .file = DEFAULT_FILE };
-	struct config_report report = { 0 };
-	bool check = false;
-	int option;
+	struct command command;
+	int status = command_parse(&command, argc, argv);
 
-	while ((option = getopt_long(argc, argv, "c:h", options, NULL)) != -1) {
-		switch (option) {
-		case 'c':
-			control.file = optarg;
-			break;
-		case 'C':
-			check = true;
-			break;
-		case 'K':
-			config_print_keywords(stdout);
-			return EXIT_SUCCESS;
-		case 'V':
-			printf("penstockd %s (libevent %s)\n", PENSTOCK_VERSION,
-			       event_get_version());
-			return EXIT_SUCCESS;
-		case 'h':
-			fputs(usage, stdout);
-			return EXIT_SUCCESS;
-		default:
-			fputs("penstockd: see penstockd --help\n", stderr);
-			return 2;
-		}
-	}
-	if (optind < argc) {
-		fprintf(stderr, "penstockd: \"%s\" is not understood; see penstockd --help\n",
-			argv[optind]);
-		return 2;
-	}
-	if (!check)
+	if (status >= 0)
+		return status;
+	if (command.mode == COMMAND_RUN)
 		hold_signals(SIG_BLOCK);
-	struct generation *first = config_load(control.file, services_builtin, &report);
-	config_report_print(&report, stderr);
-	if (!first) {
-		fprintf(stderr, "penstockd: %s: %zu mistakes, nothing was started\n", control.file,
-			report.errors);
-		config_report_release(&report);
+	struct generation *first = command_load(command.file);
+	if (!first)
 		return EXIT_FAILURE;
+	if (command.mode == COMMAND_RUN) {
+		struct control control = { .file = command.file };
+		return run(&control, first);
 	}
-	config_report_release(&report);
-	if (check) {
-		counted_release(&first->counted);
-		printf("%s: no mistakes\n", control.file);
-		return EXIT_SUCCESS;
-	}
-	return run(&control, first);
+	status = command_do(&command, first);
+	counted_release(&first->counted);
+	return status;
 }

@@ -11,6 +11,7 @@
 
 #include <arpa/inet.h>
 #include <event2/buffer.h>
+#include <openssl/crypto.h>
 #include <openssl/err.h>
 #include <pthread.h>
 #include <stdarg.h>
@@ -624,6 +625,12 @@ tls_kept(const void *state)
 	       (size_t)SSL_pending(tls->ssl);
 }
 
+static const char *
+tls_library(void)
+{
+	return OpenSSL_version(OPENSSL_VERSION);
+}
+
 const struct filter_type tls_filter = {
 	.name = "tls",
 	.traits = FILTER_END_MARK,
@@ -637,4 +644,5 @@ const struct filter_type tls_filter = {
 	.ready = tls_ready,
 	.kept = tls_kept,
 	.close = tls_close,
+	.library = tls_library,
 };

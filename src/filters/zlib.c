@@ -3,6 +3,7 @@
  */
 #include "compression.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #define ZLIB_CONST
 #include <zlib.h>
@@ -163,6 +164,14 @@ zlib_open(const void *conf, enum filter_side side, struct facts *facts, struct f
 	return compression_open(&format, conf, why);
 }
 
+static const char *
+zlib_library(void)
+{
+	static char text[32];
+	snprintf(text, sizeof(text), "zlib %s", zlibVersion());
+	return text;
+}
+
 const struct filter_type zlib_filter = {
 	.name = "zlib",
 	.traits = FILTER_END_MARK,
@@ -173,4 +182,5 @@ const struct filter_type zlib_filter = {
 	.step = compression_step,
 	.kept = compression_kept,
 	.close = compression_close,
+	.library = zlib_library,
 };

@@ -8,6 +8,7 @@
  */
 #include "compression.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <zstd.h>
@@ -288,6 +289,14 @@ zstd_open(const void *conf, enum filter_side side, struct facts *facts, struct f
 	return compression_open(&format, conf, why);
 }
 
+static const char *
+zstd_library(void)
+{
+	static char text[32];
+	snprintf(text, sizeof(text), "libzstd %s", ZSTD_versionString());
+	return text;
+}
+
 const struct filter_type zstd_filter = {
 	.name = "zstd",
 	.traits = FILTER_END_MARK,
@@ -298,4 +307,5 @@ const struct filter_type zstd_filter = {
 	.step = compression_step,
 	.kept = compression_kept,
 	.close = compression_close,
+	.library = zstd_library,
 };

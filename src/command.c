@@ -1,0 +1,162 @@
+#include "command.h"
+
+#include "config.h"
+#include "config_diff.h"
+#include "filters/registry.h"
+#include "nearest.h"
+#include "services/services.h"
+#include "trial.h"
+
+#include <event2/event.h>
+#include <getopt.h>
+#include <jansson.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define DEFAULT_FILE "/etc/penstock/penstock.conf"
+#define WRONG_USAGE  2
+
+static const char usage[] =
+	"penstockd, a TCP tunnel daemon. It runs in the foreground.\n"
+	"\n"
+	"  penstockd [-c FILE]                           run\n"
+	"  penstockd [-c FILE] --check                   say what is wrong with FILE\n"
+	"  penstockd [-c FILE] --diff OLD                what a reload would change\n"
+	"  penstockd [-c FILE] --test-connection TUNNEL  try its targets, step by step\n"
+	"  penstockd --keywords                          every word of the configuration\n"
+	"  penstockd --version | --help\n"
+	"\n"
+	"  -c, --config FILE   default " DEFAULT_FILE "\n"
+	"\n"
+	"Signals: HUP reloads. TERM and INT drain and stop, a second one stops at once.\n"
+	"USR1 opens the log file anew.\n"
+	"Exit status: 0 stopped as asked, or what was asked is so; 1 it could not start,\n"
+	"the configuration is wrong, or a target does not work; 2 wrong usage.\n"
+	"\n"
+	"See penstock(7), penstockd(8), penstock.conf(5).\n";
+
+static void
+print_version(void)
+{
+	printf("penstockd %s\n", PENSTOCK_VERSION);
+	printf("libevent %s\n", event_get_version());
+	printf("libconfuse %s\n", config_library());
+	printf("jansson %s\n", jansson_version_str());
+	for (size_t i = 0; registry_filters[i]; i++)
+		if (registry_filters[i]->library)
+			printf("%s\n", registry_filters[i]->library());
+}
+
+int
+command_parse(struct command *command, int argc, char **argv)
+{
+	static const struct option options[] = {
+		{ "config", required_argument, NULL, 'c' },
+		{ "check", no_argument, NULL, 'C' },
+		{ "diff", required_argument, NULL, 'D' },
+		{ "test-connection", required_argument, NULL, 'T' },
+		{ "keywords", no_argument, NULL, 'K' },
+		{ "version", no_argument, NULL, 'V' },
+		{ "help", no_argument, NULL, 'h' },
+		{ NULL, 0, NULL, 0 },
+	};
+	int option;
+
+	*command = (struct command){ .file = DEFAULT_FILE };
+	while ((option = getopt_long(argc, argv, "c:h", options, NULL)) != -1) {
+		switch (option) {
+		case 'c':
+			command->file = optarg;
+			break;
+		case 'C':
+			command->mode = COMMAND_CHECK;
+			break;
+		case 'D':
+			command->mode = COMMAND_DIFF;
+			command->argument = optarg;
+			break;
+		case 'T':
+			command->mode = COMMAND_TEST;
+			command->argument = optarg;
+			break;
+		case 'K':
+			config_print_keywords(stdout);
+			return EXIT_SUCCESS;
+		case 'V':
+			print_version();
+			return EXIT_SUCCESS;
+		case 'h':
+			fputs(usage, stdout);
+			return EXIT_SUCCESS;
+		default:
+			fputs("penstockd: see penstockd --help\n", stderr);
+			return WRONG_USAGE;
+		}
+	}
+	if (optind == argc)
+		return -1;
+	fprintf(stderr, "penstockd: \"%s\" is not understood; see penstockd --help\n",
+		argv[optind]);
+	return WRONG_USAGE;
+}
+
+struct generation *
+command_load(const char *file)
+{
+	struct config_report report = { 0 };
+	struct generation *generation = config_load(file, services_builtin, &report);
+
+	config_report_print(&report, stderr);
+	if (!generation)
+		fprintf(stderr, "penstockd: %s: %zu mistakes, nothing was started\n", file,
+			report.errors);
+	config_report_release(&report);
+	return generation;
+}
+
+static int
+diff(const struct command *command, const struct generation *next)
+{
+	struct generation *old = command_load(command->argument);
+	if (!old)
+		return EXIT_FAILURE;
+	int result = config_diff_print(old, next, stdout);
+	counted_release(&old->counted);
+	if (result == 0)
+		return EXIT_SUCCESS;
+	fputs("penstockd: no memory to compare\n", stderr);
+	return EXIT_FAILURE;
+}
+
+static int
+test(const struct command *command, const struct generation *generation)
+{
+	const struct tunnel_conf *conf = generation_find(generation, command->argument);
+	struct nearest nearest;
+
+	if (conf)
+		return trial_run(conf, stdout) == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+	nearest_start(&nearest, command->argument);
+	for (size_t i = 0; i < generation->tunnel_count; i++)
+		nearest_offer(&nearest, generation->tunnels[i]->name);
+	fprintf(stderr, "penstockd: %s has no tunnel \"%s\"", command->file, command->argument);
+	if (nearest.best)
+		fprintf(stderr, "; did you mean \"%s\"?", nearest.best);
+	fputc('\n', stderr);
+	return EXIT_FAILURE;
+}
+
+int
+command_do(const struct command *command, const struct generation *generation)
+{
+	switch (command->mode) {
+	case COMMAND_DIFF:
+		return diff(command, generation);
+	case COMMAND_TEST:
+		return test(command, generation);
+	default:
+		printf("%s: no mistakes\n", command->file);
+		return EXIT_SUCCESS;
+	}
+}

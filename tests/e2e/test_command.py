@@ -1,0 +1,147 @@
+"""The command line: what penstockd does without becoming a daemon."""
+
+import re
+import socket
+
+import pytest
+
+from daemon import configuration, run_penstockd, tunnel
+from peers import EchoTarget, Target
+
+pytestmark = pytest.mark.sanitize
+
+
+def test_help_fits_one_screen():
+    done = run_penstockd("--help")
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0 and len(lines) <= 24 and all(len(line) <= 80 for line in lines)
+    for option in ("--config", "--check", "--diff", "--test-connection", "--keywords", "--version", "--help"):
+        assert option in done.stdout
+
+
+def test_version_names_the_libraries():
+    done = run_penstockd("--version")
+    assert done.returncode == 0
+    names = [line.split()[0] for line in done.stdout.splitlines()]
+    assert names[:4] == ["penstockd", "libevent", "libconfuse", "jansson"] and "OpenSSL" in names
+    assert all(re.search(r"\d+\.\d+", line) for line in done.stdout.splitlines())
+
+
+@pytest.mark.parametrize("arguments", [["--wrong"], ["extra"], ["--diff"], ["-c"]])
+def test_wrong_usage(arguments):
+    assert run_penstockd(*arguments).returncode == 2
+
+
+# --- diff
+
+def diff(directory, old, new):
+    (directory / "old.conf").write_text(old)
+    (directory / "new.conf").write_text(new)
+    done = run_penstockd("-c", directory / "new.conf", "--diff", directory / "old.conf")
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_diff_of_equal_files(directory):
+    text = configuration(tunnel("a", "internal:echo", allow="10.0.0.0/8", timeouts={"idle": "5s"}))
+    assert diff(directory, text, text.replace("idle = \"5s\"", "idle = \"5000ms\"")) == ["no differences"]
+
+
+def test_diff_tells_rows_and_effects(directory):
+    old = configuration(
+        tunnel("a", "internal:echo", allow="10.0.0.0/8", backlog=10, timeouts={"idle": "5s"}),
+        tunnel("gone", "internal:echo"),
+        'limit "up" { rate = "1MB/s" }\n', 'zlib "z" { level = 1 }\n',
+        workers=1, timeouts={"connect": "10s"}, log={"level": "info"})
+    new = configuration(
+        tunnel("a", "internal:echo", allow=["10.0.0.0/8", "::1"], backlog=20, unix_mode="0660",
+               max_new_per_source="5/min", timeouts={"idle": "7s"}),
+        tunnel("b", ["internal:echo", "127.0.0.1:1"]),
+        'limit "up" { rate = "8Mbit/s" }\n', 'limit "more" { rate = "3MB/s" }\n', 'zlib "z" { level = 2 }\n',
+        workers=2, timeouts={"connect": "20s"}, log={"level": "debug"})
+    assert diff(directory, old, new) == [
+        "workers: 1 -> 2 (needs a restart)",
+        "log level: info -> debug (live)",
+        "timeouts connect: 10s -> 20s (new connections)",
+        'limit "more" is new (live)',
+        'zlib "z" level: 1 -> 2 (new connections)',
+        'tunnel "a" allow: { 10.0.0.0/8 } -> { 10.0.0.0/8, ::1/128 } (new connections)',
+        'tunnel "a" backlog: 10 -> 20 (live)',
+        'tunnel "a" unix_mode: 0600 -> 0660 (live)',
+        'tunnel "a" max_new_per_source: 0 -> 5/min (new connections)',
+        'tunnel "a" idle: 5s -> 7s (new connections)',
+        'tunnel "b" is new (new connections)',
+        'tunnel "gone" is gone: it accepts no more, its connections go on',
+        "12 differences: 4 live, 7 for new connections, 1 after a restart",
+    ]
+
+
+def test_diff_with_a_wrong_file(directory):
+    good, bad = configuration(tunnel("a", "internal:echo")), configuration()
+    for old, new in ((good, bad), (bad, good)):
+        (directory / "old.conf").write_text(old)
+        (directory / "new.conf").write_text(new)
+        done = run_penstockd("-c", directory / "new.conf", "--diff", directory / "old.conf")
+        assert done.returncode == 1 and "no tunnel is declared" in done.stderr and not done.stdout
+
+
+# --- test-connection
+
+def try_tunnel(directory, text, name="a"):
+    path = directory / "penstock.conf"
+    path.write_text(text)
+    done = run_penstockd("-c", path, "--test-connection", name)
+    return done.returncode, re.sub(r"\(\d+ ms\)", "(…)", done.stdout), done.stderr
+
+
+def test_connection_to_a_working_target(directory):
+    with EchoTarget() as target:
+        status, told, _ = try_tunnel(directory, configuration(tunnel("a", target.text)))
+        assert status == 0
+        assert told.splitlines() == [
+            f'tunnel "a", target {target.text}',
+            f"  connected  {target.text} (…)",
+            "  ready      the handshakes of connect_filters are done (…)",
+            "  open       the target waits for us to speak (…)",
+        ]
+
+
+def test_connection_by_name(directory):
+    with EchoTarget() as target:
+        status, told, _ = try_tunnel(directory, configuration(tunnel("a", f"localhost:{target.port}")))
+        assert status == 0 and "  resolved   the name has addresses" in told
+
+
+def test_each_target_is_tried(directory):
+    with EchoTarget(path=str(directory / "sock")) as target, socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+        closed.close()
+        status, told, _ = try_tunnel(directory, configuration(tunnel("a", [f"127.0.0.1:{port}", target.text, "x.invalid:1"])))
+        assert status == 1
+        assert f"  failed     connect to 127.0.0.1:{port}: Connection refused" in told
+        assert "  connected  to the UNIX socket" in told
+        assert 'tunnel "a", target x.invalid:1\n  failed     x.invalid' in told.replace("connect to ", "")
+
+
+def test_target_that_ends_at_once(directory):
+    with Target() as target:
+        import threading
+        threading.Thread(target=lambda: target.accept().close()).start()
+        status, told, _ = try_tunnel(directory, configuration(tunnel("a", target.text)))
+        assert status == 1 and "  failed     the target ends the connection" in told
+
+
+def test_internal_targets_are_followed(directory):
+    with EchoTarget() as target:
+        status, told, _ = try_tunnel(directory, configuration(
+            tunnel("a", "internal:b"), tunnel("b", [target.text, "internal:echo"], listen="internal:b")))
+        assert status == 0
+        assert '  leads to   tunnel "b"; its accept_filters are not tried\n' in told
+        assert f'tunnel "b", target {target.text}\n  connected  ' in told
+        assert "  open       echo is built in\n" in told
+
+
+def test_unknown_tunnel(directory):
+    status, told, wrong = try_tunnel(directory, configuration(tunnel("cache", "internal:echo")), "cahce")
+    assert status == 1 and not told
+    assert 'has no tunnel "cahce"; did you mean "cache"?' in wrong
