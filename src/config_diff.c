@@ -174,15 +174,15 @@ tell(struct diff *diff, const struct config_change *change)
 }
 
 static void
-compare_row(struct diff *diff, const char *section, const char *title, const struct keyword *row,
+compare_row(struct diff *diff, const struct config_change *where, const struct keyword *row,
 	    const void *old, const void *next)
 {
 	char *before = value_text(row, old), *after = value_text(row, next);
 	if (!before || !after)
 		diff->count = -1;
 	else if (strcmp(before, after) != 0)
-		tell(diff,
-		     &(struct config_change){ CONFIG_CHANGED, section, title, row, before, after });
+		tell(diff, &(struct config_change){ CONFIG_CHANGED, where->section, where->title,
+						    where->inside, row, before, after });
 	free(before);
 	free(after);
 }
@@ -191,14 +191,16 @@ static void
 compare(struct diff *diff, const char *section, const char *title, const struct keyword *rows,
 	const void *old, const void *next)
 {
+	const struct config_change where = { .section = section, .title = title, .inside = "" };
 	for (const struct keyword *row = rows; row->name; row++)
-		compare_row(diff, section, title, row, old, next);
+		compare_row(diff, &where, row, old, next);
 }
 
 static void
 tell_whole(struct diff *diff, enum config_change_kind kind, const char *section, const char *title)
 {
-	tell(diff, &(struct config_change){ kind, section, title, NULL, NULL, NULL });
+	tell(diff, &(struct config_change){
+			   .kind = kind, .section = section, .title = title, .inside = "" });
 }
 
 static bool
@@ -212,12 +214,17 @@ static void
 compare_tunnel(struct diff *diff, const struct generation *old, const struct generation *next,
 	       const struct tunnel_conf *before, const struct tunnel_conf *after)
 {
+	struct config_change where = { .section = "tunnel", .title = after->name };
+
 	compare(diff, "tunnel", after->name, tunnel_keywords, before, after);
+	where.inside = "match";
+	for (const struct keyword *row = match_keywords; row->name; row++)
+		compare_row(diff, &where, row, &before->match, &after->match);
+	where.inside = "timeouts";
 	for (const struct keyword *row = timeouts_keywords; row->name; row++)
 		if (!is_inherited(row, &before->timeouts, &old->timeouts) ||
 		    !is_inherited(row, &after->timeouts, &next->timeouts))
-			compare_row(diff, "tunnel", after->name, row, &before->timeouts,
-				    &after->timeouts);
+			compare_row(diff, &where, row, &before->timeouts, &after->timeouts);
 }
 
 static void
@@ -320,6 +327,8 @@ print_change(const struct config_change *change, void *context)
 		fprintf(print->out, "%s ", change->section);
 	if (*change->title)
 		fprintf(print->out, "\"%s\" ", change->title);
+	if (*change->inside)
+		fprintf(print->out, "%s ", change->inside);
 	if (change->kind == CONFIG_CHANGED)
 		fprintf(print->out, "%s: %s -> %s (%s)\n", change->row->name, change->before,
 			change->after, effects[effect]);

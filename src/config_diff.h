@@ -16,6 +16,7 @@ struct config_change {
 	enum config_change_kind kind;
 	const char *section; /* its word: "tunnel", "limit", "log" ...; "" = outside of sections */
 	const char *title;   /* "" = it has none */
+	const char *inside;  /* a section inside of it: "timeouts", "match"; "" = none */
 	const struct keyword *row;  /* CONFIG_CHANGED; else NULL: the whole section */
 	const char *before, *after; /* CONFIG_CHANGED: as an operator could write them */
 };

@@ -55,7 +55,7 @@ def test_diff_tells_rows_and_effects(directory):
         workers=1, timeouts={"connect": "10s"}, log={"level": "info"})
     new = configuration(
         tunnel("a", "internal:echo", allow=["10.0.0.0/8", "::1"], backlog=20, unix_mode="0660",
-               max_new_per_source="5/min", timeouts={"idle": "7s"}),
+               max_new_per_source="5/min", timeouts={"idle": "7s"})[:-2] + 'match { sni = "a.example" }\n}\n',
         tunnel("b", ["internal:echo", "127.0.0.1:1"]),
         'limit "up" { rate = "8Mbit/s" }\n', 'limit "more" { rate = "3MB/s" }\n', 'zlib "z" { level = 2 }\n',
         workers=2, timeouts={"connect": "20s"}, log={"level": "debug"})
@@ -69,10 +69,11 @@ def test_diff_tells_rows_and_effects(directory):
         'tunnel "a" backlog: 10 -> 20 (live)',
         'tunnel "a" unix_mode: 0600 -> 0660 (live)',
         'tunnel "a" max_new_per_source: 0 -> 5/min (new connections)',
-        'tunnel "a" idle: 5s -> 7s (new connections)',
+        'tunnel "a" match sni: { } -> { "a.example" } (new connections)',
+        'tunnel "a" timeouts idle: 5s -> 7s (new connections)',
         'tunnel "b" is new (new connections)',
         'tunnel "gone" is gone: it accepts no more, its connections go on',
-        "12 differences: 4 live, 7 for new connections, 1 after a restart",
+        "13 differences: 4 live, 8 for new connections, 1 after a restart",
     ]
 
 
