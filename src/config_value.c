@@ -1,6 +1,7 @@
 #include "config_value.h"
 
 #include "address.h"
+#include "systemd.h"
 #include "units.h"
 
 #include <assert.h>
@@ -264,19 +265,12 @@ store_text(const char *text, char **slot, struct failure *why)
 static int
 find_credential(const char *name, char **path, struct failure *why)
 {
-	const char *directory = getenv("CREDENTIALS_DIRECTORY"); /* systemd.exec(5) */
 	if (!address_name_is_valid(name) || name[0] == '.')
 		return failure_set(why, FAILURE_CONFIG,
 				   "'%.60s' is not the name of a credential; write credential:NAME "
 				   "with 1 to 64 letters, digits or any of _ . -",
 				   name);
-	if (!directory)
-		return failure_set(
-			why, FAILURE_CONFIG,
-			"credential:%s is known to the service only, and needs "
-			"LoadCredential=%s:PATH in its unit; without systemd name a file",
-			name, name);
-	return asprintf(path, "%s/%s", directory, name) < 0 ? no_memory(why) : 0;
+	return systemd_credential(name, path, why);
 }
 
 static int

@@ -300,6 +300,28 @@ systemd_settle(void)
 	sd_notify_barrier(0, SETTLE_US);
 }
 
+int
+systemd_credential(const char *name, char **path, struct failure *why)
+{
+	const char *directory = getenv("CREDENTIALS_DIRECTORY"); /* systemd.exec(5) */
+	const char *daemon = getenv("MAINPID");
+	int length;
+
+	if (!directory)
+		return failure_set(
+			why, FAILURE_CONFIG,
+			"credential:%s is known to the service only, and needs "
+			"LoadCredential=%s:PATH in its unit; without systemd name a file",
+			name, name);
+	/* systemd 252 names the directory to an ExecReload command, and hides it; but the daemon's own view
+	 * of it can be seen by its user. */
+	if (daemon && access(directory, R_OK | X_OK) < 0)
+		length = asprintf(path, "/proc/%s/root%s/%s", daemon, directory, name);
+	else
+		length = asprintf(path, "%s/%s", directory, name);
+	return length < 0 ? failure_set(why, FAILURE_MEMORY, "no memory for a path") : 0;
+}
+
 /* --- the journal ---------------------------------------------------------------------------------- */
 
 bool

@@ -77,6 +77,10 @@ void systemd_store_forget_rest(void);
 /* Waits until the manager has read all that it was told, for a second at most. */
 void systemd_settle(void);
 
+/* The path of the file that holds a credential of the service (LoadCredential=); whether there is one by
+ * that name is not looked at. The caller frees it. Also for the commands that systemd runs to reload. */
+int systemd_credential(const char *name, char **path, struct failure *why);
+
 /* Whether stderr is a stream to the journal, which reads "<6>" at the start of a line as priority. */
 bool systemd_journal_on_stderr(void);
 

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import ssl
 import threading
 import time
 
@@ -312,6 +313,32 @@ def test_stop_lets_transfers_end(machine, drain):
         client.close()
     wait_until(lambda: machine.show("ActiveState") == "inactive", "the end")
     assert machine.show("Result") == "success"
+
+
+def test_credentials(machine):
+    """A key that only root can read, handed over by LoadCredential; and that it is really used."""
+    machine.run("mkdir", "-p", "/etc/penstock/private")
+    machine.run("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
+                "-subj", "/CN=localhost", "-keyout", "/etc/penstock/private/edge.key", "-out", "/etc/penstock/edge.pem")
+    machine.run("chmod", "0600", "/etc/penstock/private/edge.key")
+    text = """tls "edge" {{ certificate = "edge.pem" key = "{key}" }}
+tunnel "a" {{ listen = "127.0.0.1:7001" accept_filters = "tls:edge" connect = "internal:echo" }}
+"""
+    machine.write(CONFIG, text.format(key="private/edge.key"))
+    machine.systemctl("start", "penstock", check=False)
+    assert machine.status != 0, "the service can read what only root may read"
+    machine.write(CONFIG, text.format(key="credential:edge.key"))
+    machine.drop_in("[Service]\nLoadCredential=edge.key:/etc/penstock/private/edge.key\n")
+    machine.systemctl("start", "penstock")
+    machine.systemctl("reload", "penstock")
+
+    def handshake():
+        context = ssl.create_default_context(cafile=machine.root / "etc/penstock/edge.pem")
+        context.check_hostname = False
+        with context.wrap_socket(socket.create_connection(("127.0.0.1", 7001), DEADLINE)) as client:
+            client.sendall(b"hello")
+            return client.recv(5)
+    assert machine.within(handshake) == b"hello"
 
 
 def test_low_port_without_root(machine):
