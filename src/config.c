@@ -5,6 +5,7 @@
 #include "config_limits.h"
 #include "config_text.h"
 #include "config_value.h"
+#include "confine.h"
 #include "filters/registry.h"
 #include "nearest.h"
 
@@ -579,6 +580,10 @@ read_file(struct load *load, struct include include)
 {
 	struct config_text text;
 	struct failure why;
+	if (confine_may_read(include.path, &why)) {
+		config_report_error(load->report, include.origin, "%s", why.text);
+		return;
+	}
 	if (config_text_read(&text, include.path, &why)) {
 		if (include.origin.line)
 			config_report_error(load->report, include.origin, "the file %s %s",

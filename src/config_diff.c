@@ -1,6 +1,8 @@
 #include "config_diff.h"
 
 #include "clock.h"
+#include "config_files.h"
+#include "confine.h"
 #include "filter.h"
 #include "units.h"
 
@@ -340,14 +342,56 @@ print_change(const struct config_change *change, void *context)
 		fprintf(print->out, "is gone (%s)\n", effects[effect]);
 }
 
+struct outside {
+	struct print *print;
+	struct text_list directories; /* that the daemon of the old configuration may read */
+	int count;
+};
+
+static void
+print_outside(const char *path, void *context)
+{
+	struct outside *outside = context;
+	if (confine_covers(&outside->directories, path))
+		return;
+	outside->count++;
+	outside->print->effects[EFFECT_RESTART]++;
+	fprintf(outside->print->out,
+		"%s: lies outside of what the running daemon may read (needs a restart)\n", path);
+}
+
+/* Returns how many files a reload could not read, -1 without memory. */
+static int
+print_all_outside(const struct generation *old, const struct generation *next, struct print *print)
+{
+	struct outside outside = { .print = print };
+	static const struct keyword list[] = {
+		{ .name = "",
+		  .type = KEYWORD_FILES,
+		  .offset = offsetof(struct outside, directories) },
+		{ .name = NULL },
+	};
+
+	if (!old->landlock)
+		return 0;
+	if (config_files_directories(old, &outside.directories, NULL) == 0)
+		config_files_each(next, print_outside, &outside);
+	else
+		outside.count = -1;
+	keyword_release(list, &outside);
+	return outside.count;
+}
+
 int
 config_diff_print(const struct generation *old, const struct generation *next, FILE *out)
 {
 	struct print print = { .out = out };
 	int count = config_diff(old, next, print_change, &print);
+	int outside = print_all_outside(old, next, &print);
 
-	if (count < 0)
+	if (count < 0 || outside < 0)
 		return -1;
+	count += outside;
 	if (count == 0)
 		fputs("no differences\n", out);
 	else

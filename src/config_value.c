@@ -1,6 +1,7 @@
 #include "config_value.h"
 
 #include "address.h"
+#include "confine.h"
 #include "systemd.h"
 #include "units.h"
 
@@ -285,6 +286,10 @@ store_file(const char *text, const char *directory, char **slot, struct failure 
 	}
 	if (!path)
 		return no_memory(why);
+	if (confine_may_read(path, why) < 0) {
+		free(path);
+		return -1;
+	}
 	free(*slot);
 	*slot = path;
 	return 0;

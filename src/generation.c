@@ -36,6 +36,27 @@ const struct keyword generation_keywords[] = {
 	  .unit = "bytes",
 	  .help = "Most bytes buffered for all connections; 0 = a quarter of the machine's "
 		  "memory." },
+	{ .name = "user",
+	  .type = KEYWORD_OWNER,
+	  .fallback = "",
+	  .offset = AT(user),
+	  .effect = EFFECT_RESTART,
+	  .help = "Whom the daemon becomes when root starts it: USER, USER:GROUP or :GROUP; empty "
+		  "= "
+		  "it stays who it is." },
+	{ .name = "landlock",
+	  .type = KEYWORD_FLAG,
+	  .fallback = "true",
+	  .offset = AT(landlock),
+	  .effect = EFFECT_RESTART,
+	  .help = "Whether it may read only beneath the directories of its files, and those of the "
+		  "system." },
+	{ .name = "no_new_privs",
+	  .type = KEYWORD_FLAG,
+	  .fallback = "true",
+	  .offset = AT(no_new_privs),
+	  .effect = EFFECT_RESTART,
+	  .help = "Whether it gives up for good to gain privileges by executing something." },
 	{ .name = NULL },
 };
 #undef AT

@@ -27,6 +27,9 @@ struct generation {
 
 	uint64_t workers;         /* 0 = one for each CPU this process may use */
 	uint64_t max_connections; /* 0 = from the descriptor limit */
+	struct owner user;        /* whom the process becomes */
+	bool landlock;            /* reading is confined to where the files lie */
+	bool no_new_privs;
 	uint64_t max_memory; /* bytes buffered for connections; 0 = a quarter of the machine's */
 	struct log_conf {
 		char *target;

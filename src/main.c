@@ -4,6 +4,9 @@
 #include "admission.h"
 #include "clock.h"
 #include "command.h"
+#include "config_diff.h"
+#include "config_files.h"
+#include "confine.h"
 #include "limits.h"
 #include "loader.h"
 #include "log.h"
@@ -18,6 +21,7 @@
 
 #include <errno.h>
 #include <event2/event.h>
+#include <fcntl.h>
 #include <malloc.h>
 #include <sched.h>
 #include <signal.h>
@@ -298,6 +302,15 @@ refuse_reload(struct control *control, const struct failure *why)
 }
 
 static void
+say_restart(const struct config_change *change, void *context)
+{
+	(void)context;
+	if (change->row && change->row->effect == EFFECT_RESTART)
+		log_line(LOG_LEVEL_WARNING, "%s: %s counts only after a restart; %s goes on",
+			 change->row->name, change->after, change->before);
+}
+
+static void
 on_loaded(struct generation *next, const struct config_report *report, void *context)
 {
 	struct control *control = context;
@@ -311,9 +324,8 @@ on_loaded(struct generation *next, const struct config_report *report, void *con
 			counted_release(&next->counted);
 		return;
 	}
-	if (next && next->workers && next->workers != control->workers)
-		log_line(LOG_LEVEL_WARNING, "workers: %llu counts after a restart; %u go on",
-			 (unsigned long long)next->workers, control->workers);
+	if (next)
+		config_diff(control->generation, next, say_restart, NULL);
 	if (next && load(control, next, &why) == 0)
 		return;
 	if (next)
@@ -680,6 +692,39 @@ hold_signals(int how)
 	pthread_sigmask(how, &ours, NULL);
 }
 
+static void
+say_unreadable(const char *path, void *context)
+{
+	(void)context;
+	if (faccessat(AT_FDCWD, path, R_OK, AT_EACCESS) < 0)
+		log_line(LOG_LEVEL_WARNING,
+			 "%s cannot be read any more by the daemon's user: a reload will fail",
+			 path);
+}
+
+/* Before anything is opened: what can be opened now can be opened by a reload. */
+static int
+confine(const struct generation *first, struct failure *why)
+{
+	struct text_list directories;
+	int result = config_files_directories(first, &directories, why);
+
+	if (result == 0 && (first->user.uid != (uid_t)-1 || first->user.gid != (gid_t)-1)) {
+		result = confine_become(&first->user, why);
+		if (result == 0)
+			config_files_each(first, say_unreadable, NULL);
+	}
+	if (result == 0 && first->no_new_privs)
+		result = confine_no_new_privileges(why);
+	if (result == 0 && first->landlock && confine_reading(&directories, why) != 0) {
+		log_line(LOG_LEVEL_NOTICE, "reading is not confined: %s", why->text);
+	}
+	for (size_t i = 0; i < directories.count; i++)
+		free(directories.at[i]);
+	free(directories.at);
+	return result;
+}
+
 static int
 run(struct control *control, struct generation *first)
 {
@@ -689,7 +734,7 @@ run(struct control *control, struct generation *first)
 	signal(SIGPIPE, SIG_IGN);
 	keep_memory();
 	admission_set_descriptors((int)raise_descriptors());
-	if (start(control, first, &why) == 0) {
+	if (confine(first, &why) == 0 && start(control, first, &why) == 0) {
 		hold_signals(SIG_UNBLOCK);
 		event_base_loop(control->base, EVLOOP_NO_EXIT_ON_EMPTY);
 		hold_signals(SIG_BLOCK);

@@ -387,6 +387,10 @@ def test_sandbox(machine):
             wait_until(lambda: (machine.root / target.lstrip("/")).exists(), "the log file")
         else:
             wait_until(lambda: f"cannot open the log file {target}" in machine.show("StatusText"), f"{target} to be refused")
+    machine.write("/var/open.conf", "max_connections = 7\n")  # by the rights of files everybody may read it
+    machine.write(CONFIG, good + 'include("/var/open.conf")\n')
+    machine.systemctl("reload", "penstock")
+    wait_until(lambda: "/var/open.conf lies outside of what the running daemon may read" in machine.show("StatusText"), "Landlock")
     inside = machine.pid()[0]
     machine.run("nsenter", "-t", inside, "-m", "test", "-e", "/root/secret.conf", check=False)
     assert machine.status == 1
