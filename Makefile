@@ -131,7 +131,9 @@ install: all ## into $(DESTDIR)$(prefix)
 	install -D -m 644 ctl/completion.bash $(DESTDIR)$(prefix)/share/bash-completion/completions/penstockctl
 	install -D -m 644 -t $(DESTDIR)$(prefix)/share/man/man1 man/penstockctl.1
 	install -D -m 644 -t $(DESTDIR)$(prefix)/share/man/man5 man/penstock.conf.5
+	install -D -m 644 -t $(DESTDIR)$(prefix)/share/man/man7 man/penstock.7
 	install -D -m 644 -t $(DESTDIR)$(prefix)/share/man/man8 man/penstockd.8
+	install -D -m 644 -t $(DESTDIR)$(prefix)/share/doc/penstock doc/*.md
 	install -D -m 644 -t $(DESTDIR)$(prefix)/share/doc/penstock/examples conf/*.conf
 	install -d $(DESTDIR)$(unitdir) $(DESTDIR)$(sysusersdir)
 	sed 's|/usr/sbin/|$(prefix)/sbin/|' packaging/penstock.service >$(DESTDIR)$(unitdir)/penstock.service
