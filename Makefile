@@ -3,8 +3,11 @@
 VERSION := 0.1.0
 prefix  ?= /usr/local
 DESTDIR ?=
+sysconfdir  ?= $(prefix)/etc
 unitdir     ?= $(prefix)/lib/systemd/system
 sysusersdir ?= $(prefix)/lib/sysusers.d
+tmpfilesdir ?= $(prefix)/lib/tmpfiles.d
+completions ?= $(prefix)/share/bash-completion/completions
 
 MAKEFLAGS += --no-builtin-rules
 comma := ,
@@ -26,7 +29,7 @@ lib_libs   := $(shell $(PKG_CONFIG) --libs $(LIBRARIES) 2>&1 || echo MISSING)
 # No pkg-config file comes with it.
 lib_libs   += -lhttp_parser
 
-ifeq ($(filter-out deps deps-% help clean check demo lint cover mutants bench fuzz,$(or $(MAKECMDGOALS),all)),)
+ifeq ($(filter-out deps deps-% help clean check demo lint cover mutants bench fuzz deb deb-check,$(or $(MAKECMDGOALS),all)),)
 else ifneq ($(filter MISSING,$(lib_cflags)),)
 $(error libraries are missing; 'make deps' installs them ($(lib_cflags)))
 endif
@@ -92,7 +95,7 @@ $(eval $(call variant,build/fuzz,clang,$(testing) -fsanitize=fuzzer-no-link$(com
 # --- targets ------------------------------------------------------------------------------------
 
 .DEFAULT_GOAL := all
-.PHONY: all debug check lint bench fuzz cover mutants install demo deps clean help
+.PHONY: all debug check lint bench fuzz cover mutants install install-etc deb deb-check demo deps clean help
 
 all: build/penstockd build/penstockctl ## build/penstockd and build/penstockctl
 
@@ -135,10 +138,24 @@ install: all ## into $(DESTDIR)$(prefix)
 	install -D -m 644 -t $(DESTDIR)$(prefix)/share/man/man8 man/penstockd.8
 	install -D -m 644 -t $(DESTDIR)$(prefix)/share/doc/penstock doc/*.md
 	install -D -m 644 -t $(DESTDIR)$(prefix)/share/doc/penstock/examples conf/*.conf
-	install -d $(DESTDIR)$(unitdir) $(DESTDIR)$(sysusersdir)
+	install -d $(DESTDIR)$(unitdir)
 	sed 's|/usr/sbin/|$(prefix)/sbin/|' packaging/penstock.service >$(DESTDIR)$(unitdir)/penstock.service
-	install -m 644 packaging/penstock.socket $(DESTDIR)$(unitdir)/penstock.socket
-	install -m 644 packaging/sysusers.conf $(DESTDIR)$(sysusersdir)/penstock.conf
+	chmod 644 $(DESTDIR)$(unitdir)/penstock.service
+	install -D -m 644 -t $(DESTDIR)$(unitdir) packaging/penstock.socket
+	install -D -m 644 packaging/sysusers.conf $(DESTDIR)$(sysusersdir)/penstock.conf
+	install -D -m 644 packaging/tmpfiles.conf $(DESTDIR)$(tmpfilesdir)/penstock.conf
+	install -D -m 644 packaging/completion.bash $(DESTDIR)$(completions)/penstockd
+
+install-etc: ## a first configuration, logrotate, AppArmor into $(DESTDIR)$(sysconfdir)
+	install -D -m 644 packaging/minimal.conf $(DESTDIR)$(sysconfdir)/penstock/penstock.conf
+	install -D -m 644 packaging/logrotate $(DESTDIR)$(sysconfdir)/logrotate.d/penstock
+	install -D -m 644 packaging/apparmor.profile $(DESTDIR)$(sysconfdir)/apparmor.d/usr.sbin.penstockd
+
+deb: deps-deb ## Debian packages, into build/deb; lintian has nothing to say
+	$(Q)tools/deb $(VERSION)
+
+deb-check: deb ## installs, upgrades, removes and purges them under a real systemd
+	$(Q)cd tests/deb && /usr/bin/python3 -m pytest -q .
 
 deps: deps-test ## install the Debian packages that are missing (packaging/deps)
 
@@ -146,6 +163,8 @@ deps-test:
 	$(Q)tools/deps build demo test
 deps-demo:
 	$(Q)tools/deps build demo
+deps-deb:
+	$(Q)tools/deps build deb
 deps-bench:
 	$(Q)tools/deps build demo test bench
 
@@ -153,9 +172,9 @@ clean: ## remove build/
 	rm -rf build
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 13
 
-.PHONY: deps-test deps-demo deps-bench bench-load
+.PHONY: deps-test deps-demo deps-deb deps-bench bench-load
 
 # --- the load generator and the fuzzers ---------------------------------------------------------
 

@@ -27,7 +27,9 @@ def install(directory):
 
 
 class Machine:
-    def __init__(self):
+    """`install(directory)` puts there what the machine shall have on top of this one."""
+
+    def __init__(self, install=install):
         self.room = Path(tempfile.mkdtemp(prefix="penstock-room."))
         with tempfile.TemporaryDirectory(prefix="penstock-install.") as installed:
             os.chmod(installed, 0o755)  # it becomes that of /
