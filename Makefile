@@ -29,7 +29,7 @@ lib_libs   := $(shell $(PKG_CONFIG) --libs $(LIBRARIES) 2>&1 || echo MISSING)
 # No pkg-config file comes with it.
 lib_libs   += -lhttp_parser
 
-ifeq ($(filter-out deps deps-% help clean check demo lint cover mutants bench fuzz deb deb-check,$(or $(MAKECMDGOALS),all)),)
+ifeq ($(filter-out deps deps-% help clean check demo lint cover mutants bench fuzz soak deb deb-check,$(or $(MAKECMDGOALS),all)),)
 else ifneq ($(filter MISSING,$(lib_cflags)),)
 $(error libraries are missing; 'make deps' installs them ($(lib_cflags)))
 endif
@@ -95,7 +95,7 @@ $(eval $(call variant,build/fuzz,clang,$(testing) -fsanitize=fuzzer-no-link$(com
 # --- targets ------------------------------------------------------------------------------------
 
 .DEFAULT_GOAL := all
-.PHONY: all debug check lint bench fuzz cover mutants install install-etc deb deb-check demo deps clean help
+.PHONY: all debug check lint bench fuzz soak cover mutants install install-etc deb deb-check demo deps clean help
 
 all: build/penstockd build/penstockctl ## build/penstockd and build/penstockctl
 
@@ -120,6 +120,10 @@ bench: deps-bench ## penstockd beside its peers, into bench/RESULTS.md (takes lo
 fuzz: deps-test ## each fuzzer for a minute (FUZZ_SECONDS=60)
 	$(sub) $(fuzzers:%=build/fuzz/%)
 	$(Q)tools/fuzz $(or $(FUZZ_SECONDS),60) $(fuzzers)
+
+soak: deps-test ## mixed load, reloads, vanishing clients for ten minutes (SOAK_SECONDS=600)
+	$(sub) all
+	$(Q)tests/soak/soak.py $(or $(SOAK_SECONDS),600)
 
 cover: deps-test ## which lines the tests run
 	$(sub) build/cover/penstockd units-build/cover
