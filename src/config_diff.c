@@ -143,6 +143,7 @@ put_value(FILE *out, const struct keyword *row, const void *object)
 	case KEYWORD_PREFIXES:
 	case KEYWORD_TEXTS:
 	case KEYWORD_FILES:
+	case KEYWORD_RIGHTS:
 		put_list(out, row, slot);
 		break;
 	}
