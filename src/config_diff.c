@@ -286,14 +286,16 @@ compare_filters(struct diff *diff, const struct generation *old, const struct ge
 }
 
 int
-config_diff(const struct generation *old, const struct generation *next,
-	    void (*tell_change)(const struct config_change *change, void *context), void *context)
+config_diff_each(const struct generation *old, const struct generation *next,
+		 void (*tell_change)(const struct config_change *change, void *context),
+		 void *context)
 {
 	struct diff diff = { tell_change, context, 0 };
 
 	compare(&diff, "", "", generation_keywords, old, next);
 	compare(&diff, "log", "", log_keywords, &old->log, &next->log);
 	compare(&diff, "timeouts", "", timeouts_keywords, &old->timeouts, &next->timeouts);
+	compare(&diff, "admin", "", admin_keywords, &old->admin, &next->admin);
 	compare_limits(&diff, old, next);
 	compare_filters(&diff, old, next);
 	compare_tunnels(&diff, old, next);
@@ -387,7 +389,7 @@ int
 config_diff_print(const struct generation *old, const struct generation *next, FILE *out)
 {
 	struct print print = { .out = out };
-	int count = config_diff(old, next, print_change, &print);
+	int count = config_diff_each(old, next, print_change, &print);
 	int outside = print_all_outside(old, next, &print);
 
 	if (count < 0 || outside < 0)

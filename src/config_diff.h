@@ -24,8 +24,9 @@ struct config_change {
 /* Tells every difference between two generations, sections in the order of `next`, removed ones behind.
  * A timeout that a tunnel merely inherits is told once, where it is written. Returns how many there
  * are, or -1 without memory. Any thread that may read both. O(sections squared). */
-int config_diff(const struct generation *old, const struct generation *next,
-		void (*tell)(const struct config_change *change, void *context), void *context);
+int config_diff_each(const struct generation *old, const struct generation *next,
+		     void (*tell)(const struct config_change *change, void *context),
+		     void *context);
 
 /* Writes them for people, one a line, with their effects, and a last line that sums up. Returns -1
  * without memory. */

@@ -266,22 +266,20 @@ log_report(const struct config_report *report)
 	}
 }
 
-/* Why there is no generation: the first mistake, for the status text. */
+/* The first mistake stands for all; the log has the others. */
 static void
-sum_up(const struct config_report *report, struct failure *why)
+name_mistake(const struct config_report *report, struct failure *why)
 {
-	const struct config_finding *first = report->at;
-	while (first && first < report->at + report->count && !first->is_error)
-		first++;
-	if (!first || first == report->at + report->count)
-		failure_set(why, FAILURE_CONFIG, "%zu mistakes in the configuration",
-			    report->errors);
-	else if (report->errors == 1)
-		failure_set(why, FAILURE_CONFIG, "%s:%u: %s", first->origin.file,
-			    first->origin.line, first->text);
-	else
-		failure_set(why, FAILURE_CONFIG, "%s:%u: %s (%zu mistakes in all)",
-			    first->origin.file, first->origin.line, first->text, report->errors);
+	for (size_t i = 0; i < report->count; i++)
+		if (report->at[i].is_error) {
+			failure_set(why, FAILURE_CONFIG,
+				    "%zu mistake%s in the configuration, %s:%u: %.120s",
+				    report->errors, report->errors == 1 ? "" : "s",
+				    report->at[i].origin.file, report->at[i].origin.line,
+				    report->at[i].text);
+			return;
+		}
+	failure_set(why, FAILURE_MEMORY, "no memory for a configuration");
 }
 
 static void
@@ -318,14 +316,14 @@ on_loaded(struct generation *next, const struct config_report *report, void *con
 
 	log_report(report);
 	if (!next)
-		sum_up(report, &why);
+		name_mistake(report, &why);
 	if (control->stops) {
 		if (next)
 			counted_release(&next->counted);
 		return;
 	}
 	if (next)
-		config_diff(control->generation, next, say_restart, NULL);
+		config_diff_each(control->generation, next, say_restart, NULL);
 	if (next && load(control, next, &why) == 0)
 		return;
 	if (next)

@@ -22,7 +22,9 @@ def machine(tmp_path_factory):
     control = folder / "next/DEBIAN/control"
     control.write_text(control.read_text().replace("\nVersion: ", "\nVersion: 9:"))
     subprocess.run(["dpkg-deb", "--root-owner-group", "-b", folder / "next", folder / "new.deb"], check=True, capture_output=True)
-    machine = Machine(install=lambda place: [shutil.copy(folder / name, place / name) for name in ("old.deb", "new.deb")])
+    ctl, = BUILT.glob("penstock-ctl_*.deb")
+    shutil.copy(ctl, folder / "ctl.deb")
+    machine = Machine(install=lambda place: [shutil.copy(folder / name, place / name) for name in ("old.deb", "new.deb", "ctl.deb")])
     machine.run("rm", "-f", "/usr/sbin/policy-rc.d")
     yield machine
     machine.stop()
@@ -38,7 +40,8 @@ def hello(machine):
 
 
 def test_install(machine):
-    dpkg(machine, "-i", "/old.deb")
+    dpkg(machine, "-i", "/old.deb", "/ctl.deb")
+    assert machine.run("penstockctl", "--help")
     wait_until(lambda: machine.show("ActiveState") == "active", "the service")
     assert machine.show("UnitFileState") == "enabled"
     assert machine.show("UnitFileState", "penstock.socket") == "disabled"
@@ -87,7 +90,7 @@ def test_remove(machine):
 
 
 def test_purge(machine):
-    dpkg(machine, "-P", "penstock")
+    dpkg(machine, "-P", "penstock", "penstock-ctl")
     for place in ("etc/penstock", "var/log/penstock", "etc/logrotate.d/penstock", "etc/apparmor.d/usr.sbin.penstockd"):
         assert not (machine.root / place).exists(), place
     assert "penstock" not in machine.run("systemctl", "list-unit-files", "--no-legend")
