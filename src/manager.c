@@ -89,10 +89,21 @@ complain(struct manager *manager)
 }
 
 static void
+ask_again(struct manager *manager)
+{
+	for (struct manager_check *check = manager->checks; check; check = check->next)
+		if (check->again) {
+			check->again = false;
+			check->ask(check->context);
+		}
+}
+
+static void
 ask_all(struct manager *manager)
 {
 	if (manager->asked_ns) {
 		complain(manager);
+		ask_again(manager);
 		return;
 	}
 	manager->asked_ns = clock_now_ns();
@@ -105,14 +116,17 @@ ask_all(struct manager *manager)
 void
 manager_add(struct manager *manager, struct manager_check *check)
 {
-	check->waits = false;
+	check->waits = check->again = false;
 	check->next = manager->checks;
 	manager->checks = check;
 }
 
 void
-manager_answer(struct manager *manager, struct manager_check *check)
+manager_answer(struct manager *manager, struct manager_check *check, bool is_well)
 {
+	check->again = !is_well;
+	if (!is_well)
+		return;
 	check->waits = false;
 	if (!manager->asked_ns || !is_answered(manager))
 		return;

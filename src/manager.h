@@ -24,7 +24,8 @@ struct manager_check {
 	void (*ask)(void *context); /* begins it; manager_answer follows, sooner or later */
 	void *context;
 
-	bool waits; /* the manager's: asked, and no answer yet */
+	bool waits; /* the manager's: asked, and no good answer yet */
+	bool again; /* the manager's: the last answer was a bad one */
 	struct manager_check *next;
 };
 
@@ -33,7 +34,8 @@ struct manager *manager_start(struct event_base *base, struct failure *why);
 
 /* Adds a check, for as long as the manager lives; nobody waits for it before it is asked next time. */
 void manager_add(struct manager *manager, struct manager_check *check);
-void manager_answer(struct manager *manager, struct manager_check *check);
+/* The answer: whether all is well there. If not, it is asked again a moment later. */
+void manager_answer(struct manager *manager, struct manager_check *check, bool is_well);
 
 /* A reload begins; manager_ready or manager_refused ends it. */
 void manager_reloading(struct manager *manager);

@@ -63,6 +63,7 @@ struct worker {
 	struct order switch_over, switched, shut, shut_too, drain, empty, reset, stop, granted,
 		ping, pong;
 	struct manager_check check;
+	bool is_well; /* as `pong` says */
 	char name[24];
 };
 
@@ -354,6 +355,10 @@ static void
 on_ping(struct message *message)
 {
 	struct worker *worker = worker_of(message);
+	uint64_t sent_ns = worker->canary.sent_ns;
+
+	/* The loop turns; but do its connections' bytes move? */
+	worker->is_well = !sent_ns || clock_now_ns() - sent_ns < CANARY_S * NS_PER_S;
 	answer(worker, &worker->pong);
 }
 
@@ -438,7 +443,7 @@ static void
 on_pong(struct message *message)
 {
 	struct worker *worker = worker_of(message);
-	manager_answer(worker->crew->manager, &worker->check);
+	manager_answer(worker->crew->manager, &worker->check, worker->is_well);
 }
 
 static void
