@@ -23,7 +23,7 @@ struct answer {
 	size_t length;
 };
 
-_Noreturn void
+void
 client_fail(const char *format, ...)
 {
 	va_list arguments;

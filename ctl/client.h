@@ -30,6 +30,6 @@ char *client_try(const char *path, json_t *body);
 const char *client_escape(const char *text);
 
 /* Says what is wrong and ends the program with 1. */
-_Noreturn void client_fail(const char *format, ...) __attribute__((format(printf, 1, 2)));
+void client_fail(const char *format, ...) __attribute__((noreturn, format(printf, 1, 2)));
 
 #endif

@@ -133,13 +133,12 @@ draw(const json_t *list, bool as_tree)
 					      ">WAITING", ">DOWN",  "LEVEL", ">TOTAL",
 					      ">WAITING", ">FLOWS", NULL };
 	struct tree tree = { .count = json_array_size(list) };
-	size_t index;
-	json_t *node;
 
 	tree.nodes = calloc(tree.count ? tree.count : 1, sizeof(*tree.nodes));
 	if (!tree.nodes)
 		client_fail("no memory");
-	json_array_foreach(list, index, node) tree.nodes[index] = node;
+	for (size_t i = 0; i < tree.count; i++)
+		tree.nodes[i] = json_array_get(list, i);
 	qsort(tree.nodes, tree.count, sizeof(*tree.nodes), compare);
 	table_begin(&tree.table, titles);
 	if (as_tree)

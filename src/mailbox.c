@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <event2/event.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
@@ -14,25 +15,27 @@ struct mailbox {
 	struct event *event;
 };
 
-static void
-deliver_all(struct mailbox *mailbox)
+/* What is there now; false: nothing. */
+static bool
+deliver_some(struct mailbox *mailbox)
 {
-	struct message *newest;
+	struct message *newest =
+		atomic_exchange_explicit(&mailbox->newest, NULL, memory_order_acquire);
+	struct message *oldest = NULL;
+	bool some = newest != NULL;
 
-	while ((newest = atomic_exchange_explicit(&mailbox->newest, NULL, memory_order_acquire))) {
-		struct message *oldest = NULL;
-		while (newest) {
-			struct message *next = newest->next;
-			newest->next = oldest;
-			oldest = newest;
-			newest = next;
-		}
-		while (oldest) {
-			struct message *next = oldest->next; /* deliver may free it */
-			oldest->deliver(oldest);
-			oldest = next;
-		}
+	while (newest) {
+		struct message *next = newest->next;
+		newest->next = oldest;
+		oldest = newest;
+		newest = next;
 	}
+	while (oldest) {
+		struct message *next = oldest->next; /* deliver may free it */
+		oldest->deliver(oldest);
+		oldest = next;
+	}
+	return some;
 }
 
 static void
@@ -45,7 +48,9 @@ on_mail(evutil_socket_t fd, short what, void *context)
 	/* Cleared before the stack is taken: a post after that writes again. */
 	while (read(fd, &count, sizeof(count)) < 0 && errno == EINTR)
 		;
-	deliver_all(mailbox);
+	/* What is posted meanwhile comes in a later turn: two that write to each other must not keep all others
+	 * waiting. */
+	deliver_some(mailbox);
 }
 
 struct mailbox *
@@ -92,7 +97,8 @@ mailbox_close(struct mailbox *mailbox)
 {
 	if (!mailbox)
 		return;
-	deliver_all(mailbox);
+	while (deliver_some(mailbox))
+		;
 	if (mailbox->event)
 		event_free(mailbox->event);
 	if (mailbox->fd >= 0)

@@ -12,7 +12,7 @@
 static struct recent_sums
 sums_of(const struct pump *pump)
 {
-	struct recent_sums sums;
+	struct recent_sums sums = { 0 };
 	for (int name = FLOW_UP; name <= FLOW_DOWN; name++) {
 		memcpy(sums.spent_ns[name], pump->flow[name].spent_ns, sizeof(sums.spent_ns[name]));
 		sums.bytes[name] = pump->flow[name].bytes;

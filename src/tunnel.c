@@ -1473,6 +1473,20 @@ report_flow(struct connection *connection, enum pump_flow name, uint64_t now_ns,
 	out->recent_bytes = window->sums.bytes[name];
 }
 
+static bool
+is_silence(enum wait cause)
+{
+	return cause == WAIT_MOVING || cause == WAIT_NEAR_READABLE || cause == WAIT_FAR_READABLE;
+}
+
+/* Whether neither flow is held up now. */
+static bool
+is_silent(const struct pump *pump)
+{
+	return is_silence(pump->flow[FLOW_UP].waiting.cause) &&
+	       is_silence(pump->flow[FLOW_DOWN].waiting.cause);
+}
+
 static struct recent_window
 look(struct connection *connection, uint64_t now_ns)
 {
@@ -1523,8 +1537,7 @@ kept_waiting_ns(const struct recent_window *window)
 	for (int name = FLOW_UP; name <= FLOW_DOWN; name++) {
 		uint64_t ns = 0;
 		for (int cause = 0; cause < WAITS; cause++)
-			if (cause != WAIT_MOVING && cause != WAIT_NEAR_READABLE &&
-			    cause != WAIT_FAR_READABLE)
+			if (!is_silence((enum wait)cause))
 				ns += window->sums.spent_ns[name][cause];
 		if (ns > most_ns)
 			most_ns = ns;
@@ -1552,6 +1565,8 @@ tunnel_rank(struct connection *connection, enum connection_order order, uint64_t
 	case ORDER_IDLE:
 		return UINT64_MAX - connection->moved_ns;
 	case ORDER_WAIT:
+		if (!connection->active_link && is_silent(pump))
+			return 0;
 		window = look(connection, now_ns);
 		return kept_waiting_ns(&window);
 	case ORDER_ID:

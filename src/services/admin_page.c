@@ -1,6 +1,7 @@
 #include "admin_answers.h"
 
 #include <event2/buffer.h>
+#include <stdint.h>
 
 /* The file as it is, inside the program. The path is from where the compiler is called: the top folder. */
 __asm__(".section .rodata\n"
@@ -17,7 +18,7 @@ extern const char admin_page_bytes[], admin_page_bytes_end[];
 static enum answer_step
 write_page(struct inquiry *inquiry, struct evbuffer *page)
 {
-	size_t length = (size_t)(admin_page_bytes_end - admin_page_bytes);
+	size_t length = (uintptr_t)admin_page_bytes_end - (uintptr_t)admin_page_bytes;
 	if (evbuffer_add_reference(page, admin_page_bytes, length, NULL, NULL) < 0)
 		inquiry_fail(inquiry, 503, "no memory for this");
 	return ANSWER_DONE;
