@@ -369,10 +369,10 @@ def test_reload(admin):
     assert status["generation"] == 2 and status["reload"]["reloads"] == 1
     daemon.write(daemon.text + "nonsense = 1\n")
     code, answer = asked.post("/v1/reload")
-    assert code == 409 and "1 mistake" in answer["error"]
+    assert code == 409 and "unknown keyword 'nonsense'" in answer["error"]
     status = asked.get("/v1/status")
     assert status["generation"] == 2 and status["reload"]["failed"] == 1 and status["reload"]["failed_at"] > 0
-    assert "1 mistake" in status["reload"]["failure"]
+    assert "nonsense" in status["reload"]["failure"]
     assert asked.metrics()['penstock_reloads_total{result="failed"}'] == 1
 
 
