@@ -40,6 +40,7 @@ class Readers:
         self.got = [0] * len(self.sockets)
         self.samples = [(time.monotonic(), 0)]
         self.waits = []  # between two receipts of one connection
+        self.behind = 0.0  # the longest time without having read all there was
         self.ended = 0
         self._over = False
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -64,9 +65,14 @@ class Readers:
             sock.setblocking(False)
             poll.register(sock, selectors.EVENT_READ, index)
         last = [time.monotonic()] * len(self.sockets)
-        total = 0
+        total, since = 0, time.monotonic()
         while not self._over and self.ended < len(self.sockets):
-            for key, _ in poll.select(0.05):
+            ready = poll.select(0)
+            if not ready:
+                self.behind = max(self.behind, time.monotonic() - since)
+                ready = poll.select(0.05)
+                since = time.monotonic()
+            for key, _ in ready:
                 try:
                     count = key.fileobj.recv_into(buffer)
                 except OSError:
@@ -106,17 +112,15 @@ class Readers:
 
     def worst_window(self, rate, until=None):
         """The most bytes that came in any window beyond rate * window; the same for windows that end at
-        `until`; the longest pause of this reader."""
-        level = worst = pause = last = 0.0
+        `until`."""
+        level = worst = last = 0.0
         samples = list(self.samples)
         for (t0, n0), (t1, n1) in zip(samples, samples[1:]):
             level = max(0.0, level - rate * (t1 - t0)) + n1 - n0
             worst = max(worst, level)
             if until and t1 <= until:
                 last = level
-            if n1 > n0:
-                pause = max(pause, t1 - t0)
-        return worst, last, pause
+        return worst, last
 
     def jain(self, before):
         shares = [now - then for now, then in zip(self.got, before)]
