@@ -176,7 +176,7 @@ static void
 run_client(const char *command, const struct options *options)
 {
 	static struct exchange_result exchanges;
-	struct bulk_result bulk;
+	struct bulk_result bulk = { 0 };
 
 	if (!strcmp(command, "up")) {
 		(options->tls ? tls_up : bulk_up)(options, &bulk);

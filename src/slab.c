@@ -97,8 +97,8 @@ slab_give(struct slab *slab, void *object)
 {
 	if (!object)
 		return;
-	struct slab_block *block =
-		(struct slab_block *)((uintptr_t)object & ~(uintptr_t)(SLAB_BLOCK_BYTES - 1));
+	size_t offset = (uintptr_t)object & (SLAB_BLOCK_BYTES - 1);
+	struct slab_block *block = (struct slab_block *)((char *)object - offset);
 	struct hole *hole = object;
 
 	hole->next = block->holes;

@@ -25,7 +25,7 @@ struct target {
 	struct counted counted; /* first: lists of several generations share it */
 	atomic_uint active;     /* connections and attempts */
 	_Atomic uint64_t failed_until_ns;
-	atomic_int health;   /* enum target_health, by checks */
+	atomic_int health;    /* enum target_health, by checks */
 	atomic_uint in_a_row; /* checks that speak against it */
 	struct address address;
 };
