@@ -26,6 +26,16 @@ const struct keyword generation_keywords[] = {
 	  .unit = "connections",
 	  .help = "Most connections at once over all tunnels; 0 = what the descriptor limit "
 		  "carries." },
+	{ .name = "max_handshakes",
+	  .type = KEYWORD_COUNT,
+	  .fallback = "4",
+	  .least = 1,
+	  .most = 65536,
+	  .offset = AT(max_handshakes),
+	  .effect = EFFECT_LIVE,
+	  .unit = "handshakes",
+	  .help = "Most handshakes of filters that each worker goes on with before it looks after "
+		  "the other connections again." },
 	{ .name = "max_memory",
 	  .type = KEYWORD_SIZE,
 	  .fallback = "0",

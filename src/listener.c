@@ -21,8 +21,10 @@
 #include <unistd.h>
 
 /* The most connections accepted in one go; it begins with one and grows while there are more. */
-#define BURST_MOST      64
-#define CALM            16
+#define BURST_MOST 64
+#define CALM       16
+/* The most where each one opens filters, which takes a good deal longer. */
+#define BURST_FILTERED  8
 #define PAUSE_LEAST_NS  (10 * NS_PER_MS)
 #define PAUSE_MOST_NS   (1 * NS_PER_S)
 #define REFUSE_IN_A_ROW 256
@@ -525,6 +527,12 @@ accept_some(struct acceptor *acceptor, unsigned int most)
 	return true;
 }
 
+static unsigned int
+burst_most(const struct acceptor *acceptor)
+{
+	return acceptor->conf->near_chain.count ? BURST_FILTERED : BURST_MOST;
+}
+
 static void
 on_incoming(evutil_socket_t fd, short what, void *context)
 {
@@ -537,7 +545,7 @@ on_incoming(evutil_socket_t fd, short what, void *context)
 	if (!accept_some(acceptor, acceptor->burst)) {
 		acceptor->burst = 1;
 		acceptor->in_a_row = 0;
-	} else if (++acceptor->in_a_row >= CALM && acceptor->burst < BURST_MOST) {
+	} else if (++acceptor->in_a_row >= CALM && acceptor->burst < burst_most(acceptor)) {
 		acceptor->burst *= 2;
 	}
 }

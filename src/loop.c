@@ -39,6 +39,14 @@ struct rest {
 };
 
 static void
+run_first(struct loop *loop, const struct task_list *list)
+{
+	struct task *task = list->first;
+	loop_forget(loop, task);
+	task->run(task);
+}
+
+static void
 on_turn(evutil_socket_t fd, short what, void *context)
 {
 	struct loop *loop = context;
@@ -47,12 +55,11 @@ on_turn(evutil_socket_t fd, short what, void *context)
 
 	/* What is queued from now on runs in the turn after this one, so that I/O comes in between. */
 	unsigned int this = loop->turns++;
-	while (loop->tasks && loop->tasks->turn == this) {
-		struct task *task = loop->tasks;
-		loop_forget(loop, task);
-		task->run(task);
-	}
-	if (loop->tasks)
+	while (loop->tasks.first && loop->tasks.first->turn == this)
+		run_first(loop, &loop->tasks);
+	for (unsigned int i = 0; i < loop->heavy_most && loop->heavy.first; i++)
+		run_first(loop, &loop->heavy);
+	if (loop->tasks.first || loop->heavy.first)
 		event_add(loop->turn, &(struct timeval){ 0, 0 });
 }
 
@@ -60,7 +67,9 @@ int
 loop_open(struct loop *loop, struct failure *why)
 {
 	struct event_config *config = event_config_new();
-	loop->tasks_end = &loop->tasks;
+	loop->tasks.end = &loop->tasks.first;
+	loop->heavy.end = &loop->heavy.first;
+	loop->heavy_most = 1;
 	if (config) {
 		/* One worker's loop is touched by its own thread only. The changelist merges a del and an
 		 * add of one turn into one epoll_ctl. */
@@ -125,19 +134,32 @@ loop_close(struct loop *loop)
 	memset(loop, 0, sizeof(*loop));
 }
 
-void
-loop_run_later(struct loop *loop, struct task *task)
+static void
+queue_task(struct loop *loop, struct task_list *list, struct task *task)
 {
-	if (task->queued)
-		return;
 	task->queued = true;
+	task->is_heavy = list == &loop->heavy;
 	task->turn = loop->turns;
 	task->next = NULL;
 	/* A timer of zero and not event_active, which would run in this turn, before any I/O. */
-	if (!loop->tasks)
+	if (!loop->tasks.first && !loop->heavy.first)
 		event_add(loop->turn, &(struct timeval){ 0, 0 });
-	*loop->tasks_end = task;
-	loop->tasks_end = &task->next;
+	*list->end = task;
+	list->end = &task->next;
+}
+
+void
+loop_run_later(struct loop *loop, struct task *task)
+{
+	if (!task->queued)
+		queue_task(loop, &loop->tasks, task);
+}
+
+void
+loop_run_heavy(struct loop *loop, struct task *task)
+{
+	if (!task->queued)
+		queue_task(loop, &loop->heavy, task);
 }
 
 void
@@ -145,12 +167,13 @@ loop_forget(struct loop *loop, struct task *task)
 {
 	if (!task->queued)
 		return;
-	struct task **link = &loop->tasks;
+	struct task_list *list = task->is_heavy ? &loop->heavy : &loop->tasks;
+	struct task **link = &list->first;
 	while (*link != task)
 		link = &(*link)->next;
 	*link = task->next;
 	if (!*link)
-		loop->tasks_end = link;
+		list->end = link;
 	task->next = NULL;
 	task->queued = false;
 }

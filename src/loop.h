@@ -22,6 +22,7 @@ struct task {
 	struct task *next;
 	unsigned int turn; /* that it was queued in */
 	bool queued;
+	bool is_heavy; /* queued, or just run, among the heavy ones */
 	void (*run)(struct task *task);
 };
 
@@ -38,14 +39,20 @@ struct pipe {
 	size_t room_bytes; /* its size as the kernel gave it */
 };
 
+struct task_list {
+	struct task *first, **end;
+};
+
 struct block;
 
 struct loop {
 	struct event_base *base;
 	struct mailbox *mailbox;
 
-	struct task *tasks, **tasks_end; /* for the next turn */
-	unsigned int turns;              /* so far; wraps */
+	struct task_list tasks;  /* for the next turn */
+	struct task_list heavy;  /* first come, first served, so many a turn: */
+	unsigned int heavy_most; /* set by the owner, at least 1 */
+	unsigned int turns;      /* in which tasks were run, so far; wraps */
 	struct event *turn;
 
 	struct block *block;  /* where the next read lands; NULL = take one */
@@ -68,6 +75,9 @@ void loop_close(struct loop *loop);
 
 /* Queues the task for the next turn; nothing if it is queued already. O(1). */
 void loop_run_later(struct loop *loop, struct task *task);
+/* Queues one that takes long: at most heavy_most of these run in a turn, in the order they came, so that what
+ * comes from the sockets does not wait for all of them. Nothing if it is queued already, there or above. */
+void loop_run_heavy(struct loop *loop, struct task *task);
 /* Takes it out of the queue again; a task not queued is left alone. O(queued). */
 void loop_forget(struct loop *loop, struct task *task);
 

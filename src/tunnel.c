@@ -622,8 +622,33 @@ pass_check(struct connection *connection)
 	tell_check(connection, NULL);
 }
 
+/* A step of a handshake can cost as much as a thousand messages: a storm of them must not keep the other
+ * connections waiting. True if this one has to wait for its turn; it is in line for that, and its peers are
+ * not listened to meanwhile. */
+static bool
+must_queue(struct connection *connection)
+{
+	struct connections *home = connection->home;
+	struct loop *loop = home->loop;
+
+	if (!pump_is_handshaking(&connection->pump))
+		return false;
+	if (home->handshakes_turn != loop->turns) {
+		home->handshakes_turn = loop->turns;
+		home->handshakes = 0;
+	}
+	if (!loop->heavy.first && home->handshakes < loop->heavy_most) {
+		home->handshakes++;
+		return false;
+	}
+	endpoint_of(connection, SIDE_NEAR)->want_readable = false;
+	endpoint_of(connection, SIDE_FAR)->want_readable = false;
+	loop_run_heavy(loop, &connection->pump.turn);
+	return true;
+}
+
 static void
-run(struct connection *connection)
+run_now(struct connection *connection)
 {
 	struct pump *pump = &connection->pump;
 	struct failure why;
@@ -663,6 +688,13 @@ run(struct connection *connection)
 }
 
 static void
+run(struct connection *connection)
+{
+	if (!must_queue(connection))
+		run_now(connection);
+}
+
+static void
 on_ready(struct endpoint *endpoint)
 {
 	run(endpoint->owner);
@@ -671,7 +703,12 @@ on_ready(struct endpoint *endpoint)
 static void
 on_turn(struct task *task)
 {
-	run((struct connection *)((char *)task - offsetof(struct connection, pump.turn)));
+	struct connection *connection =
+		(struct connection *)((char *)task - offsetof(struct connection, pump.turn));
+	if (task->is_heavy)
+		run_now(connection);
+	else
+		run(connection);
 }
 
 static void

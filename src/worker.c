@@ -290,6 +290,7 @@ on_switch_over(struct message *message)
 
 	worker->generation = generation;
 	worker->connections.logged = worker->door.logged = generation->log.connections;
+	worker->loop.heavy_most = (unsigned int)generation->max_handshakes;
 	worker->loop.kept_most = generation->max_memory / crew->options.workers;
 	door_begin(&worker->door);
 	for (size_t i = 0; i < crew->listener_count; i++)

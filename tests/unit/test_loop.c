@@ -97,6 +97,41 @@ test_tasks_run_in_order_and_once_a_turn(void **state)
 	assert_string_equal(order, "ac|a|ab|");
 }
 
+static void
+run_b_again(struct task *task)
+{
+	note('b');
+	loop_run_heavy(&loop, task);
+}
+
+static void
+test_heavy_tasks_are_rationed(void **state)
+{
+	(void)state;
+	memset(order, 0, sizeof(order));
+	a = (struct task){ .run = run_a };
+	b = (struct task){ .run = run_b_again };
+	c = (struct task){ .run = run_c };
+	loop.heavy_most = 1;
+	loop_run_heavy(&loop, &b);
+	loop_run_heavy(&loop, &c);
+	loop_run_later(&loop, &c); /* it has its place */
+	loop_run_later(&loop, &a);
+	turn();
+	turn();
+	loop_run_heavy(&loop, &c);
+	loop_forget(&loop, &b);
+	turn();
+	loop_run_heavy(&loop, &b);
+	loop_run_heavy(&loop, &c);
+	loop.heavy_most = 2;
+	turn();
+	loop_forget(&loop, &a);
+	loop_forget(&loop, &b);
+	assert_string_equal(order, "ab|ac|ac|abc|");
+	assert_null(loop.heavy.first);
+}
+
 /* --- memory ------------------------------------------------------------------------------------- */
 
 static void
@@ -190,6 +225,7 @@ main(void)
 {
 	const struct CMUnitTest tests[] = {
 		TEST(test_tasks_run_in_order_and_once_a_turn),
+		TEST(test_heavy_tasks_are_rationed),
 		TEST(test_long_rests_are_referenced_and_short_ones_copied),
 		TEST(test_reads_shrink_as_memory_is_used),
 		TEST(test_a_quiet_minute_frees_what_is_spare),

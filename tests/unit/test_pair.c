@@ -82,7 +82,7 @@ settle(struct rig *rig)
 	do {
 		event_base_loop(rig->loop.base, EVLOOP_NONBLOCK | EVLOOP_ONCE);
 		assert_true(++turns < 10000);
-	} while (rig->loop.tasks);
+	} while (rig->loop.tasks.first);
 	return turns;
 }
 
@@ -450,7 +450,7 @@ test_told_once_and_only_if_wanted(void **state)
 	struct rig *rig = rig_open();
 
 	put(&rig->a, "one");
-	assert_null(rig->loop.tasks);
+	assert_null(rig->loop.tasks.first);
 	settle(rig);
 	assert_int_equal(rig->b.calls, 0);
 	want(&rig->b, true, false); /* it is already */
@@ -731,7 +731,7 @@ test_freed_without_another_turn(void **state)
 		end_abort(&rig->b);
 		end_close(&rig->a);
 		assert_int_equal(rig->loop.kept_bytes, 0);
-		assert_null(rig->loop.tasks);
+		assert_null(rig->loop.tasks.first);
 		loop_close(&rig->loop);
 		free(rig);
 	}

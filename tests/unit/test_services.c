@@ -69,7 +69,7 @@ close_loop(void **state)
 {
 	(void)state;
 	assert_int_equal(loop.kept_bytes, 0);
-	assert_null(loop.tasks);
+	assert_null(loop.tasks.first);
 	loop_close(&loop);
 	return 0;
 }
@@ -81,7 +81,7 @@ settle(void)
 	do {
 		event_base_loop(loop.base, EVLOOP_NONBLOCK | EVLOOP_ONCE);
 		assert_true(++turns < 1000);
-	} while (loop.tasks);
+	} while (loop.tasks.first);
 }
 
 static void
