@@ -852,7 +852,9 @@ open_far(struct connection *connection)
 	connection->has_target = true;
 	set_state(connection, CONNECTION_OPEN);
 	char host[INET6_ADDRSTRLEN];
-	connection->facts.target_host = target_host(connection, host);
+	/* Only filters ask, and an address takes a while to write. */
+	if (connection->conf->far_chain.count)
+		connection->facts.target_host = target_host(connection, host);
 	begin_handshake(connection);
 	int opened = open_stack(connection, SIDE_FAR, &connection->conf->far_chain);
 	connection->facts.target_host = "";
