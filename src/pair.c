@@ -231,7 +231,7 @@ release(struct endpoint *end, bool in_order)
 	loop_forget(end->loop, &end->pair.ready);
 	/* libevent frees a bufferevent in a later turn; the memory of its bytes goes back now. */
 	evbuffer_drain(input, bytes);
-	end->loop->kept_bytes -= bytes;
+	end->loop->kept_bytes -= bytes + PAIR_END_BYTES;
 	bufferevent_free(end->pair.bev);
 	end->kind = NULL;
 }
@@ -297,5 +297,6 @@ pair_open(struct endpoint *a, struct endpoint *b, struct loop *loop, struct fail
 		return failure_set(why, FAILURE_MEMORY, "no memory for a pair");
 	open_end(a, b, bevs[0], loop);
 	open_end(b, a, bevs[1], loop);
+	loop->kept_bytes += 2 * PAIR_END_BYTES;
 	return 0;
 }

@@ -26,6 +26,9 @@
 /* The most bytes one direction of a pair holds. They count in the loop's kept_bytes. */
 #define PAIR_BYTES ((size_t)256 * 1024)
 
+/* What an end takes itself, in libevent (as measured); counted in the loop's kept_bytes like its bytes. */
+#define PAIR_END_BYTES ((size_t)1024)
+
 /* Opens both ends. Their owners, on_ready, waiting and across may be set before or after. Fails with
  * FAILURE_MEMORY only, with both ends left as they were. Loop's thread. */
 int pair_open(struct endpoint *a, struct endpoint *b, struct loop *loop, struct failure *why);

@@ -834,7 +834,14 @@ shed_all(struct pump *pump)
 	}
 }
 
-/* Reads and pairs count what they bring in; what filters have made of it is counted here. */
+/* What a socket gave is counted by the loop, what is in a pair by the pair; what filters have made of it,
+ * and what has left a pair, is counted here. */
+static bool
+makes_bytes(const struct side *side)
+{
+	return side->stack || (side->endpoint.kind && !endpoint_is_socket(&side->endpoint));
+}
+
 static void
 count_kept(struct pump *pump)
 {
@@ -842,10 +849,12 @@ count_kept(struct pump *pump)
 
 	for (int i = 0; i < 2; i++) {
 		const struct side *side = &pump->side[i];
+		if (!makes_bytes(side))
+			continue;
+		kept_bytes += length(pump->flow[i].store) + /* i begins at side i */
+			      length(pump->flow[i].paid);
 		if (side->stack)
-			kept_bytes += stack_kept_bytes(side->stack) + length(side->out) +
-				      length(pump->flow[i].store) + /* i begins at side i */
-				      length(pump->flow[i].paid);
+			kept_bytes += stack_kept_bytes(side->stack) + length(side->out);
 	}
 	pump->loop->kept_bytes += kept_bytes - pump->kept_bytes;
 	pump->kept_bytes = kept_bytes;
@@ -874,7 +883,8 @@ pump_run(struct pump *pump, struct failure *why)
 			stream->flow->since_ns = pump->clock_ns;
 	}
 	shed_all(pump);
-	if (pump->kept_bytes || pump->side[SIDE_NEAR].stack || pump->side[SIDE_FAR].stack)
+	if (pump->kept_bytes || makes_bytes(&pump->side[SIDE_NEAR]) ||
+	    makes_bytes(&pump->side[SIDE_FAR]))
 		count_kept(pump);
 	rest_meters(&streams[FLOW_UP]);
 	rest_meters(&streams[FLOW_DOWN]);
