@@ -82,6 +82,8 @@ limits_open(const uint8_t seed[16], struct failure *why)
 		return NULL;
 	}
 	memcpy(limits->table.seed, seed, sizeof(limits->table.seed));
+	limits_queue_open(&limits->queue);
+	limits_nodes_open(limits);
 	limits->work = WORK;
 	atomic_init(&limits->due_ns, LIMITS_NEVER);
 	atomic_init(&limits->armed_ns, LIMITS_NEVER);
@@ -578,7 +580,7 @@ change_parent(struct limit *limit, struct limit *parent, uint64_t now_ns, struct
 
 	for (int i = 0; i < 2; i++)
 		if (above &&
-		    limits_heap_reserve(&above->bucket[i].ready, above->bucket[i].children + 1) < 0)
+		    limits_heap_reserve(&above->bucket[i].ready, above->rest[i].children + 1) < 0)
 			return failure_set(why, FAILURE_MEMORY, "no memory to move limit \"%s\"",
 					   limit->spec.name);
 	for (int i = 0; i < 2; i++) {
@@ -839,7 +841,7 @@ report_direction(struct limit_bucket *bucket, uint64_t now_ns, struct limit_repo
 		.level = bucket->rate ? bucket->tokens : 0,
 		.passing = UINT64_MAX,
 		.total = bucket->total,
-		.members = bucket->members,
+		.members = limits_tree_rest(bucket)->members,
 		.active = active_flows(bucket, now_ns),
 		.waiting = bucket->flows_waiting,
 		.is_short = bucket->blocked,

@@ -80,12 +80,12 @@ struct limit_link {
 struct limit_child {
 	struct limit_bucket *parent; /* NULL = a root, or a flow without limit */
 	uint64_t v;                  /* virtual time: bytes served * 2^20 / weight */
-	uint64_t since_ns; /* in `waiting` of the parent, or on the way through the mail */
-	struct limit_link link;
-	uint32_t slot; /* in `ready` of the parent; 0 = not there */
+	uint32_t slot;               /* in `ready` of the parent; 0 = not there */
 	uint16_t weight;
 	bool is_flow;
-	bool seen; /* v means something */
+	bool seen;         /* v means something */
+	uint64_t since_ns; /* in `waiting` of the parent, or on the way through the mail */
+	struct limit_link link;
 };
 
 /* A worker as the limits see it. Zero it, set `signal` and give it to limits_worker_open. */

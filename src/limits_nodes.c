@@ -8,6 +8,7 @@
 
 #define ROWS_LEAST     64
 #define EVICTIONS_MOST 1000 /* to find a place for one node */
+#define FEW            1000 /* nodes that stand in small blocks */
 
 /* --- the table ---------------------------------------------------------------------------------- */
 
@@ -106,6 +107,44 @@ look_up(const struct limits_table *table, uint32_t hash, const struct limit *lim
 	return node;
 }
 
+/* --- where they are ------------------------------------------------------------------------------- */
+
+void
+limits_nodes_open(struct limits *limits)
+{
+	limits->few.object_bytes = limits->many.object_bytes = sizeof(struct limit_node);
+	limits->many.is_large = true;
+}
+
+static void
+release_memory(struct limits *limits, struct limit_node *node)
+{
+	if (node->key != node->own_key)
+		free((unsigned char *)node->key);
+	slab_give(node->is_among_many ? &limits->many : &limits->few, node);
+}
+
+/* A zeroed node with its key. */
+static struct limit_node *
+take_memory(struct limits *limits, const struct limits_key *key)
+{
+	bool is_among_many = limits->table.nodes >= FEW;
+	struct limit_node *node = slab_take(is_among_many ? &limits->many : &limits->few);
+	unsigned char *bytes;
+
+	if (!node)
+		return NULL;
+	node->is_among_many = is_among_many;
+	bytes = key->length > sizeof(node->own_key) ? malloc(key->length) : node->own_key;
+	node->key = bytes;
+	node->key_length = key->length;
+	if (bytes)
+		memcpy(bytes, key->bytes, key->length);
+	else
+		release_memory(limits, node);
+	return bytes ? node : NULL;
+}
+
 /* --- birth, change and death -------------------------------------------------------------------- */
 
 static void
@@ -151,7 +190,7 @@ free_node(struct limit_node *node, uint64_t now_ns)
 		limits_heap_release(&node->bucket[i].ready);
 	}
 	limits_tree_unlink(&node->link);
-	free(node);
+	release_memory(limits, node);
 	limits_heap_reserve(&limits->queue.timers, (uint32_t)(limits->table.nodes * 2));
 	limit->nodes--;
 	limits_nodes_drop_limit(limit);
@@ -165,15 +204,13 @@ make_node(struct limit *limit, struct limit_node *parent, const struct limits_ke
 	  uint32_t hash, uint64_t now_ns)
 {
 	struct limits *limits = limit->limits;
-	struct limit_node *node = calloc(1, sizeof(*node) + key->length);
+	struct limit_node *node = take_memory(limits, key);
 
 	if (!node)
 		return NULL;
 	node->limit = limit;
 	node->hash = hash;
 	node->users = 1;
-	node->key_length = key->length;
-	memcpy(node->key, key->bytes, key->length);
 	for (int i = 0; i < 2; i++)
 		limits_queue_init(&node->bucket[i], (enum limit_direction)i, limit->spec.weight,
 				  now_ns);
@@ -189,7 +226,7 @@ make_node(struct limit *limit, struct limit_node *parent, const struct limits_ke
 fail:
 	for (int i = 0; i < 2; i++)
 		limits_queue_hang(&limits->queue, &node->bucket[i].child, NULL, now_ns);
-	free(node);
+	release_memory(limits, node);
 	return NULL;
 }
 

@@ -8,6 +8,9 @@
 #include "limits_key.h"
 #include "limits_tree.h"
 
+/* A zeroed tree is ready for nodes. */
+void limits_nodes_open(struct limits *limits);
+
 /* The limit's node below `parent` (NULL = a root) with that key, with one more user. NULL without memory
  * or at the cap. */
 struct limit_node *limits_nodes_find(struct limit *limit, struct limit_node *parent,

@@ -186,9 +186,16 @@ static void
 block(struct limits_queue *queue, struct limit_bucket *bucket, int64_t level)
 {
 	bucket->blocked = true;
-	bucket->level = level;
+	limits_tree_rest(bucket)->level = level;
 	limits_heap_push(&queue->timers, limits_bucket_when(bucket, level), &bucket->timer_slot);
 	leave(&bucket->child);
+}
+
+/* A blocked bucket. */
+static uint64_t
+comes_back_ns(struct limit_bucket *bucket)
+{
+	return limits_bucket_when(bucket, limits_tree_rest(bucket)->level);
 }
 
 /* After its tokens, its rate or its level have changed. */
@@ -196,8 +203,7 @@ static void
 reset_timer(struct limits_queue *queue, struct limit_bucket *bucket)
 {
 	if (bucket->blocked)
-		limits_heap_rekey(&queue->timers, &bucket->timer_slot,
-				  limits_bucket_when(bucket, bucket->level));
+		limits_heap_rekey(&queue->timers, &bucket->timer_slot, comes_back_ns(bucket));
 }
 
 /* The root above has something ready now, unless something between is blocked. */
@@ -209,29 +215,14 @@ put_root_on_todo(struct limits_queue *queue, struct limit_bucket *bucket)
 	if (bucket->on_todo || bucket->blocked || !bucket->ready.count)
 		return;
 	bucket->on_todo = true;
-	bucket->next_todo = NULL;
-	if (queue->todo)
-		queue->last->next_todo = bucket;
-	else
-		queue->todo = bucket;
-	queue->last = bucket;
+	limits_tree_append(&queue->todo, &bucket->child.link);
 }
 
 static void
-take_off_todo(struct limits_queue *queue, struct limit_bucket *root)
+take_off_todo(struct limit_bucket *root)
 {
-	struct limit_bucket *before = NULL;
-
-	if (!root->on_todo)
-		return;
-	for (struct limit_bucket *at = queue->todo; at != root; at = at->next_todo)
-		before = at;
-	if (before)
-		before->next_todo = root->next_todo;
-	else
-		queue->todo = root->next_todo;
-	if (queue->last == root)
-		queue->last = before;
+	if (root->on_todo)
+		limits_tree_unlink(&root->child.link);
 	root->on_todo = false;
 }
 
@@ -285,19 +276,21 @@ count_active(struct limit_flow *flow, uint32_t second)
 	}
 }
 
-/* Charges every bucket below the cut, and every child its turn. */
+/* Charges every bucket below the cut, and every child its turn. A flow that did not wait, and what is above
+ * it, comes to each queue by that. */
 static void
-charge(const struct limits_queue *queue, struct limit_flow *flow, uint64_t bytes, uint64_t now_ns)
+charge(const struct limits_queue *queue, struct limit_flow *flow, uint64_t bytes, bool waited,
+       uint64_t now_ns)
 {
 	struct limit_child *child = &flow->child;
 	struct limit_bucket *parent;
 
 	for (; (parent = child->parent) && parent != flow->cut; child = &parent->child) {
-		if (!child->slot)
+		if (!waited)
 			lift(queue, parent, child);
 		parent->v = later(parent->v, child->v);
 		child->v += cost(child, bytes);
-		if (child->slot && !child->is_flow)
+		if (child->slot)
 			requeue(parent, child, now_ns);
 		if (parent->rate)
 			parent->tokens -= (int64_t)bytes;
@@ -328,7 +321,7 @@ limits_queue_take(struct limits_queue *queue, struct limit_flow *flow, uint64_t 
 	uint64_t bytes = least(fair, path.tokens);
 
 	if (!path.is_held && bytes >= need) {
-		charge(queue, flow, bytes, now_ns);
+		charge(queue, flow, bytes, false, now_ns);
 		return bytes;
 	}
 	flow->want = want;
@@ -367,8 +360,9 @@ limits_queue_waits_for(const struct limit_flow *flow)
 	uint64_t longest_ns = 0;
 
 	for (struct limit_bucket *at = nearest; at; at = at->child.parent) {
-		if (at->blocked && limits_bucket_when(at, at->level) >= longest_ns) {
-			longest_ns = limits_bucket_when(at, at->level);
+		uint64_t when_ns = at->blocked ? comes_back_ns(at) : 0;
+		if (at->blocked && when_ns >= longest_ns) {
+			longest_ns = when_ns;
 			longest = at;
 		}
 		if (!nearest->rate && at->rate)
@@ -452,9 +446,10 @@ serve_next(struct limits_queue *queue, struct limit_bucket *root, uint64_t now_n
 		block_short(queue, turn.flow, need, quantum);
 		return NULL;
 	}
-	charge(queue, turn.flow, bytes, now_ns);
-	turn.flow->granted = bytes;
+	/* First, so that nothing is put in order that goes. */
 	limits_queue_leave(turn.flow);
+	charge(queue, turn.flow, bytes, true, now_ns);
+	turn.flow->granted = bytes;
 	return turn.flow;
 }
 
@@ -462,9 +457,9 @@ void
 limits_queue_serve(struct limits_queue *queue, unsigned int work, uint64_t now_ns,
 		   struct limit_link *granted)
 {
-	struct limit_bucket *root;
-
-	while ((root = queue->todo)) {
+	while (queue->todo.next != &queue->todo) {
+		struct limit_bucket *root =
+			LIMITS_OBJECT(queue->todo.next, struct limit_bucket, child.link);
 		while (work && root->ready.count && !root->blocked) {
 			struct limit_flow *flow = serve_next(queue, root, now_ns);
 			if (!flow)
@@ -474,7 +469,7 @@ limits_queue_serve(struct limits_queue *queue, unsigned int work, uint64_t now_n
 		}
 		if (root->ready.count && !root->blocked)
 			return;
-		take_off_todo(queue, root);
+		take_off_todo(root);
 	}
 }
 
@@ -509,12 +504,18 @@ limits_queue_note_late(struct limits_queue *queue, uint64_t late_ns)
 uint64_t
 limits_queue_next_ns(const struct limits_queue *queue)
 {
-	if (queue->todo)
+	if (queue->todo.next != &queue->todo)
 		return 0;
 	return queue->timers.count ? queue->timers.at[0].key : LIMITS_NEVER;
 }
 
 /* --- changes ------------------------------------------------------------------------------------ */
+
+void
+limits_queue_open(struct limits_queue *queue)
+{
+	limits_tree_list(&queue->todo);
+}
 
 void
 limits_queue_init(struct limit_bucket *bucket, enum limit_direction direction, uint16_t weight,
@@ -529,18 +530,17 @@ limits_queue_init(struct limit_bucket *bucket, enum limit_direction direction, u
 }
 
 static void
-count_members(const struct limit_child *child, bool come)
+count_members(struct limit_child *child, bool come)
 {
 	uint32_t members = 1, waiting = 0;
 
 	if (!child->is_flow) {
-		const struct limit_bucket *bucket =
-			LIMITS_OBJECT(child, const struct limit_bucket, child);
-		members = bucket->members;
+		struct limit_bucket *bucket = bucket_of(child);
+		members = limits_tree_rest(bucket)->members;
 		waiting = bucket->flows_waiting;
 	}
 	for (struct limit_bucket *at = child->parent; at; at = at->child.parent) {
-		at->members += come ? members : -members;
+		limits_tree_rest(at)->members += come ? members : -members;
 		at->flows_waiting += come ? waiting : -waiting;
 	}
 }
@@ -549,20 +549,22 @@ int
 limits_queue_hang(struct limits_queue *queue, struct limit_child *child,
 		  struct limit_bucket *parent, uint64_t now_ns)
 {
-	if (parent && limits_heap_reserve(&parent->ready, parent->children + 1) < 0)
+	if (parent &&
+	    limits_heap_reserve(&parent->ready, limits_tree_rest(parent)->children + 1) < 0)
 		return -1;
 	if (child->parent) {
 		leave(child);
 		count_members(child, false);
-		limits_heap_reserve(&child->parent->ready, --child->parent->children);
+		limits_heap_reserve(&child->parent->ready,
+				    --limits_tree_rest(child->parent)->children);
 	} else if (!child->is_flow) {
-		take_off_todo(queue, bucket_of(child));
+		take_off_todo(bucket_of(child));
 	}
-	if (!child->is_flow && bucket_of(child)->members)
+	if (!child->is_flow && limits_tree_rest(bucket_of(child))->members)
 		queue->moves++;
 	child->parent = parent;
 	if (parent) {
-		parent->children++;
+		limits_tree_rest(parent)->children++;
 		count_members(child, true);
 		child->v = parent->v;
 	}
@@ -592,8 +594,8 @@ limits_queue_retune(struct limits_queue *queue, struct limit_bucket *bucket, uin
 	if (bucket->blocked) {
 		/* The old level may be far away at the new rate. One too low is found out and corrected. */
 		int64_t level = limits_bucket_level(bucket, SEGMENT, SEGMENT);
-		if (bucket->level > level)
-			bucket->level = level;
+		if (limits_tree_rest(bucket)->level > level)
+			limits_tree_rest(bucket)->level = level;
 		reset_timer(queue, bucket);
 	}
 }

@@ -9,7 +9,10 @@
 
 #include "limits_tree.h"
 
-/* A zeroed bucket becomes an empty one, full of tokens and without a parent. */
+/* A zeroed queue becomes an empty one. */
+void limits_queue_open(struct limits_queue *queue);
+
+/* A zeroed bucket of a node becomes an empty one, full of tokens and without a parent. */
 void limits_queue_init(struct limit_bucket *bucket, enum limit_direction direction, uint16_t weight,
 		       uint64_t now_ns);
 

@@ -16,30 +16,33 @@
 
 #include "limits.h"
 #include "limits_heap.h"
+#include "slab.h"
 
 #include <pthread.h>
 #include <stdatomic.h>
 
-/* One direction of a node. Its children queue here while it, or something above it, is short. */
+#define LIMITS_LINE_BYTES   64
+#define LIMITS_OWN_KEY_MOST 106 /* what fills the last line of a node */
+
+/* One direction of a node. Its children queue here while it, or something above it, is short. With a million
+ * nodes what a grant costs is cache lines: what it looks at stands in these three, all else in the rest. */
 struct limit_bucket {
 	struct limit_child child; /* first */
 	uint64_t rate;            /* bytes a second; 0 = never short */
-	uint64_t burst;
-	int64_t tokens;
-	uint64_t stamp_ns;         /* up to when tokens are counted */
-	uint64_t v;                /* the latest v at which a child was served; only rises */
-	uint64_t pace;             /* bytes a second it was last estimated to get from above */
+	uint64_t v;               /* the latest v at which a child was served; only rises */
+
 	struct limits_heap ready;  /* children that can be served, by v */
 	struct limit_link waiting; /* the same children, by since */
 	uint64_t ready_weight;     /* of the same, the sum */
-	int64_t level;             /* while blocked: the tokens at which it comes back */
+	uint64_t pace;             /* bytes a second it was last estimated to get from above */
+
+	int64_t tokens;
+	uint64_t burst;
+	uint64_t stamp_ns; /* up to when tokens are counted */
 	uint64_t total;
-	struct limit_bucket *next_todo;
 	uint32_t fraction;   /* of a token, in 1 / 10^9 */
 	uint32_t timer_slot; /* in `timers`; 0 = not there */
 	uint32_t quantum;    /* for the flows below; 0 = as above it */
-	uint32_t children;   /* flows and buckets that hang here */
-	uint32_t members;    /* flows that hang here and below */
 	uint32_t flows_waiting;
 	uint32_t second, active,
 		active_before; /* flows granted to in `second` and in the one before */
@@ -48,17 +51,34 @@ struct limit_bucket {
 	bool on_todo;
 };
 
+_Static_assert(sizeof(struct limit_bucket) == (size_t)3 * LIMITS_LINE_BYTES, "three cache lines");
+
+/* What no grant looks at. */
+struct limit_rest {
+	int64_t level;     /* while blocked: the tokens at which it comes back */
+	uint32_t children; /* flows and buckets that hang here */
+	uint32_t members;  /* flows that hang here and below */
+};
+
 struct limit_node {
-	struct limit_bucket bucket[2];
+	struct limit_bucket bucket[2]; /* first */
+	struct limit_rest rest[2];     /* of the same */
 	struct limit *limit;
 	struct limit_node *chained; /* the next of its row in the table */
 	struct limit_link link;     /* in `used` or `idle` of the limit */
+	const unsigned char *key;   /* limits_key.h: `own_key`, or owned */
 	uint32_t hash;
 	uint32_t users;
 	uint32_t version; /* of the limit's values that it has */
 	uint8_t key_length;
-	unsigned char key[]; /* limits_key.h */
+	bool is_among_many; /* from which slab it is */
+	unsigned char own_key[LIMITS_OWN_KEY_MOST];
 };
+
+/* An even number of lines would put what is hot in all of them into the same few sets of a cache. */
+_Static_assert(sizeof(struct limit_node) % LIMITS_LINE_BYTES == 0 &&
+		       sizeof(struct limit_node) / LIMITS_LINE_BYTES % 2 == 1,
+	       "an odd number of cache lines");
 
 struct limit {
 	struct limits *limits;
@@ -78,11 +98,11 @@ struct limit {
 
 /* Who is served when: limits_queue.h. */
 struct limits_queue {
-	struct limits_heap timers;        /* by ns */
-	struct limit_bucket *todo, *last; /* roots with something ready */
-	uint64_t late_ns;                 /* how late it was lately at worst; decays */
-	uint64_t wake_ups; /* in a second, as far as can be relied on; 0 = as usual */
-	uint32_t moves;    /* of buckets with flows below them, to another parent */
+	struct limits_heap timers; /* by ns */
+	struct limit_link todo;    /* roots with something ready, by the links of their children */
+	uint64_t late_ns;          /* how late it was lately at worst; decays */
+	uint64_t wake_ups;         /* in a second, as far as can be relied on; 0 = as usual */
+	uint32_t moves;            /* of buckets with flows below them, to another parent */
 };
 
 /* All nodes by limit, parent and key: linear hashing, a row is split with each node that comes. */
@@ -96,7 +116,8 @@ struct limits {
 	pthread_mutex_t lock;
 	struct limits_queue queue;
 	struct limits_table table;
-	struct limit *first; /* the newest */
+	struct slab few, many; /* where nodes are: the first ones, and all others in huge pages */
+	struct limit *first;   /* the newest */
 	struct limits_worker *workers;
 	struct limits_worker *armed_by;
 	unsigned int work; /* grants in one lock hold of limits_run, 256 at most */
@@ -111,6 +132,12 @@ static inline struct limit_node *
 limits_tree_node(struct limit_bucket *bucket)
 {
 	return (struct limit_node *)(bucket - bucket->direction);
+}
+
+static inline struct limit_rest *
+limits_tree_rest(struct limit_bucket *bucket)
+{
+	return &limits_tree_node(bucket)->rest[bucket->direction];
 }
 
 static inline void

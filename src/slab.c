@@ -5,6 +5,16 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#include <sanitizer/asan_interface.h>
+#endif
+#endif
+#ifndef ASAN_POISON_MEMORY_REGION
+#define ASAN_POISON_MEMORY_REGION(address, bytes)   ((void)(address), (void)(bytes))
+#define ASAN_UNPOISON_MEMORY_REGION(address, bytes) ((void)(address), (void)(bytes))
+#endif
+
 struct hole {
 	struct hole *next;
 };
@@ -17,7 +27,13 @@ struct slab_block {
 	size_t fresh_bytes;              /* from here on nothing was ever taken */
 };
 
-#define HEAD_BYTES ((sizeof(struct slab_block) + 15) / 16 * 16)
+#define HEAD_BYTES ((sizeof(struct slab_block) + 63) / 64 * 64)
+
+static size_t
+block_bytes(const struct slab *slab)
+{
+	return slab->is_large ? SLAB_LARGE_BYTES : SLAB_BLOCK_BYTES;
+}
 
 static size_t
 slot_bytes(const struct slab *slab)
@@ -27,16 +43,16 @@ slot_bytes(const struct slab *slab)
 
 /* Twice as much is mapped, and what stands before and behind the aligned part is let go. */
 static void *
-map_aligned(void)
+map_aligned(size_t bytes)
 {
-	char *all = mmap(NULL, 2 * SLAB_BLOCK_BYTES, PROT_READ | PROT_WRITE,
-			 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	char *all =
+		mmap(NULL, 2 * bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (all == MAP_FAILED)
 		return NULL;
-	size_t before = -(uintptr_t)all & (SLAB_BLOCK_BYTES - 1);
+	size_t before = -(uintptr_t)all & (bytes - 1);
 	if (before)
 		munmap(all, before);
-	munmap(all + before + SLAB_BLOCK_BYTES, SLAB_BLOCK_BYTES - before);
+	munmap(all + before + bytes, bytes - before);
 	return all + before;
 }
 
@@ -62,9 +78,12 @@ unlink_block(struct slab_block *block)
 static struct slab_block *
 add_block(struct slab *slab)
 {
-	struct slab_block *block = map_aligned();
+	struct slab_block *block = map_aligned(block_bytes(slab));
 	if (!block)
 		return NULL;
+	/* Without huge pages it is as good as any other memory. */
+	if (slab->is_large)
+		madvise(block, SLAB_LARGE_BYTES, MADV_HUGEPAGE);
 	block->fresh_bytes = HEAD_BYTES;
 	link_block(slab, block);
 	return block;
@@ -87,8 +106,9 @@ slab_take(struct slab *slab)
 		block->fresh_bytes += slot_bytes(slab);
 	}
 	block->used++;
-	if (!block->holes && block->fresh_bytes + slot_bytes(slab) > SLAB_BLOCK_BYTES)
+	if (!block->holes && block->fresh_bytes + slot_bytes(slab) > block_bytes(slab))
 		unlink_block(block);
+	ASAN_UNPOISON_MEMORY_REGION(object, slab->object_bytes);
 	return memset(object, 0, slab->object_bytes);
 }
 
@@ -97,12 +117,13 @@ slab_give(struct slab *slab, void *object)
 {
 	if (!object)
 		return;
-	size_t offset = (uintptr_t)object & (SLAB_BLOCK_BYTES - 1);
+	size_t offset = (uintptr_t)object & (block_bytes(slab) - 1);
 	struct slab_block *block = (struct slab_block *)((char *)object - offset);
 	struct hole *hole = object;
 
 	hole->next = block->holes;
 	block->holes = hole;
+	ASAN_POISON_MEMORY_REGION(hole + 1, slab->object_bytes - sizeof(*hole));
 	if (!block->link)
 		link_block(slab, block);
 	if (--block->used)
@@ -111,5 +132,6 @@ slab_give(struct slab *slab, void *object)
 	if (slab->open == block && !block->next)
 		return;
 	unlink_block(block);
-	munmap(block, SLAB_BLOCK_BYTES);
+	ASAN_UNPOISON_MEMORY_REGION(block, block_bytes(slab));
+	munmap(block, block_bytes(slab));
 }

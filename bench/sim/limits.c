@@ -7,8 +7,8 @@
 #include "../../tests/unit/limits_world.h"
 
 #include <inttypes.h>
-#include <malloc.h>
 #include <time.h>
+#include <unistd.h>
 
 #define MB             UINT64_C(1000000)
 #define CLIENTS_OF_NET 1024
@@ -22,6 +22,19 @@ cpu_now_ns(void)
 	struct timespec now;
 	clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
 	return (uint64_t)now.tv_sec * S + (uint64_t)now.tv_nsec;
+}
+
+/* What the process has in memory. */
+static double
+resident_bytes(void)
+{
+	long all = 0, resident = 0;
+	FILE *file = fopen("/proc/self/statm", "r");
+
+	if (!file || fscanf(file, "%ld %ld", &all, &resident) != 2)
+		exit(1);
+	fclose(file);
+	return (double)resident * (double)sysconf(_SC_PAGESIZE);
 }
 
 static double
@@ -215,13 +228,12 @@ large_tree(uint32_t nodes, uint32_t active, uint64_t duration_ns)
 	struct limit *uplink = declare(&world, "uplink", NULL, 0, rate);
 	struct limit *net = declare(&world, "net", uplink, 22, 0);
 	struct limit *client = declare(&world, "client", net, 32, 5 * fair);
-	size_t memory = mallinfo2().uordblks;
+	double memory = resident_bytes();
 	uint64_t begin_ns = cpu_now_ns();
 	for (uint32_t i = 0; i < nodes; i++)
 		held[i] = node_of(&world, client, i);
 	printf("%" PRIu32 " nodes: %.0f bytes each, %.2f us to make each\n", nodes,
-	       (double)(mallinfo2().uordblks - memory) / nodes,
-	       seconds_since(begin_ns) * 1e6 / nodes);
+	       (resident_bytes() - memory) / nodes, seconds_since(begin_ns) * 1e6 / nodes);
 	for (uint32_t i = 0; i < active; i++) {
 		movers[i].bytes_per_s = demand(&world, fair);
 		world_add(&world, &movers[i], held[(uint64_t)i * nodes / active]);

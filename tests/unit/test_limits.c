@@ -681,6 +681,12 @@ keys_are_what_they_say(void **state)
 	longest[sizeof(longest) - 1] = '\0';
 	who.sni = longest;
 	assert_string_equal(key_of(sni, &who), "none");
+	for (size_t length = 90; length <= 250; length += 40) {
+		longest[length] = '\0';
+		who.sni = longest;
+		assert_string_equal(key_of(sni, &who), longest);
+		longest[length] = 'x';
+	}
 	who.certificate = "sha256:ab";
 	assert_string_equal(key_of(certificate, &who), "sha256:ab");
 	who.source = NULL;
@@ -698,6 +704,30 @@ node_for(struct limit *limit, uint32_t host)
 	source.ip[1] = (uint8_t)(host >> 8);
 	source.ip[2] = (uint8_t)host;
 	return limits_resolve(limit, &who, now_ns, &node, NULL) < 0 ? NULL : node;
+}
+
+/* More than there is place for in the small blocks, one after the other and all together. */
+static void
+many_nodes_come_and_go(void **state)
+{
+	static struct limit_node *nodes[5000];
+	const uint32_t count = sizeof(nodes) / sizeof(nodes[0]);
+	struct limit *source = add("source", NULL, LIMIT_PER_SOURCE, MB, 0);
+	(void)state;
+
+	for (uint32_t round = 0; round < 3; round++) {
+		for (uint32_t i = 0; i < count; i++)
+			assert_non_null(nodes[i] = node_for(source, i));
+		assert_int_equal(limits->table.nodes, count);
+		for (uint32_t i = 0; i < count; i++) {
+			uint32_t at = (i * 2741 + round) % count;
+			struct limit_node *same = node_for(source, at);
+			assert_ptr_equal(same, nodes[at]);
+			limits_release(same, now_ns);
+			limits_release(nodes[at], now_ns);
+		}
+		assert_int_equal(limits->table.nodes, 0);
+	}
 }
 
 static void
@@ -1046,6 +1076,7 @@ main(void)
 		CASE(what_depends_on_keys_does_not_move),
 		CASE(a_removed_limit_lives_as_long_as_its_users),
 		CASE(keys_are_what_they_say),
+		CASE(many_nodes_come_and_go),
 		CASE(keys_compose),
 		CASE(reconnecting_does_not_refill),
 		CASE(a_node_charged_while_idle_stays),

@@ -12,8 +12,14 @@
 #include <cmocka.h>
 /* clang-format on */
 
-#define OBJECT_BYTES 1100
-#define MOST         1000
+#define MOST 1000
+
+static const struct slab kinds[] = {
+	{ .object_bytes = 1100 },
+	{ .object_bytes = 576 },
+	{ .object_bytes = 576, .is_large = true },
+	{ .object_bytes = SLAB_OBJECT_MOST, .is_large = true },
+};
 
 static size_t
 mapped_bytes(void)
@@ -26,49 +32,65 @@ mapped_bytes(void)
 	return pages * 4096;
 }
 
+static unsigned char *objects[MOST];
+
+/* Takes what is not taken at that place, gives back what is. */
+static void
+take_or_give(struct slab *slab, size_t at)
+{
+	unsigned char mark = (unsigned char)(at % 255 + 1);
+
+	if (objects[at]) {
+		for (size_t i = 0; i < slab->object_bytes; i++)
+			assert_int_equal(objects[at][i], mark);
+		slab_give(slab, objects[at]);
+		objects[at] = NULL;
+		return;
+	}
+	objects[at] = slab_take(slab);
+	for (size_t i = 0; i < slab->object_bytes; i++)
+		assert_int_equal(objects[at][i], 0);
+	if (slab->object_bytes % 64 == 0)
+		assert_int_equal((uintptr_t)objects[at] % 64, 0);
+	memset(objects[at], mark, slab->object_bytes);
+}
+
 static void
 test_objects(void **state)
 {
-	static unsigned char *objects[MOST];
-	struct slab slab = { .object_bytes = OBJECT_BYTES };
 	uint32_t random = 1;
 	(void)state;
 
-	for (int i = 0; i < 100000; i++) {
-		random = random * 1664525 + 1013904223;
-		size_t at = (random >> 8) % MOST;
-		unsigned char mark = (unsigned char)(at + 1);
-		if (objects[at]) {
-			for (size_t j = 0; j < OBJECT_BYTES; j++)
-				assert_int_equal(objects[at][j], mark);
-			slab_give(&slab, objects[at]);
-			objects[at] = NULL;
-			continue;
+	for (size_t kind = 0; kind < sizeof(kinds) / sizeof(kinds[0]); kind++) {
+		struct slab slab = kinds[kind];
+		for (int i = 0; i < 20000; i++) {
+			random = random * 1664525 + 1013904223;
+			take_or_give(&slab, (random >> 8) % MOST);
 		}
-		objects[at] = slab_take(&slab);
-		for (size_t j = 0; j < OBJECT_BYTES; j++)
-			assert_int_equal(objects[at][j], 0);
-		memset(objects[at], mark, OBJECT_BYTES);
+		for (size_t i = 0; i < MOST; i++)
+			if (objects[i])
+				take_or_give(&slab, i);
 	}
-	for (size_t i = 0; i < MOST; i++)
-		slab_give(&slab, objects[i]);
 }
 
 static void
 test_blocks_go_back(void **state)
 {
-	static void *objects[MOST];
-	struct slab slab = { .object_bytes = OBJECT_BYTES };
 	(void)state;
 
-	size_t before = mapped_bytes();
-	for (size_t i = 0; i < MOST; i++)
-		assert_non_null(objects[i] = slab_take(&slab));
-	assert_true(mapped_bytes() - before >= MOST * OBJECT_BYTES);
-	for (size_t i = 0; i < MOST; i++)
-		slab_give(&slab, objects[i]);
-	assert_true(mapped_bytes() - before <= 2 * SLAB_BLOCK_BYTES);
-	slab_give(&slab, NULL);
+	for (size_t kind = 0; kind < sizeof(kinds) / sizeof(kinds[0]); kind++) {
+		struct slab slab = kinds[kind];
+		size_t block = slab.is_large ? SLAB_LARGE_BYTES : SLAB_BLOCK_BYTES;
+		size_t before = mapped_bytes();
+		for (size_t i = 0; i < MOST; i++)
+			assert_non_null(objects[i] = slab_take(&slab));
+		assert_true(mapped_bytes() - before >= MOST * slab.object_bytes);
+		assert_true(mapped_bytes() - before <= MOST * slab.object_bytes * 9 / 8 + block);
+		for (size_t i = 0; i < MOST; i++)
+			slab_give(&slab, objects[i]);
+		assert_true(mapped_bytes() - before <= block);
+		slab_give(&slab, NULL);
+	}
 }
 
 int
