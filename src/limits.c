@@ -258,6 +258,7 @@ limits_next(struct limits_worker *worker)
 static void
 let_go(struct limit_flow *flow)
 {
+	limits_queue_settle_flow(flow);
 	if (flow->waiting)
 		limits_queue_leave(flow);
 	if (flow->mailed)
@@ -354,6 +355,36 @@ limits_flow_uncut(struct limit_flow *flow)
 	unlock(flow->worker->limits);
 }
 
+/* Whether the flow was found to have no rate above it, in this second, and nothing has changed since. */
+static bool
+has_pass(const struct limit_flow *flow, uint64_t now_ns)
+{
+	const struct limits_queue *queue = &flow->worker->limits->queue;
+
+	return flow->pass == atomic_load_explicit(&queue->pass, memory_order_relaxed) &&
+	       flow->second == limits_queue_second(now_ns);
+}
+
+/* With nothing in hand. */
+static uint64_t
+ask(struct limit_flow *flow, uint64_t want, uint64_t now_ns)
+{
+	struct limits *limits = flow->worker->limits;
+
+	lock(limits);
+	if (limits_queue_pass(&limits->queue, flow, now_ns)) {
+		unlock(limits);
+		return want;
+	}
+	uint64_t bytes = limits_queue_take(&limits->queue, flow, want, now_ns);
+	flow->asked = !bytes;
+	if (bytes)
+		flow->granted = bytes;
+	/* Else, from here on, `granted` is whoever's that grants. */
+	unlock(limits);
+	return bytes;
+}
+
 uint64_t
 limits_take(struct limit_flow *flow, uint64_t want, uint64_t now_ns)
 {
@@ -362,18 +393,9 @@ limits_take(struct limit_flow *flow, uint64_t want, uint64_t now_ns)
 		return want;
 	if (flow->asked)
 		return 0;
-	if (!flow->granted) {
-		struct limits *limits = flow->worker->limits;
-		lock(limits);
-		uint64_t bytes = limits_queue_take(&limits->queue, flow, want, now_ns);
-		flow->asked = !bytes;
-		if (bytes)
-			flow->granted = bytes;
-		unlock(limits);
-		if (!bytes)
-			return 0; /* and `granted` is whoever's that grants */
-	}
-	return limits_bucket_least(flow->granted, want);
+	if (flow->granted)
+		return limits_bucket_least(flow->granted, want);
+	return has_pass(flow, now_ns) ? want : ask(flow, want, now_ns);
 }
 
 const char *
@@ -393,7 +415,12 @@ limits_spend(struct limit_flow *flow, uint64_t bytes)
 {
 	if (!flow->child.parent)
 		return;
-	assert(!flow->asked && bytes <= flow->granted);
+	assert(!flow->asked);
+	if (flow->pass) {
+		atomic_fetch_add_explicit(&flow->passed, bytes, memory_order_relaxed);
+		return;
+	}
+	assert(bytes <= flow->granted);
 	flow->granted -= bytes;
 }
 
@@ -813,9 +840,12 @@ limits_credit(struct limit_node *node, enum limit_direction direction, uint64_t 
 void
 limits_reset_total(struct limit_node *node, enum limit_direction direction)
 {
-	lock(node->limit->limits);
+	struct limits *limits = node->limit->limits;
+
+	lock(limits);
+	limits_queue_settle(&limits->queue);
 	node->bucket[direction].total = 0;
-	unlock(node->limit->limits);
+	unlock(limits);
 }
 
 /* --- reports ------------------------------------------------------------------------------------ */
@@ -873,9 +903,12 @@ report(struct limit_node *node, uint64_t now_ns, struct limit_report *out)
 void
 limits_report(struct limit_node *node, uint64_t now_ns, struct limit_report *out)
 {
-	lock(node->limit->limits);
+	struct limits *limits = node->limit->limits;
+
+	lock(limits);
+	limits_queue_settle(&limits->queue);
 	report(node, now_ns, out);
-	unlock(node->limit->limits);
+	unlock(limits);
 }
 
 bool
@@ -900,6 +933,8 @@ limits_list(struct limits *limits, size_t *cursor, uint64_t now_ns, struct limit
 	size_t count = 0;
 
 	lock(limits);
+	if (!*cursor)
+		limits_queue_settle(&limits->queue);
 	/* A row stands on one page: while the lock is free, rows are only split into later ones. */
 	for (; *cursor < table->count; ++*cursor) {
 		size_t before = count;

@@ -19,6 +19,7 @@
 #include "address.h"
 #include "failure.h"
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -115,9 +116,12 @@ struct limit_flow {
 	struct limits_worker *worker;
 	uint32_t second; /* in which it was last counted as active */
 	uint32_t moves;  /* how often paths had changed when `granted` was taken */
-	bool waiting;    /* under the lock: in the queue */
-	bool mailed;     /* under the lock: in mail or mine */
-	bool asked;      /* the owner's: from a take that got nothing until limits_next */
+	uint32_t pass; /* while this is limits_queue.pass, no rate is on its path; 0 = not known */
+	_Atomic(uint64_t) passed; /* bytes moved by that, not in the totals yet */
+	bool has_passed;          /* under the lock: in limits_queue.passing, by the child's link */
+	bool waiting;             /* under the lock: in the queue */
+	bool mailed;              /* under the lock: in mail or mine */
+	bool asked;               /* the owner's: from a take that got nothing until limits_next */
 };
 
 /* --- the tree and its workers ------------------------------------------------------------------- */
@@ -172,7 +176,8 @@ void limits_flow_uncut(struct limit_flow *flow);
 
 /* How many of `want` bytes (more than 0) may move now: up to `want`, paid for and in hand. 0: the flow
  * waits, and limits_next will give it. Calling again changes nothing: neither while it waits nor while
- * it holds tokens. Without limit: want, without a lock. Else one short lock, O(depth), and if it must wait O(depth * log waiting). */
+ * it holds tokens. Without limit: want, without a lock; where nothing up to the root has a rate the same, but
+ * for once a second. Else one short lock, O(depth), and if it must wait O(depth * log waiting). */
 uint64_t limits_take(struct limit_flow *flow, uint64_t want, uint64_t now_ns);
 
 /* While the flow waits: the name of the limit that keeps it, the one that will be short for longest. Valid
@@ -275,6 +280,7 @@ struct limit_report {
 /* While the flow waits: what the node is like that keeps it (see limits_waits_for). false: it does not wait. */
 bool limits_report_waits_for(struct limit_flow *flow, uint64_t now_ns, struct limit_report *out);
 
+/* O(flows that were not short of anything lately), as is limits_list for its first page. */
 void limits_report(struct limit_node *node, uint64_t now_ns, struct limit_report *out);
 
 /* Lists all nodes, page by page: *cursor is 0 at first; 0 is returned at the end. `most` is at least 256.

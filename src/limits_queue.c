@@ -296,7 +296,7 @@ charge(const struct limits_queue *queue, struct limit_flow *flow, uint64_t bytes
 			parent->tokens -= (int64_t)bytes;
 		parent->total += bytes;
 	}
-	count_active(flow, (uint32_t)(now_ns / LIMITS_BILLION) + 1);
+	count_active(flow, limits_queue_second(now_ns));
 	flow->moves = queue->moves;
 }
 
@@ -351,6 +351,71 @@ limits_queue_give_back(struct limits_queue *queue, struct limit_flow *flow, uint
 		parent->total -= least(bytes, parent->total); /* it may have been reset */
 		reset_timer(queue, parent);
 	}
+}
+
+/* --- flows that need not ask -------------------------------------------------------------------- */
+
+static void
+count_passed(struct limit_flow *flow)
+{
+	uint64_t bytes = atomic_exchange_explicit(&flow->passed, 0, memory_order_relaxed);
+	struct limit_bucket *at;
+
+	for (at = flow->child.parent; bytes && at && at != flow->cut; at = at->child.parent)
+		at->total += bytes;
+}
+
+void
+limits_queue_settle(struct limits_queue *queue)
+{
+	struct limit_link *at = queue->passing.next;
+
+	for (; at != &queue->passing; at = at->next)
+		count_passed(LIMITS_OBJECT(at, struct limit_flow, child.link));
+}
+
+void
+limits_queue_settle_flow(struct limit_flow *flow)
+{
+	/* It may have moved something since it was taken from the list. */
+	count_passed(flow);
+	if (flow->has_passed)
+		limits_tree_unlink(&flow->child.link);
+	flow->has_passed = false;
+	flow->pass = 0;
+}
+
+/* Before a path changes: all must ask again. */
+static void
+end_passes(struct limits_queue *queue)
+{
+	uint32_t pass = atomic_load_explicit(&queue->pass, memory_order_relaxed) + 1;
+
+	limits_queue_settle(queue);
+	while (queue->passing.next != &queue->passing) {
+		struct limit_flow *flow =
+			LIMITS_OBJECT(queue->passing.next, struct limit_flow, child.link);
+		limits_tree_unlink(&flow->child.link);
+		flow->has_passed = false;
+	}
+	atomic_store_explicit(&queue->pass, pass ? pass : 1, memory_order_relaxed);
+}
+
+bool
+limits_queue_pass(struct limits_queue *queue, struct limit_flow *flow, uint64_t now_ns)
+{
+	for (struct limit_bucket *at = flow->child.parent; at; at = at->child.parent)
+		if (at->rate) {
+			limits_queue_settle_flow(flow);
+			return false;
+		}
+	count_passed(flow);
+	count_active(flow, limits_queue_second(now_ns));
+	flow->pass = atomic_load_explicit(&queue->pass, memory_order_relaxed);
+	if (!flow->has_passed)
+		limits_tree_append(&queue->passing, &flow->child.link);
+	flow->has_passed = true;
+	return true;
 }
 
 struct limit_bucket *
@@ -515,6 +580,8 @@ void
 limits_queue_open(struct limits_queue *queue)
 {
 	limits_tree_list(&queue->todo);
+	limits_tree_list(&queue->passing);
+	atomic_init(&queue->pass, 1);
 }
 
 void
@@ -560,8 +627,10 @@ limits_queue_hang(struct limits_queue *queue, struct limit_child *child,
 	} else if (!child->is_flow) {
 		take_off_todo(bucket_of(child));
 	}
-	if (!child->is_flow && limits_tree_rest(bucket_of(child))->members)
+	if (!child->is_flow && limits_tree_rest(bucket_of(child))->members) {
+		end_passes(queue);
 		queue->moves++;
+	}
 	child->parent = parent;
 	if (parent) {
 		limits_tree_rest(parent)->children++;
@@ -580,6 +649,8 @@ limits_queue_retune(struct limits_queue *queue, struct limit_bucket *bucket, uin
 		    uint64_t burst, uint64_t now_ns)
 {
 	limits_bucket_refill(bucket, now_ns);
+	if (rate && !bucket->rate && limits_tree_rest(bucket)->members)
+		end_passes(queue);
 	if (!bucket->rate) {
 		bucket->tokens = (int64_t)burst;
 		bucket->fraction = 0;

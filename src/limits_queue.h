@@ -26,6 +26,21 @@ int limits_queue_hang(struct limits_queue *queue, struct limit_child *child,
 uint64_t limits_queue_take(struct limits_queue *queue, struct limit_flow *flow, uint64_t want,
 			   uint64_t now_ns);
 
+/* Whether the flow need not ask: nothing up to the root has a rate. It is then to say `pass` in place of taking,
+ * for as long as the queue says the same and the second is the same, and to add what it moves to `passed`. */
+bool limits_queue_pass(struct limits_queue *queue, struct limit_flow *flow, uint64_t now_ns);
+
+/* The second that flows are counted in as active. Never 0. */
+static inline uint32_t
+limits_queue_second(uint64_t now_ns)
+{
+	return (uint32_t)(now_ns / 1000000000) + 1;
+}
+
+/* Adds to the totals what such flows have moved: all of them; or this one, which is no such flow then. */
+void limits_queue_settle(struct limits_queue *queue);
+void limits_queue_settle_flow(struct limit_flow *flow);
+
 /* Takes back that many of the tokens granted to the flow. Serves nobody: a flow that gives back and asks
  * again in the same turn must be queued before its neighbours get its tokens. */
 void limits_queue_give_back(struct limits_queue *queue, struct limit_flow *flow, uint64_t bytes);

@@ -103,6 +103,9 @@ struct limits_queue {
 	uint64_t late_ns;          /* how late it was lately at worst; decays */
 	uint64_t wake_ups;         /* in a second, as far as can be relied on; 0 = as usual */
 	uint32_t moves;            /* of buckets with flows below them, to another parent */
+	struct limit_link passing; /* flows that need not ask, or needed not when they last moved */
+	_Atomic(uint32_t)
+		pass; /* written under the lock: another one, whenever they must ask again */
 };
 
 /* All nodes by limit, parent and key: linear hashing, a row is split with each node that comes. */

@@ -435,6 +435,46 @@ a_moved_flow_is_charged_at_its_new_place(void **state)
 
 /* --- changes ------------------------------------------------------------------------------------ */
 
+/* It is seen from outside: with the lock held by somebody else, a take would not return. */
+static void
+groups_take_no_lock(void **state)
+{
+	struct limit *top = add("top", NULL, LIMIT_PER_NONE, 0, 0);
+	struct limit *source = add("source", top, LIMIT_PER_NONE, 0, 0);
+	struct limit_flow flow;
+	(void)state;
+
+	open_flow(&flow, source->only);
+	assert_int_equal(move(&flow, 1000), 1000);
+	pthread_mutex_lock(&limits->lock);
+	assert_int_equal(move(&flow, UINT64_C(1) << 40), UINT64_C(1) << 40);
+	assert_int_equal(limits_take(&flow, 500, now_ns), 500);
+	limits_give_back(&flow);
+	pthread_mutex_unlock(&limits->lock);
+	assert_int_equal(report(top->only).direction[LIMIT_UP].total, 1000 + (UINT64_C(1) << 40));
+	assert_int_equal(report(source->only).direction[LIMIT_UP].total,
+			 1000 + (UINT64_C(1) << 40));
+	limits_reset_total(top->only, LIMIT_UP);
+
+	/* It moves on before it asks again: counted where it was then. */
+	assert_int_equal(limits_take(&flow, 7, now_ns), 7);
+	change(top, 100000, 0);
+	limits_spend(&flow, 7);
+	assert_true(drain(&flow) <= 8192);
+	assert_int_equal(report(source->only).direction[LIMIT_UP].total,
+			 1007 + (UINT64_C(1) << 40) + report(top->only).direction[LIMIT_UP].total -
+				 7);
+	change(top, 0, 0);
+	limits_give_back(&flow);
+	assert_int_equal(move(&flow, 1 << 30), 1 << 30);
+	now_ns += S;
+	assert_int_equal(move(&flow, 1), 1);
+	now_ns += S;
+	assert_int_equal(report(top->only).direction[LIMIT_UP].active, 1);
+	limits_flow_close(&flow, now_ns);
+	assert_true(report(top->only).direction[LIMIT_UP].total > 1 << 30);
+}
+
 static void
 tokens_and_totals_survive_a_change(void **state)
 {
@@ -1068,6 +1108,7 @@ main(void)
 		CASE(who_stops_waiting_holds_up_nobody),
 		CASE(a_cut_path_is_charged_once),
 		CASE(a_moved_flow_is_charged_at_its_new_place),
+		CASE(groups_take_no_lock),
 		CASE(tokens_and_totals_survive_a_change),
 		CASE(a_change_wakes_who_waits),
 		CASE(values_out_of_range_change_nothing),

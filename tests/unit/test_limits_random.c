@@ -1,6 +1,7 @@
 /* The limit tree under random operations: what limits_tree.h says is always true is recomputed from scratch
  * after each of them, and so is what each of them moved. */
 #include "limits_bucket.h"
+#include "limits_queue.h"
 #include "limits_tree.h"
 
 #include <inttypes.h>
@@ -36,7 +37,7 @@ static struct limit *declared[LIMITS];
 static struct limit_flow flows[FLOWS];
 static uint64_t held_before[FLOWS];
 static uint64_t now_ns, random_state;
-static unsigned int grants, closed_waiting;
+static unsigned int grants, closed_waiting, passes;
 
 /* What each node had before an operation, and what it must have had added after it. */
 static struct shadow {
@@ -275,8 +276,15 @@ take(struct limit_flow *flow)
 		expect(flow, (int64_t)flow->granted);
 		assert_true(bytes >= (want < 1448 ? want : 1448));
 	}
-	if (bytes)
-		limits_spend(flow, chance(3) ? bytes : chance(bytes + 1));
+	if (!bytes)
+		return;
+	uint64_t used = chance(3) ? bytes : chance(bytes + 1);
+	limits_spend(flow, used);
+	if (flow->child.parent && flow->pass) {
+		assert_int_equal(bytes, want);
+		expect(flow, (int64_t)used);
+		passes++;
+	}
 }
 
 static void
@@ -437,10 +445,13 @@ what_must_hold_holds_after_each_operation(void **state)
 		remember();
 		operate(true);
 		check_all();
+		limits_queue_settle(&limits->queue);
 		each_node(check_node_total);
 	}
 	if (grants < OPERATIONS / 200)
 		fail_msg("%u grants", grants);
+	if (passes < OPERATIONS / 200)
+		fail_msg("%u passes", passes);
 	if (closed_waiting < OPERATIONS / 2000)
 		fail_msg("%u closed while waiting", closed_waiting);
 }
