@@ -41,9 +41,11 @@ class Readers:
         self.samples = [(time.monotonic(), 0)]
         self.waits = []  # between two receipts of one connection
         self.behind = 0.0  # the longest time without having read all there was
+        self._stall = StallMeter()
         self.ended = 0
         self._over = False
         self._thread = threading.Thread(target=self._run, daemon=True)
+        self._stall.__enter__()
         self._thread.start()
 
     def __enter__(self):
@@ -55,8 +57,14 @@ class Readers:
     def close(self):
         self._over = True
         self._thread.join()
+        self._stall.__exit__()
         for sock in self.sockets:
             sock.close()
+
+    @property
+    def late(self):
+        """For how long bytes may have waited to be read, at most, since there are readers."""
+        return self.behind + self._stall.worst + 0.002
 
     def _run(self):
         buffer = memoryview(bytearray(1024 * 1024))
@@ -174,10 +182,12 @@ def reset(sock):
     sock.close()
 
 
-def dial(address, source=None, send_bytes=None):
+def dial(address, source=None, send_bytes=None, segment_bytes=None):
     """A connection to the tunnel at that address, from that source address."""
     sock = socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET)
     sock.settimeout(DEADLINE)
+    if segment_bytes:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, segment_bytes)
     if send_bytes:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_bytes)
     if source:
