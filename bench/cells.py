@@ -33,9 +33,13 @@ class Size:
     blocked_connections: int = 200
     traced_pings: int = 1000
     traced_connections: int = 500
+    limit_seconds: float = 5.0
+    far_pairs: int = 3
+    crowd_connections: int = 9000
+    share_connections: int = 1000
 
 
-QUICK = Size(rounds=2, attempts=1, bulk_seconds=0.7, bulk_bytes=GIB, tls_bytes=GIB // 4, ping_seconds=0.7,
+QUICK = Size(limit_seconds=1.5, rounds=2, attempts=1, bulk_seconds=0.7, bulk_bytes=GIB, tls_bytes=GIB // 4, ping_seconds=0.7,
              short_seconds=1.5, short_count=5000, idle_connections=1000, traced_pings=300,
              traced_connections=100)
 
@@ -49,13 +53,15 @@ def _load_command(bench, command, port, options):
     return words
 
 
-def _start_load(bench, command, port, **options):
-    return bench.processes.start(_load_command(bench, command, port, options), LOAD_CPU, text=True,
+def start_load(bench, command, port, reach=None, **options):
+    """`reach` may put something in front of the command."""
+    words = _load_command(bench, command, port, options)
+    return bench.processes.start(reach(words) if reach else words, LOAD_CPU, text=True,
                                  stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                  stderr=subprocess.PIPE)
 
 
-def _finish_load(bench, process, text=None, seconds=90):
+def finish_load(bench, process, text=None, seconds=90):
     try:
         output, errors = process.communicate(text, timeout=seconds)
     except subprocess.TimeoutExpired:
@@ -67,28 +73,28 @@ def _finish_load(bench, process, text=None, seconds=90):
     return output
 
 
-def _wait_word(process, word):
+def wait_word(process, word):
     line = process.stdout.readline().strip()
     if line != word:
         raise BenchError(process.stderr.read().strip() or f"load said '{line}', not '{word}'")
 
 
-def _machine_cpu_seconds():
+def machine_cpu_seconds():
     """CPU time that was not idle, of all CPUs, stolen time included."""
     with open("/proc/stat", encoding="ascii") as file:
         fields = [int(field) for field in file.readline().split()[1:9]]
     return (sum(fields) - fields[3] - fields[4]) / os.sysconf("SC_CLK_TCK")
 
 
-def _timed_load(bench, proxy, command, port, **options):
+def timed_load(bench, proxy, command, port, **options):
     """Runs the load generator to its end. Returns its result, with what proxy and generator (client
     and target together) used meanwhile, and all other programs."""
-    machine = _machine_cpu_seconds()
+    machine = machine_cpu_seconds()
     proxy_cpu_s, target_cpu_s = proxy.cpu_seconds(), cpu_seconds([bench.target.pid])
-    process = _start_load(bench, command, port, **options)
-    result = json.loads(_finish_load(bench, process))
-    machine = _machine_cpu_seconds() - machine
-    settle(proxy.pids())
+    process = start_load(bench, command, port, **options)
+    result = json.loads(finish_load(bench, process))
+    machine = machine_cpu_seconds() - machine
+    proxy.settle()
     proxy_cpu_s = proxy.cpu_seconds() - proxy_cpu_s
     generator_cpu_s = cpu_seconds([bench.target.pid]) - target_cpu_s + result["client_cpu_s"]
     result["proxy_cpu_s"] = proxy_cpu_s
@@ -102,7 +108,7 @@ def _timed_load(bench, proxy, command, port, **options):
 
 def measure_bulk(bench, proxy, direction, connections, **options):
     target = {"up": "sink", "down": "source"}[direction]
-    got = _timed_load(bench, proxy, direction, proxy.ports[target], connections=connections,
+    got = timed_load(bench, proxy, direction, proxy.ports[target], connections=connections,
                       seconds=bench.size.bulk_seconds, bytes=bench.size.bulk_bytes, **options)
     return {"mib_s": got["bytes"] / MIB / got["elapsed_s"],
             "cpu_s_gib": got["proxy_cpu_s"] / got["bytes"] * GIB,
@@ -111,7 +117,7 @@ def measure_bulk(bench, proxy, direction, connections, **options):
 
 def measure_tls_bulk(bench, proxy, direction, connections, version="tls"):
     target = {"up": "intake", "down": "source"}[direction]
-    got = _timed_load(bench, proxy, direction, proxy.ports[target], connections=connections,
+    got = timed_load(bench, proxy, direction, proxy.ports[target], connections=connections,
                       bytes=bench.size.tls_bytes, **{version: True})
     return {"mib_s": got["bytes"] / MIB / got["elapsed_s"],
             "cpu_s_gib": got["proxy_cpu_s"] / got["bytes"] * GIB,
@@ -119,7 +125,7 @@ def measure_tls_bulk(bench, proxy, direction, connections, version="tls"):
 
 
 def measure_short(bench, proxy, connections=32, **options):
-    got = _timed_load(bench, proxy, "short", proxy.ports["answer"], connections=connections,
+    got = timed_load(bench, proxy, "short", proxy.ports["answer"], connections=connections,
                       seconds=bench.size.short_seconds, count=bench.size.short_count, **options)
     if got["failed"]:
         raise BenchError(f"{got['failed']} of {got['count']} short connections failed")
@@ -133,7 +139,7 @@ def measure_short(bench, proxy, connections=32, **options):
 
 
 def measure_ping(bench, proxy, connections, **options):
-    got = _timed_load(bench, proxy, "ping", proxy.ports["echo"], connections=connections,
+    got = timed_load(bench, proxy, "ping", proxy.ports["echo"], connections=connections,
                       seconds=bench.size.ping_seconds, **options)
     return {"p50_us": got["p50_us"], "p99_us": got["p99_us"],
             "per_s": got["count"] / got["elapsed_s"],
@@ -143,10 +149,10 @@ def measure_ping(bench, proxy, connections, **options):
 
 def measure_blocked(bench, proxy):
     """One flow down beside others whose clients never read."""
-    holder = _start_load(bench, "hold", proxy.ports["source"], narrow=True,
+    holder = start_load(bench, "hold", proxy.ports["source"], narrow=True,
                          connections=bench.size.blocked_connections)
     try:
-        _wait_word(holder, "ready")
+        wait_word(holder, "ready")
         settle(proxy.pids() + [bench.target.pid])
         before = proxy.cpu_seconds()
         time.sleep(1)
@@ -165,16 +171,16 @@ def measure_idle(bench, proxy, **more):
         proxy.start(bench)
         try:
             # What the first connection makes the program allocate for all is not counted.
-            _finish_load(bench, _start_load(bench, "hold", proxy.ports["echo"], speak=True, **more))
+            finish_load(bench, start_load(bench, "hold", proxy.ports["echo"], speak=True, **more))
             settle(proxy.pids())
             before = proxy.anonymous_kib()
-            holder = _start_load(bench, "hold", proxy.ports["echo"],
+            holder = start_load(bench, "hold", proxy.ports["echo"],
                                  connections=bench.size.idle_connections, **options)
-            _wait_word(holder, "ready")
+            wait_word(holder, "ready")
             time.sleep(12)  # until they are idle: penstockd keeps an account of the last ten seconds
             settle(proxy.pids())
             result[name] = (proxy.anonymous_kib() - before) / bench.size.idle_connections
-            _finish_load(bench, holder)
+            finish_load(bench, holder)
         finally:
             proxy.stop()
     return result
@@ -220,22 +226,22 @@ def measure_calls(bench, proxy, **options):
     proxy.start(bench)
     try:
         pings = bench.size.traced_pings
-        process = _start_load(bench, "ping", proxy.ports["echo"], gate=True, count=pings,
+        process = start_load(bench, "ping", proxy.ports["echo"], gate=True, count=pings,
                               seconds=60, **options)
 
         def ping():
             process.stdin.write("\n")
             process.stdin.flush()
-            _wait_word(process, "done")
+            wait_word(process, "done")
 
-        _wait_word(process, "ready")
+        wait_word(process, "ready")
         ping_calls = _traced(bench, proxy, ping)
-        _finish_load(bench, process, "\n")
+        finish_load(bench, process, "\n")
 
         count = bench.size.traced_connections
 
         def connect():
-            got = json.loads(_finish_load(bench, _start_load(
+            got = json.loads(finish_load(bench, start_load(
                 bench, "short", proxy.ports["answer"], count=count, seconds=60, **options)))
             if got["failed"] or got["count"] != count:
                 raise BenchError(f"{got['failed']} of {got['count']} short connections failed")

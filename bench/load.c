@@ -24,10 +24,13 @@ static const char help[] =
 	"                   source  sends without end; one byte stops it: it adds its count\n"
 	"                   echo    sends back what it gets\n"
 	"                   answer  64 bytes of request, 64 bytes of answer, and closes\n"
+	"                   spout   a source with send buffers of 32 KiB, small segments\n"
 	"                   intake  takes as many bytes as its first 8 say, answers with the "
 	"count\n"
 	"  up PORT        bytes to a sink              --connections --seconds --bytes --block\n"
 	"  down PORT      bytes from a source          --connections --seconds --bytes\n"
+	"  watch PORT     bytes from a source that is held back: how much when, to whom\n"
+	"                                              --connections --seconds --settle --rate\n"
 	"  ping PORT      64 bytes there and back      --connections --seconds --count --gate\n"
 	"  short PORT     connect, ask, be answered, close: --connections at a time\n"
 	"                                              --connections --seconds --count\n"
@@ -37,6 +40,8 @@ static const char help[] =
 	"\n"
 	"  --connections N       how many at a time (1)\n"
 	"  --seconds S           stop after so long (2)\n"
+	"  --settle S            not counted at first (1)\n"
+	"  --rate R              bytes a second that ought to come\n"
 	"  --bytes B             stop after so many bytes in all (no end)\n"
 	"  --block B             write so many bytes at a time (1048576, the most)\n"
 	"  --count N             stop after so many pings or connections in all (no end)\n"
@@ -55,6 +60,8 @@ static const char help[] =
 enum option_id {
 	OPTION_CONNECTIONS = 1,
 	OPTION_SECONDS,
+	OPTION_SETTLE,
+	OPTION_RATE,
 	OPTION_BYTES,
 	OPTION_BLOCK,
 	OPTION_COUNT,
@@ -70,6 +77,8 @@ enum option_id {
 static const struct option long_options[] = {
 	{ "connections", required_argument, NULL, OPTION_CONNECTIONS },
 	{ "seconds", required_argument, NULL, OPTION_SECONDS },
+	{ "settle", required_argument, NULL, OPTION_SETTLE },
+	{ "rate", required_argument, NULL, OPTION_RATE },
 	{ "bytes", required_argument, NULL, OPTION_BYTES },
 	{ "block", required_argument, NULL, OPTION_BLOCK },
 	{ "count", required_argument, NULL, OPTION_COUNT },
@@ -106,13 +115,18 @@ parse(int argc, char **argv, struct options *options)
 				     .count = UINT64_MAX,
 				     .bytes = UINT64_MAX,
 				     .block_bytes = SOCKETS_BLOCK_BYTES,
-				     .duration_ns = 2 * NS_PER_S };
+				     .duration_ns = 2 * NS_PER_S,
+				     .settle_ns = NS_PER_S };
 	while ((id = getopt_long(argc, argv, "", long_options, NULL)) != -1) {
 		double number = optarg ? to_number(optarg) : 0;
 		if (id == OPTION_CONNECTIONS && number >= 1 && number <= 19000)
 			options->connections = (unsigned int)number;
 		else if (id == OPTION_SECONDS)
 			options->duration_ns = (uint64_t)(number * (double)NS_PER_S);
+		else if (id == OPTION_SETTLE)
+			options->settle_ns = (uint64_t)(number * (double)NS_PER_S);
+		else if (id == OPTION_RATE)
+			options->rate = number;
 		else if (id == OPTION_BYTES)
 			options->bytes = (uint64_t)number;
 		else if (id == OPTION_BLOCK && number >= 1 && number <= SOCKETS_BLOCK_BYTES)
@@ -152,6 +166,15 @@ print_bulk(const struct bulk_result *result)
 }
 
 static void
+print_watch(const struct watch_result *result)
+{
+	printf("{\"bytes\": %llu, \"rate\": %.0f, \"worst_bytes\": %.0f, \"jain\": %.5f, "
+	       "\"wait_p99_us\": %.3f}\n",
+	       (unsigned long long)result->settled_bytes, result->rate, result->worst_bytes,
+	       result->jain, (double)histogram_percentile(&result->wait_ns, 0.99) / 1e3);
+}
+
+static void
 print_exchange(const struct exchange_result *result)
 {
 	printf("{\"count\": %llu, \"failed\": %llu, \"resumed\": %llu, \"elapsed_s\": %.6f, "
@@ -176,6 +199,7 @@ static void
 run_client(const char *command, const struct options *options)
 {
 	static struct exchange_result exchanges;
+	static struct watch_result watched;
 	struct bulk_result bulk = { 0 };
 
 	if (!strcmp(command, "up")) {
@@ -184,6 +208,9 @@ run_client(const char *command, const struct options *options)
 	} else if (!strcmp(command, "down")) {
 		(options->tls ? tls_down : bulk_down)(options, &bulk);
 		print_bulk(&bulk);
+	} else if (!strcmp(command, "watch")) {
+		watch_run(options, &watched);
+		print_watch(&watched);
 	} else if (!strcmp(command, "ping")) {
 		(options->tls ? tls_ping : ping_run)(options, &exchanges);
 		print_exchange(&exchanges);
@@ -230,7 +257,7 @@ main(int argc, char **argv)
 	options.to.sin_port = htons((uint16_t)to_number(argv[optind + 1]));
 	signal(SIGALRM, on_deadline);
 	if (strcmp(argv[optind], "hold") != 0)
-		alarm((unsigned int)(options.duration_ns / NS_PER_S) + 60);
+		alarm((unsigned int)((options.duration_ns + options.settle_ns) / NS_PER_S) + 60);
 	run_client(argv[optind], &options);
 	return 0;
 }

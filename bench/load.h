@@ -23,6 +23,8 @@ struct options {
 	uint64_t bytes;          /* bulk stops after so many … */
 	size_t block_bytes;      /* up: of one write */
 	uint64_t duration_ns;    /* … or so long; whichever comes first. The same for count */
+	uint64_t settle_ns;      /* watch: not yet counted */
+	double rate;             /* watch: bytes a second that are to be had */
 	bool narrow;             /* hold: small windows, for flows that shall stand still */
 	bool speak;              /* hold: one ping on each connection before falling silent */
 	bool tls, tls12, resume; /* inside TLS 1.3, or 1.2; sessions are resumed */
@@ -42,6 +44,15 @@ struct exchange_result {
 	struct histogram latency_ns;
 };
 
+struct watch_result {
+	double worst_bytes; /* the most in any window beyond its length times the rate */
+	/* Since all had settled: */
+	uint64_t settled_bytes;
+	double rate;
+	double jain;              /* of what each connection got */
+	struct histogram wait_ns; /* of a connection for its next bytes */
+};
+
 /* All of these end the program (status 2, one line on standard error) when something goes wrong. */
 
 /* The targets, each on a port of its own, named in one line of JSON. Returns when input_fd ends. */
@@ -50,6 +61,10 @@ void serve_run(int input_fd, int output_fd);
 /* Bytes as fast as they go, through connections to a sink (up) or from a source (down). */
 void bulk_up(const struct options *options, struct bulk_result *result);
 void bulk_down(const struct options *options, struct bulk_result *result);
+
+/* Bytes from a source that something holds back: how much came when, and to whom. What came is not compared
+   with what was sent: that is left unread at the end. Says "settled" and "done" when it was. */
+void watch_run(const struct options *options, struct watch_result *result);
 
 /* Each connection sends a message, waits for its echo, and sends the next. */
 void ping_run(const struct options *options, struct exchange_result *result);

@@ -55,7 +55,7 @@ class Proxy:
         try:
             for port in self.ports.values():
                 wait_listening(port, lambda: all(root.poll() is None for root in self.roots))
-            settle(self.pids())
+            self.settle()
         except BenchError as error:
             text = (self.directory / "output").read_text(errors="replace")[-2000:]
             self.stop()
@@ -82,6 +82,9 @@ class Proxy:
         for root in self.roots:
             self.bench.processes.stop(root)
         self.roots = []
+
+    def settle(self):
+        settle(self.pids())
 
     def pids(self):
         return [root.pid for root in self.roots]

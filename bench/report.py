@@ -71,7 +71,7 @@ def _cell_value(results, cell, proxy, key, form):
     return text
 
 
-def cell_table(results, cell, proxies):
+def cell_table(results, cell, proxies, sizes):
     rows = []
     for proxy in proxies:
         if results.has(cell.name, proxy.name):
@@ -80,7 +80,7 @@ def cell_table(results, cell, proxies):
         elif (cell.name, proxy.name) in results.failures:
             why = results.failures[cell.name, proxy.name].splitlines()[0]
             rows.append([proxy.label, f"failed: {why}"] + [""] * (len(cell.columns) - 1))
-    return table([""] + [heading for _, heading, _ in cell.columns], rows)
+    return table([""] + [heading.format_map(sizes) for _, heading, _ in cell.columns], rows)
 
 
 def calls_tables(results, cell, proxies):
@@ -156,9 +156,36 @@ def _worker_goals(results):
                _verdict(ratio <= _TWO_WORKERS)]
 
 
+# (cell, key, what, most or least, bound): of penstockd alone.
+_LIMIT_GOALS = (
+    [(cell, "error", "off the rate by", "between", 0.01) for cell in ("limit10", "limit100")] +
+    [(cell, "jain", "Jain", "least", 0.99) for cell in ("limit10", "limit100")] +
+    [("limit-crowd", "ratio", "CPU for each GiB, many to few", "most", 1.25)] +
+    [(cell, f"ratio{connections}", f"speed on {connections}, limited to unlimited", "least", 0.95)
+     for cell in ("limit-far", "limit-far-tls") for connections in (1, 16)] +
+    [("limit-share", f"{name}_share", f"share of samples, {what}", "most", 0.1)
+     for name, what in (("few", "few at 100 MB/s"), ("many", "many at 100 MB/s"), ("fast", "1 GB/s"))])
+_TWO_WORKERS_ON_A_LIMIT = {"at100_cpu_s_gib": ("100 MB/s", 1.2), "at1000_cpu_s_gib": ("1 GB/s", 1.1)}
+
+
+def _limit_goals(results):
+    for cell, key, what, relation, bound in _LIMIT_GOALS:
+        if not results.has(cell, "penstock"):
+            continue
+        value = results.median(cell, "penstock", key)
+        reached = {"most": value <= bound, "least": value >= bound, "between": abs(value) <= bound}[relation]
+        sign = "≥" if relation == "least" else "≤"
+        yield [f"{cell}: {what} {sign} {bound:g}", f"{value:.3f}", _verdict(reached)]
+    if results.has("limit-workers", "penstock1") and results.has("limit-workers", "penstock2"):
+        for key, (rate, most) in _TWO_WORKERS_ON_A_LIMIT.items():
+            ratio = results.ratio("limit-workers", "penstock2", "penstock1", key)
+            yield [f"limit-workers: CPU for each GiB at {rate}, two ≤ {most:g} × one", f"{ratio:.2f} ×",
+                   _verdict(ratio <= most)]
+
+
 def goals_table(results, families):
     rows = [row for part in (_peer_goals(results, families), _calls_goal(results),
-                             _idle_goals(results), _worker_goals(results)) for row in part]
+                             _idle_goals(results), _worker_goals(results), _limit_goals(results)) for row in part]
     if not rows:
         return "Nothing was measured that a goal is set for.\n"
     missed = sum("missed" in row[2] for row in rows)
@@ -222,7 +249,8 @@ proxy's processes used, user and system, dead children included. "Busy" is the s
 proxy, or client and target together, used their CPU: where the generator is busy all the time and the
 proxy is not, MiB/s and connections a second are the generator's, and only CPU tells the proxies apart.
 Targets and clients drop bulk bytes without copying them. Both ends of each bulk connection compare
-their counts, and a short connection without its whole answer fails the cell.
+their counts, and a short connection without its whole answer fails the cell. Cells of limits begin when bursts
+are spent, and end before what is under way has arrived.
 {priority}"""
 
 
@@ -236,7 +264,7 @@ def write(size, arguments, chosen, families, results, pressures):
         if cell.note:
             text += cell.note + "\n\n"
         if cell.columns:
-            text += cell_table(results, cell, families[cell.on])
+            text += cell_table(results, cell, families[cell.on], vars(size))
         else:
             text += calls_tables(results, cell.name, families[cell.on])
     return text

@@ -15,19 +15,20 @@ enum service {
 	SERVICE_ECHO,
 	SERVICE_ANSWER,
 	SERVICE_INTAKE,
+	SERVICE_SPOUT,
 	SERVICES
 };
 
 static const char *const service_names[SERVICES] = {
 	[SERVICE_SINK] = "sink",     [SERVICE_SOURCE] = "source", [SERVICE_ECHO] = "echo",
-	[SERVICE_ANSWER] = "answer", [SERVICE_INTAKE] = "intake",
+	[SERVICE_ANSWER] = "answer", [SERVICE_INTAKE] = "intake", [SERVICE_SPOUT] = "spout",
 };
 
 struct peer {
 	int fd;
 	enum service service;
 	bool listens;
-	bool stopped;   /* source: told to send no more than its count */
+	bool stopped;   /* source, spout: told to send no more than its count */
 	uint64_t bytes; /* sink, intake: taken; source: sent; answer: of the request */
 	uint64_t due;   /* intake: bytes still to come, once the first 8 have said how many */
 	bool told;
@@ -157,8 +158,9 @@ on_accept(struct serve *serve, const struct peer *listener)
 		if ((size_t)fd >= serve->peers_max)
 			sockets_die("too many connections");
 		serve->peers[fd] = (struct peer){ .fd = fd, .service = listener->service };
-		uint32_t events =
-			listener->service == SERVICE_SOURCE ? EPOLLIN | EPOLLOUT : EPOLLIN;
+		bool sends =
+			listener->service == SERVICE_SOURCE || listener->service == SERVICE_SPOUT;
+		uint32_t events = sends ? EPOLLIN | EPOLLOUT : EPOLLIN;
 		sockets_watch(serve->epoll, fd, events, &serve->peers[fd]);
 	}
 	if (errno != EAGAIN && errno != ECONNABORTED)
@@ -177,6 +179,7 @@ on_peer(struct serve *serve, struct peer *peer, uint32_t events)
 		on_sink(peer);
 		break;
 	case SERVICE_SOURCE:
+	case SERVICE_SPOUT:
 		on_source(serve, peer, events);
 		break;
 	case SERVICE_ECHO:
@@ -200,6 +203,8 @@ listen_all(struct serve *serve, int output_fd)
 	for (int service = 0; service < SERVICES; service++) {
 		uint16_t port;
 		int fd = sockets_listen(&port);
+		if (service == SERVICE_SPOUT)
+			sockets_small_sender(fd);
 		serve->peers[fd] = (struct peer){ .fd = fd,
 						  .service = (enum service)service,
 						  .listens = true };

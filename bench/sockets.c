@@ -90,6 +90,13 @@ sockets_listen(uint16_t *port)
 	return fd;
 }
 
+void
+sockets_small_sender(int listener)
+{
+	set_option(listener, SOL_SOCKET, SO_SNDBUF, 32 * 1024);
+	set_option(listener, IPPROTO_TCP, TCP_MAXSEG, 1460);
+}
+
 static int
 connect_and_wait(int fd, const struct sockaddr_in *to)
 {

@@ -29,6 +29,9 @@ void sockets_rewatch(int epoll, int fd, uint32_t events, void *context);
 /* A listener on 127.0.0.1 and a port the kernel chose; accepted sockets inherit TCP_NODELAY. */
 int sockets_listen(uint16_t *port);
 
+/* Accepted sockets inherit that the kernel keeps 32 KiB to be sent, never more, in segments of an Ethernet. */
+void sockets_small_sender(int listener);
+
 /* An established, non-blocking connection. */
 int sockets_connect(const struct sockaddr_in *to);
 

@@ -358,10 +358,12 @@ limits_queue_give_back(struct limits_queue *queue, struct limit_flow *flow, uint
 static void
 count_passed(struct limit_flow *flow)
 {
-	uint64_t bytes = atomic_exchange_explicit(&flow->passed, 0, memory_order_relaxed);
 	struct limit_bucket *at;
 
-	for (at = flow->child.parent; bytes && at && at != flow->cut; at = at->child.parent)
+	if (!atomic_load_explicit(&flow->passed, memory_order_relaxed))
+		return;
+	uint64_t bytes = atomic_exchange_explicit(&flow->passed, 0, memory_order_relaxed);
+	for (at = flow->child.parent; at && at != flow->cut; at = at->child.parent)
 		at->total += bytes;
 }
 
