@@ -17,8 +17,7 @@ MB = 1e6
 
 def _watch(bench, proxy, target, rate, **options):
     """What a watcher saw once all had settled, and what the proxy used meanwhile."""
-    reach = getattr(proxy, "reach", None)
-    process = start_load(bench, "watch", proxy.ports[target], reach and (lambda words: reach(words, target)),
+    process = start_load(bench, "watch", proxy.ports[target], lambda words: proxy.reach(words, target),
                          seconds=bench.size.limit_seconds, rate=rate, **options)
     wait_word(process, "settled")
     before = proxy.cpu_seconds()

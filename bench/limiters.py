@@ -4,7 +4,7 @@ import os
 import subprocess
 
 from processes import BenchError, wait_until
-from proxies import HERE, Nginx, Penstock, PenstockTls, Proxy
+from proxies import HERE, Nginx, Penstock, PenstockTls, Proxy, first_line
 
 RATES = {"at10": 10_000_000, "at100": 100_000_000, "at1000": 1_000_000_000}
 CONNECTIONS = 10  # under each limit
@@ -32,6 +32,9 @@ class Groups(Proxy):
     program = str(HERE.parent / "build" / "bench" / "groups")
     targets = COMPARED
 
+    def version(self):
+        return first_line(["pkg-config", "--modversion", "libevent_core"], r"(\S+)")
+
     def start_programs(self):
         doors = []
         for target in self.targets:
@@ -54,6 +57,9 @@ class TokenBucket(Proxy):
         if os.getuid() != 0:
             raise BenchError("a network namespace and tc want root")
         return super().find()
+
+    def version(self):
+        return first_line([self.find(), "-V"], r"iproute2-([^,\s]+)")
 
     def start(self, bench):
         self.bench = bench

@@ -86,6 +86,11 @@ class Proxy:
     def settle(self):
         settle(self.pids())
 
+    def reach(self, command, target):
+        """The load generator's command as it gets to this target of the proxy's."""
+        del target
+        return command
+
     def pids(self):
         return [root.pid for root in self.roots]
 
@@ -96,7 +101,7 @@ class Proxy:
         return anonymous_kib(self.pids())
 
 
-def _first_line(command, pattern):
+def first_line(command, pattern):
     done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     found = re.search(pattern, done.stdout + done.stderr)
     return found.group(1) if found else "unknown version"
@@ -107,7 +112,7 @@ class Penstock(Proxy):
     template = "penstock.conf"
 
     def version(self):
-        return _first_line([self.find(), "--version"], r"(\S*\d+\.\d+\S*)")
+        return first_line([self.find(), "--version"], r"(\S*\d+\.\d+\S*)")
 
     def command(self, configuration):
         # A copy, since nobody may not be let into the tree.
@@ -122,7 +127,7 @@ class Nginx(Proxy):
     template = "nginx.conf"
 
     def version(self):
-        return _first_line([self.find(), "-v"], r"nginx/(\S+)")
+        return first_line([self.find(), "-v"], r"nginx/(\S+)")
 
     def command(self, configuration):
         return [self.find(), "-p", str(self.directory), "-c", str(configuration),
@@ -134,7 +139,7 @@ class Haproxy(Proxy):
     template = "haproxy.cfg"
 
     def version(self):
-        return _first_line([self.find(), "-v"], r"version (\S+)")
+        return first_line([self.find(), "-v"], r"version (\S+)")
 
     def command(self, configuration):
         return [self.find(), "-db", "-f", str(configuration)]
@@ -144,7 +149,7 @@ class Socat(Proxy):
     program = "socat"
 
     def version(self):
-        return _first_line([self.find(), "-V"], r"socat version (\S+)")
+        return first_line([self.find(), "-V"], r"socat version (\S+)")
 
     def start_programs(self):
         for target, port in self.ports.items():
@@ -188,7 +193,7 @@ class Stunnel(Tls, Proxy):
     template = "stunnel.conf"
 
     def version(self):
-        return _first_line([self.find(), "-version"], r"stunnel (\S+)")
+        return first_line([self.find(), "-version"], r"stunnel (\S+)")
 
     def command(self, configuration):
         return [self.find(), str(configuration)]
@@ -201,7 +206,7 @@ class Hitch(Tls, Proxy):
     template = "hitch.conf"
 
     def version(self):
-        return _first_line([self.find(), "--version"], r"hitch (\S+)")
+        return first_line([self.find(), "--version"], r"hitch (\S+)")
 
     def start_programs(self):
         for target, port in self.ports.items():

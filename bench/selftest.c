@@ -10,8 +10,8 @@
 
 struct targets {
 	pid_t pid;
-	int stop_fd;                         /* closed: they end */
-	uint16_t sink, source, echo, answer; /* the intake is for TLS, which needs a proxy */
+	int stop_fd;                                /* closed: they end */
+	uint16_t sink, source, echo, answer, spout; /* the intake is for TLS: that needs a proxy */
 };
 
 static void
@@ -45,8 +45,9 @@ start_targets(struct targets *targets)
 	}
 	if (sscanf(line,
 		   "{\"sink\": %hu, \"source\": %hu, \"echo\": %hu, \"answer\": "
-		   "%hu,",
-		   &targets->sink, &targets->source, &targets->echo, &targets->answer) != 4)
+		   "%hu, \"intake\": %*u, \"spout\": %hu}",
+		   &targets->sink, &targets->source, &targets->echo, &targets->answer,
+		   &targets->spout) != 5)
 		sockets_die("the targets' ports");
 }
 
@@ -99,6 +100,21 @@ test_bulk(const struct targets *targets)
 }
 
 static void
+test_watch(const struct targets *targets)
+{
+	static struct watch_result result;
+	struct options options = options_for(targets->spout, 4);
+	options.settle_ns = options.duration_ns = NS_PER_S / 5;
+	options.rate = 1000;
+	watch_run(&options, &result);
+	expect(result.settled_bytes > 0 && result.rate > options.rate &&
+		       result.worst_bytes > (double)result.settled_bytes * 0.9,
+	       "a watcher sees what comes beyond a rate");
+	expect(result.jain > 0.25 && result.jain <= 1 && result.wait_ns.total > 100,
+	       "and to whom, and when");
+}
+
+static void
 test_exchanges(const struct targets *targets)
 {
 	static struct exchange_result result;
@@ -139,6 +155,7 @@ selftest_run(void)
 	test_histogram();
 	start_targets(&targets);
 	test_bulk(&targets);
+	test_watch(&targets);
 	test_exchanges(&targets);
 	test_loss_is_seen(&targets);
 	close(targets.stop_fd);
