@@ -5,6 +5,7 @@
 #include <event2/buffer.h>
 #include <event2/event.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <linux/sockios.h>
 #include <linux/tcp.h> /* netinet/tcp.h ends its tcp_info too early */
 #include <netinet/in.h>
@@ -14,6 +15,14 @@
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
+
+/* A write takes no more extents of a buffer at once than this. */
+#define WRITE_EXTENTS 64
+
+/*
+ * recv and send, not read and write: for a small message the two together cost a fortieth less, since they
+ * go past what the kernel does for files. And a peer that is gone raises no signal.
+ */
 
 static const struct endpoint_kind socket_kind;
 
@@ -98,7 +107,7 @@ endpoint_receive(struct endpoint *endpoint, void *to, size_t most, size_t *moved
 {
 	ssize_t n;
 	do
-		n = read(endpoint->socket.fd, to, most);
+		n = recv(endpoint->socket.fd, to, most, 0);
 	while (n < 0 && errno == EINTR);
 	enum endpoint_result result = after_read(endpoint, n, most, moved, why);
 	endpoint->socket.read_bytes += (uint32_t)*moved;
@@ -129,7 +138,20 @@ endpoint_send(struct endpoint *endpoint, const void *from, size_t bytes, size_t 
 	ssize_t n;
 	before_write(endpoint);
 	do
-		n = write(endpoint->socket.fd, from, bytes);
+		n = send(endpoint->socket.fd, from, bytes, MSG_NOSIGNAL);
+	while (n < 0 && errno == EINTR);
+	return after_write(endpoint, n, bytes, moved, why);
+}
+
+static enum endpoint_result
+send_extents(struct endpoint *endpoint, struct evbuffer_iovec *extents, size_t count, size_t bytes,
+	     size_t *moved, struct failure *why)
+{
+	struct msghdr message = { .msg_iov = extents, .msg_iovlen = count };
+	ssize_t n;
+	before_write(endpoint);
+	do
+		n = sendmsg(endpoint->socket.fd, &message, MSG_NOSIGNAL);
 	while (n < 0 && errno == EINTR);
 	return after_write(endpoint, n, bytes, moved, why);
 }
@@ -221,15 +243,22 @@ static enum endpoint_result
 socket_write(struct endpoint *endpoint, struct evbuffer *src, size_t most, size_t *moved,
 	     struct failure *why)
 {
-	size_t bytes = evbuffer_get_length(src);
-	if (bytes > most)
-		bytes = most;
-	int n;
-	before_write(endpoint);
-	do
-		n = evbuffer_write_atmost(src, endpoint->socket.fd, (ev_ssize_t)bytes);
-	while (n < 0 && errno == EINTR);
-	return after_write(endpoint, n, bytes, moved, why);
+	struct evbuffer_iovec extents[WRITE_EXTENTS];
+	int count = evbuffer_peek(src, most < SSIZE_MAX ? (ev_ssize_t)most : -1, NULL, extents,
+				  WRITE_EXTENTS);
+	if (count > WRITE_EXTENTS)
+		count = WRITE_EXTENTS;
+	size_t bytes = 0;
+	for (int i = 0; i < count; i++) {
+		if (extents[i].iov_len > most - bytes)
+			extents[i].iov_len = most - bytes;
+		bytes += extents[i].iov_len;
+	}
+	enum endpoint_result result =
+		count == 1 ? endpoint_send(endpoint, extents[0].iov_base, bytes, moved, why)
+			   : send_extents(endpoint, extents, (size_t)count, bytes, moved, why);
+	evbuffer_drain(src, *moved);
+	return result;
 }
 
 static void

@@ -114,6 +114,8 @@ free_spares(struct loop *loop)
 		free(block);
 	}
 	loop->blocks_free = 0;
+	while (loop->buffers_spare)
+		evbuffer_free(loop->buffers[--loop->buffers_spare]);
 	while (loop->pipes) {
 		struct pipe *pipe = loop->pipes;
 		loop->pipes = pipe->next;
@@ -291,6 +293,25 @@ loop_read_most(const struct loop *loop)
 	if (!loop->kept_most || loop->kept_bytes < loop->kept_most - loop->kept_most / 4)
 		return BLOCK_BYTES;
 	return loop->kept_bytes < loop->kept_most ? LEAN_READ_BYTES : 0;
+}
+
+struct evbuffer *
+loop_take_buffer(struct loop *loop)
+{
+	return loop->buffers_spare ? loop->buffers[--loop->buffers_spare] : evbuffer_new();
+}
+
+void
+loop_give_buffer(struct loop *loop, struct evbuffer *buffer)
+{
+	if (!buffer)
+		return;
+	if (loop->buffers_spare == LOOP_BUFFERS) {
+		evbuffer_free(buffer);
+		return;
+	}
+	evbuffer_drain(buffer, evbuffer_get_length(buffer));
+	loop->buffers[loop->buffers_spare++] = buffer;
 }
 
 struct pipe *

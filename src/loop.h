@@ -39,6 +39,9 @@ struct pipe {
 	size_t room_bytes; /* its size as the kernel gave it */
 };
 
+/* Empty evbuffers that are kept: one run of a connection with filters takes up to eight. */
+#define LOOP_BUFFERS 16
+
 struct task_list {
 	struct task *first, **end;
 };
@@ -58,6 +61,9 @@ struct loop {
 	struct block *block;  /* where the next read lands; NULL = take one */
 	struct block *blocks; /* free ones */
 	unsigned int blocks_free;
+
+	struct evbuffer *buffers[LOOP_BUFFERS]; /* empty ones, to be used again */
+	unsigned int buffers_spare;
 
 	struct pipe *pipes; /* free ones */
 	unsigned int pipes_made, pipes_most;
@@ -93,6 +99,12 @@ int loop_keep(struct loop *loop, struct evbuffer *dst, const void *from, size_t 
 /* How much one read may bring in now: BLOCK_BYTES, less above three quarters of the memory, 0 at the
  * cap: then only what can be passed on at once may be read. */
 size_t loop_read_most(const struct loop *loop);
+
+/* An empty evbuffer, or NULL without memory. Cheaper than a new one: filters need several for each piece that
+ * passes, and an idle connection holds none. */
+struct evbuffer *loop_take_buffer(struct loop *loop);
+/* Gives it back, with what is in it, to be freed. NULL is allowed. */
+void loop_give_buffer(struct loop *loop, struct evbuffer *buffer);
 
 /* An empty pipe from the pool, or NULL if none is to be had (all in use, or the kernel refuses). */
 struct pipe *loop_take_pipe(struct loop *loop);

@@ -161,29 +161,26 @@ length(const struct evbuffer *buffer)
 }
 
 static int
-need(struct evbuffer **buffer, struct failure *why)
+need(struct pump *pump, struct evbuffer **buffer, struct failure *why)
 {
 	if (!*buffer)
-		*buffer = evbuffer_new();
+		*buffer = loop_take_buffer(pump->loop);
 	return *buffer ? 0 : failure_set(why, FAILURE_MEMORY, "no memory for a buffer");
 }
 
 /* An idle connection holds no buffer. */
 static void
-shed(struct evbuffer **buffer)
+drop(struct pump *pump, struct evbuffer **buffer)
 {
-	if (*buffer && !evbuffer_get_length(*buffer)) {
-		evbuffer_free(*buffer);
-		*buffer = NULL;
-	}
+	loop_give_buffer(pump->loop, *buffer);
+	*buffer = NULL;
 }
 
 static void
-drop(struct evbuffer **buffer)
+shed(struct pump *pump, struct evbuffer **buffer)
 {
-	if (*buffer)
-		evbuffer_free(*buffer);
-	*buffer = NULL;
+	if (*buffer && !evbuffer_get_length(*buffer))
+		drop(pump, buffer);
 }
 
 /* Whether the flow's end has come out of the source's stack, and out of the sink's. */
@@ -215,9 +212,9 @@ static void
 cut(struct stream *stream)
 {
 	stream->flow->state = FLOW_CUT;
-	drop(last(stream));
-	drop(&stream->flow->store);
-	drop(&stream->flow->paid);
+	drop(stream->pump, last(stream));
+	drop(stream->pump, &stream->flow->store);
+	drop(stream->pump, &stream->flow->paid);
 	drop_pipe(stream->pump, stream->flow);
 	stream->sink->endpoint.readable = true;
 	progress(stream);
@@ -244,8 +241,10 @@ not_read(struct stream *stream, enum endpoint_result result)
 {
 	if (result == ENDPOINT_BROKEN)
 		return STEP_BROKEN;
-	if (result != ENDPOINT_END)
+	if (result != ENDPOINT_END) {
+		stream->progress = true; /* to filters: what they hold back for more is now to go */
 		return rest_unreadable(stream);
+	}
 	stream->flow->source_ended = true;
 	progress(stream);
 	return STEP_ON;
@@ -282,7 +281,8 @@ drain_buffer(struct stream *stream)
 	struct evbuffer **buffer = last(stream);
 	struct meter *meter = stream->sink->out_meter;
 	struct failure ignored;
-	size_t moved = 0, most = allow(stream, meter, evbuffer_get_length(*buffer));
+	size_t held = evbuffer_get_length(*buffer);
+	size_t moved = 0, most = allow(stream, meter, held);
 
 	if (!most)
 		return STEP_REST;
@@ -292,11 +292,15 @@ drain_buffer(struct stream *stream)
 		return STEP_ON;
 	}
 	pay(meter, moved);
-	if (moved)
-		count(stream, moved);
-	if (evbuffer_get_length(*buffer))
+	if (moved) {
+		stream->flow->bytes += moved;
+		stream->moved = true;
+		/* Where there was room already, more of it is nothing new to the filters. */
+		stream->progress |= held >= CAPPED_ROOM_BYTES;
+	}
+	if (moved < held)
 		return moved == most ? STEP_ON : rest_unwritable(stream);
-	drop(buffer);
+	drop(stream->pump, buffer);
 	return STEP_ON;
 }
 
@@ -318,10 +322,10 @@ discard(struct stream *stream, struct failure *why)
 
 	if (!most)
 		return STEP_REST;
-	if (need(&waste, why) < 0)
+	if (need(stream->pump, &waste, why) < 0)
 		return STEP_BROKEN;
 	enum endpoint_result result = source->kind->read(source, waste, most, &moved, why);
-	evbuffer_free(waste);
+	drop(stream->pump, &waste);
 	pay(stream->source->in_meter, moved);
 	if (result != ENDPOINT_MOVED)
 		return not_read(stream, result);
@@ -411,7 +415,7 @@ copy(struct stream *stream, size_t most, struct failure *why)
 	pay(out, sent);
 	count(stream, sent);
 	if (sent < seen &&
-	    (need(&flow->store, why) < 0 ||
+	    (need(stream->pump, &flow->store, why) < 0 ||
 	     loop_keep(stream->pump->loop, flow->store, scratch + sent, seen - sent, why) < 0))
 		return STEP_BROKEN;
 	return STEP_ON;
@@ -467,7 +471,7 @@ fill_buffer(struct stream *stream, size_t most, struct failure *why)
 	most = allow(stream, in, most);
 	if (!most)
 		return STEP_REST;
-	if (need(buffer, why) < 0)
+	if (need(stream->pump, buffer, why) < 0)
 		return STEP_BROKEN;
 	enum endpoint_result result = source->kind->read(source, *buffer, most, &moved, why);
 	if (result != ENDPOINT_MOVED)
@@ -509,7 +513,7 @@ leave_core(struct stream *stream, struct failure *why)
 	bytes = bytes ? allow(stream, stream->core[1], bytes) : 0;
 	if (!bytes)
 		return STEP_REST;
-	if (need(&flow->paid, why) < 0)
+	if (need(stream->pump, &flow->paid, why) < 0)
 		return STEP_BROKEN;
 	if (evbuffer_remove_buffer(flow->store, flow->paid, bytes) != (int)bytes) {
 		failure_set(why, FAILURE_MEMORY, "no memory to move %zu bytes", bytes);
@@ -619,18 +623,19 @@ room(const struct loop *loop, const struct evbuffer *buffer)
 static enum step
 step_stack(struct side *side, struct stream *in, struct stream *out, struct failure *why)
 {
-	if (need(&side->in, why) < 0 || need(&side->out, why) < 0 ||
-	    need(&in->flow->store, why) < 0 || need(leaving(out), why) < 0)
+	struct pump *pump = in->pump;
+	if (need(pump, &side->in, why) < 0 || need(pump, &side->out, why) < 0 ||
+	    need(pump, &in->flow->store, why) < 0 || need(pump, leaving(out), why) < 0)
 		return STEP_BROKEN;
 	struct stack_flow flows[FILTER_FLOWS] = {
 		[FILTER_IN] = { .src = side->in,
 				.dst = in->flow->store,
-				.room_bytes = room(in->pump->loop, in->flow->store),
+				.room_bytes = room(pump->loop, in->flow->store),
 				.flush = flush_of(in->flow->source_ended,
 						  !side->endpoint.readable) },
 		[FILTER_OUT] = { .src = *leaving(out),
 				 .dst = side->out,
-				 .room_bytes = room(in->pump->loop, side->out),
+				 .room_bytes = room(pump->loop, side->out),
 				 .flush = flush_of(core_ended(out),
 						   !out->source->endpoint.readable) },
 	};
@@ -642,9 +647,9 @@ step_stack(struct side *side, struct stream *in, struct stream *out, struct fail
 	side->in_ended = flows[FILTER_IN].ended;
 	side->out_ended = flows[FILTER_OUT].ended;
 	if (in->flow->state == FLOW_CUT)
-		drop(&in->flow->store);
+		drop(pump, &in->flow->store);
 	if (out->flow->state == FLOW_CUT)
-		drop(&side->out);
+		drop(pump, &side->out);
 	if (result == STACK_REST && !ended)
 		return STEP_REST;
 	in->moved = true;
@@ -660,6 +665,7 @@ leave_out(struct side *side)
 		return;
 	stack_close(side->stack);
 	side->stack = NULL;
+	side->rests = false;
 }
 
 static struct stream
@@ -741,20 +747,32 @@ run_stacks(struct stream streams[2], struct failure *why)
 	return result;
 }
 
+static bool
+all_rest(const struct pump *pump)
+{
+	for (int i = 0; i < 2; i++)
+		if (pump->side[i].stack && !pump->side[i].rests)
+			return false;
+	return true;
+}
+
 /* Runs both flows until neither can move. One that ends or is cut can wake the other, and so can the
  * filters between them. */
 static enum step
 run_flows(struct stream streams[2], struct failure *why)
 {
 	struct pump *pump = streams[FLOW_UP].pump;
-	bool again, stacked;
+	bool again, stacked, at_rest = all_rest(pump);
 
 	do {
 		stacked = pump->side[SIDE_NEAR].stack || pump->side[SIDE_FAR].stack;
-		enum step stepped = stacked ? run_stacks(streams, why) : STEP_REST;
+		enum step stepped = stacked && !at_rest ? run_stacks(streams, why) : STEP_REST;
 		if (stepped == STEP_BROKEN)
 			return STEP_BROKEN;
-		again = stepped == STEP_ON;
+		at_rest = false;
+		/* A stack steps its filters until they rest; only what it gives wakes the other one. */
+		again = stepped == STEP_ON && pump->side[SIDE_NEAR].stack &&
+			pump->side[SIDE_FAR].stack;
 		for (uint8_t name = FLOW_UP; name <= FLOW_DOWN; name++) {
 			struct stream *stream = &streams[name];
 			uint8_t state_before = stream->flow->state;
@@ -771,6 +789,8 @@ run_flows(struct stream streams[2], struct failure *why)
 				 (stacked && stream->progress);
 		}
 	} while (again);
+	for (int i = 0; i < 2; i++)
+		pump->side[i].rests = pump->side[i].stack;
 	return STEP_REST;
 }
 
@@ -813,6 +833,8 @@ rest_meters(struct stream *stream)
 				   stream->core[0], stream->core[1] };
 	bool is_on = !is_over(stream->flow);
 
+	if (!meters[0] && !meters[1] && !is_core_metered(stream))
+		return;
 	if (is_on && stream->flow->waiting.cause == WAIT_TURN)
 		return;
 	for (int i = 0; i < 4; i++) {
@@ -827,10 +849,10 @@ static void
 shed_all(struct pump *pump)
 {
 	for (int i = 0; i < 2; i++) {
-		shed(&pump->side[i].in);
-		shed(&pump->side[i].out);
-		shed(&pump->flow[i].store);
-		shed(&pump->flow[i].paid);
+		shed(pump, &pump->side[i].in);
+		shed(pump, &pump->side[i].out);
+		shed(pump, &pump->flow[i].store);
+		shed(pump, &pump->flow[i].paid);
 	}
 }
 
@@ -963,13 +985,13 @@ pump_unread(struct pump *pump)
 	assert(stack_is_empty(near->stack, FILTER_IN) && stack_is_empty(near->stack, FILTER_OUT));
 	stack_close(near->stack);
 	near->stack = NULL;
-	near->in_ended = near->out_ended = false;
+	near->in_ended = near->out_ended = near->rests = false;
 	if (!near->in) {
 		near->in = up->store;
 		up->store = NULL;
 	} else if (up->store) {
 		evbuffer_prepend_buffer(near->in, up->store);
-		drop(&up->store);
+		drop(pump, &up->store);
 	}
 }
 
@@ -1000,10 +1022,10 @@ pump_close(struct pump *pump)
 {
 	for (int i = 0; i < 2; i++) {
 		drop_pipe(pump, &pump->flow[i]);
-		drop(&pump->flow[i].store);
-		drop(&pump->flow[i].paid);
-		drop(&pump->side[i].in);
-		drop(&pump->side[i].out);
+		drop(pump, &pump->flow[i].store);
+		drop(pump, &pump->flow[i].paid);
+		drop(pump, &pump->side[i].in);
+		drop(pump, &pump->side[i].out);
 		stack_close(pump->side[i].stack);
 		pump->side[i].stack = NULL;
 	}

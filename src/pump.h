@@ -46,6 +46,7 @@ struct side {
 	struct evbuffer *in;      /* read, and not yet through the stack; NULL = nothing */
 	struct evbuffer *out;     /* through the stack, and not yet written; NULL = nothing */
 	bool in_ended, out_ended; /* what the stack said of its flows */
+	bool rests; /* the stack was left at rest by a run: only reading and writing wake it */
 };
 
 struct pump {

@@ -154,6 +154,7 @@ tls_close(void *state)
 	free(tls->refusal);
 	free(tls->failure);
 	free(tls);
+	ERR_clear_error();
 }
 
 static bool
@@ -228,15 +229,16 @@ tls_open(const void *opaque, enum filter_side side, struct facts *facts, struct 
 		SSL_set_accept_state(tls->ssl);
 	else if (open_far(tls, why))
 		goto fail;
+	ERR_clear_error();
 	return tls;
 no_memory:
 	failure_set(why, FAILURE_MEMORY, "no memory for TLS");
 	if (!tls || !tls->ssl)
 		BIO_free(bio);
 fail:
-	ERR_clear_error();
 	if (tls)
 		tls_close(tls);
+	ERR_clear_error();
 	return NULL;
 }
 
@@ -434,7 +436,9 @@ read_all(struct tls *tls, struct filter_io *io)
 {
 	size_t before = evbuffer_get_length(io->dst), given = 0;
 	enum filter_result result = FILTER_MORE;
-	while (result == FILTER_MORE && given < io->room_bytes) {
+	/* OpenSSL takes no more from the wire than the record that it works on. */
+	while (result == FILTER_MORE && given < io->room_bytes &&
+	       (evbuffer_get_length(io->src) || SSL_pending(tls->ssl))) {
 		result = read_stretch(tls, io, io->room_bytes - given);
 		given = evbuffer_get_length(io->dst) - before;
 	}
@@ -593,7 +597,9 @@ tls_step(void *state, enum filter_flow flow, struct filter_io *io)
 	enum filter_result result;
 	if (tls->failure)
 		return step_failed(tls, flow, io, false);
-	ERR_clear_error();
+	/* OpenSSL takes whatever is in the thread's queue of errors for this connection's. Reading and writing
+	 * leave nothing there unless they fail, and to clear it costs as much as a good part of them. */
+	bool may_err = !tls->is_ready || SSL_in_init(tls->ssl);
 	if (flow == FILTER_IN) {
 		tls->src = io->src;
 		result = step_in(tls, io);
@@ -606,6 +612,8 @@ tls_step(void *state, enum filter_flow flow, struct filter_io *io)
 	/* A message of a handshake leaves buffers of 16 KiB behind, both of them, for what may come. */
 	if (tls->holds_buffers && !SSL_in_init(tls->ssl) && SSL_free_buffers(tls->ssl))
 		tls->holds_buffers = false;
+	if (may_err || tls->failure || result == FILTER_FAIL)
+		ERR_clear_error();
 	if (tls->failure)
 		return step_failed(tls, FILTER_IN, io, evbuffer_get_length(io->dst) > had);
 	return result;
