@@ -58,10 +58,17 @@ def write_peers(ran):
     fresh.rename(PEERS_FILE)
 
 
+HELD_PORTS = []
+
+
 def free_port():
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
+    """A port for a program that binds it with SO_REUSEADDR, as servers do. It stays bound here until the tests
+    end, so that the kernel gives it to nobody else: neither who binds port 0 nor who connects."""
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind(("127.0.0.1", 0))
+    HELD_PORTS.append(sock)
+    return sock.getsockname()[1]
 
 
 def is_listening(port):
