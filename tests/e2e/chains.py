@@ -4,6 +4,7 @@ Where two tunnels face each other, the one in front has the chain on its far sid
 side; what goes in plain at one end comes out plain at the other."""
 
 import contextlib
+import functools
 import select
 import socket
 import subprocess
@@ -29,9 +30,15 @@ SECTIONS = {
 MARKED = ("tls", "zlib", "zstd")
 
 
+@functools.cache
 def has_doubles():
     """Whether this is a test build."""
     return "stutter" in run_penstockd("--keywords").stdout
+
+
+def stuttering(chain):
+    """In a test build the chain with what cuts its bytes at random on both sides of each filter; else the chain."""
+    return ("stutter:one", *(part for name in chain for part in (name, "stutter:two"))) if has_doubles() else chain
 
 
 def make_certificate(directory):

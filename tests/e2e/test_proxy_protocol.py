@@ -12,7 +12,7 @@ import pytest
 from certificates import Authority
 from daemon import DEADLINE, configuration, section, tunnel, wait_until
 from peers import EchoTarget, Target, connect, transfer
-from programs import Server, free_port, peer, run
+from programs import Server, free_port, haproxy_server, peer, run
 from proxy_header import (ALPN, AUTHORITY, CRC32C, NOOP, SSL, SSL_CIPHER, SSL_CN, SSL_VERSION, UNIQUE_ID, Header, tlv,
                           version_1, version_2)
 
@@ -370,16 +370,7 @@ def accept_for(client, target):
 
 def haproxy(directory, port, text):
     peer("haproxy", "haproxy", "-v", command="haproxy -f haproxy.cfg: accept-proxy; send-proxy, send-proxy-v2 with TLVs")
-    (directory / "haproxy.cfg").write_text(f"""
-        global
-            maxconn 100
-        defaults
-            timeout connect 10s
-            timeout client 10s
-            timeout server 10s
-        {text}
-""")
-    return Server(directory, "haproxy", "-db", "-f", directory / "haproxy.cfg", port=port)
+    return haproxy_server(directory, port, text)
 
 
 @pytest.mark.parametrize("version", [1, 2])

@@ -6,6 +6,7 @@ import re
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from certificates import Authority
 from daemon import DEADLINE, check, configuration, section, tunnel, wait_until
 from peers import MIB, EchoTarget, Target
-from programs import Server, free_port, peer, program, run
+from programs import Server, free_port, haproxy_server, peer, program, run
 
 pytestmark = pytest.mark.sanitize
 
@@ -151,6 +152,7 @@ def test_bytes_and_ends(start, authority, server, sides, version):
             far_end.finish()
             assert client.read_to_end() == b""
         daemon.ended("t", reason="ok")
+    peer("Python's ssl", sys.executable, "-c", "import ssl; print(ssl.OPENSSL_VERSION)", command="ssl.MemoryBIO over a socket, both roles")
 
 
 class Plain:
@@ -492,6 +494,32 @@ def test_stunnel(start, directory, authority, server):
                          f"cert = {me[0]}\nkey = {me[1]}\ncheckHost = server.example\n{trust}"):
                 echo_through(client_port, os.urandom(MIB))
     peer("stunnel", "stunnel", "-version", command="stunnel with certificates, both roles")
+
+
+def test_haproxy(start, directory, authority, server):
+    """HAProxy behind and before us, each with a certificate that the other asks for."""
+    bundles = authority.bundle("server", "server.example", file="haproxy-server"), authority.bundle("me")
+    server_port, client_port = free_port(), free_port()
+    with EchoTarget() as target:
+        daemon = start(configuration(tunnel("in", target.text, accept_filters=["tls:edge"]),
+                                     tunnel("out", f"127.0.0.1:{server_port}", connect_filters=["tls:out"])) +
+                       near(server, client_ca=authority.certificate) + far(authority, certificate=bundles[1], key=bundles[1]))
+        with haproxy_server(directory, client_port, f"""
+            listen server
+                mode tcp
+                bind 127.0.0.1:{server_port} ssl crt {bundles[0]} ca-file {authority.certificate} verify required
+                server s {target.text}
+            listen client
+                mode tcp
+                bind 127.0.0.1:{client_port}
+                server s 127.0.0.1:{daemon.address("in")[1]} ssl crt {bundles[1]} ca-file {authority.certificate} verify required sni str(server.example)
+            """):
+            for port in (daemon.address("out")[1], client_port):
+                for _ in range(2):  # the second takes up the session of the first
+                    echo_through(port, os.urandom(MIB))
+        for name in ("in", "out"):
+            daemon.ended(name, count=2, reason="ok")
+    peer("haproxy, TLS", "haproxy", "-v", command="haproxy with bind … ssl verify required, server … ssl verify required")
 
 
 # --- curl and nginx -----------------------------------------------------------------------------
