@@ -175,9 +175,9 @@ class TestPythonsZlib:
     """Python's zlib at the other end of the wire, as client and as target."""
 
     @pytest.mark.parametrize("size", [0, 1, 100 * KIB, 3 * MIB])
-    def test_as_client(self, start, size):
+    def test_as_client(self, start_data, size):
         with Target() as target:
-            daemon = start(configuration(tunnel("a", target.text, accept_filters="zlib")))
+            daemon = start_data(configuration(tunnel("a", target.text, accept_filters="zlib")))
             with raw(daemon.address("a")) as client:
                 text = bytes(CLIENT_STREAM.at(0, min(size, MIB))) * (size // MIB or 1)
                 client.sendall(zlib.compress(text))
@@ -190,9 +190,9 @@ class TestPythonsZlib:
                 assert unpacker.eof and not unpacker.unused_data
                 peer.close()
 
-    def test_as_target(self, start):
+    def test_as_target(self, start_data):
         with Target() as target:
-            daemon = start(configuration(tunnel("a", target.text, connect_filters="zlib")))
+            daemon = start_data(configuration(tunnel("a", target.text, connect_filters="zlib")))
             with connect(daemon.address("a")) as client:
                 client.send_in_background(MIB, then=client.finish)
                 peer = target.accept(expects=None)
@@ -206,9 +206,9 @@ class TestPythonsZlib:
         note_peer("Python's zlib", sys.executable, "-c", "import zlib; print(zlib.ZLIB_RUNTIME_VERSION)",
                   command="zlib.compressobj and zlib.decompressobj over a socket, both roles")
 
-    def test_dialogue(self, start):
+    def test_dialogue(self, start_data):
         """What Python flushes arrives, and what is flushed to it can be read, message by message."""
-        daemon = start(configuration(tunnel("a", "internal:echo", accept_filters="zlib")))
+        daemon = start_data(configuration(tunnel("a", "internal:echo", accept_filters="zlib")))
         packer, unpacker = zlib.compressobj(), zlib.decompressobj()
         with raw(daemon.address("a")) as client:
             for number in range(100):
@@ -275,13 +275,13 @@ class TestPythonsZlib:
                 peer.close()
 
 
-def test_pythons_zstandard(start):
+def test_pythons_zstandard(start_data):
     """The same with zstd, in and out, with and without `adaptive`."""
     import zstandard
     text = 'zstd "adaptive" { adaptive = "true" }\n'
     payload = bytes(CLIENT_STREAM.at(0, MIB)) + b"pipe and gate " * 100000
     with Target() as target:
-        daemon = start(configuration(text, tunnel("a", target.text, accept_filters="zstd"),
+        daemon = start_data(configuration(text, tunnel("a", target.text, accept_filters="zstd"),
                                      tunnel("b", target.text, accept_filters="zstd:adaptive")))
         for name in ("a", "b"):
             with raw(daemon.address(name)) as client:
@@ -318,11 +318,11 @@ def zstd_at(sock, directory, payload):
 
 
 @pytest.mark.parametrize("adaptive", ["false", "true"])
-def test_zstd_of_the_command_line(start, directory, adaptive):
+def test_zstd_of_the_command_line(start_data, directory, adaptive):
     """As client and as target."""
     payload = bytes(CLIENT_STREAM.at(0, MIB)) + b"pipe and gate " * 100000
     with Target() as target:
-        daemon = start(configuration(section("zstd", "z", adaptive=adaptive), tunnel("near", "internal:echo", accept_filters=["zstd:z"]),
+        daemon = start_data(configuration(section("zstd", "z", adaptive=adaptive), tunnel("near", "internal:echo", accept_filters=["zstd:z"]),
                                      tunnel("far", target.text, connect_filters=["zstd:z"])))
         with raw(daemon.address("near")) as client:
             client.settimeout(None)  # its descriptor is for others, who do not wait by themselves
