@@ -117,9 +117,35 @@ class Penstock(Proxy):
     def command(self, configuration):
         # A copy, since nobody may not be let into the tree.
         program = self.directory / "penstockd"
-        shutil.copy(self.find(), program)
-        program.chmod(0o755)
+        if not program.exists():
+            shutil.copy(self.find(), program)
+            program.chmod(0o755)
         return [str(program), "-c", str(configuration)]
+
+
+class PenstockPair(Penstock):
+    """Two daemons with a filter between them: what is plain on both outsides is packed inside."""
+
+    template = "penstock-pair.conf"
+    targets = ("sink", "echo")
+
+    def __init__(self, name, label, codec="", level=6):
+        super().__init__(name, label)
+        self.codec, self.level = codec, level
+
+    def start_programs(self):
+        between = {target: free_port() for target in self.targets}
+        template = string.Template((HERE / "conf" / self.template).read_text())
+        for name, ports, targets, side in (("back", between, self.bench.targets, "accept"),
+                                           ("front", self.ports, between, "connect")):
+            configuration = self.directory / f"{name}.conf"
+            configuration.write_text(template.substitute(
+                ports, section=f'{self.codec} "bench" {{ level = {self.level} }}' if self.codec else "",
+                filters=f'{side}_filters = {{ "{self.codec}:bench" }}' if self.codec else "",
+                **{f"{target}_target": targets[target] for target in self.targets}))
+            self.launch(self.command(configuration))
+            for port in ports.values():
+                wait_listening(port, lambda: all(root.poll() is None for root in self.roots))
 
 
 class Nginx(Proxy):
@@ -250,6 +276,16 @@ def worker_variants():
     ]
 
 
+def pair_variants():
+    """What compression costs, beside the same two daemons without it."""
+    return [
+        PenstockPair("pair", "two plain"),
+        PenstockPair("pair-zlib1", "zlib, level 1", "zlib", 1),
+        PenstockPair("pair-zlib6", "zlib, level 6", "zlib", 6),
+        PenstockPair("pair-zstd3", "zstd, level 3", "zstd", 3),
+    ]
+
+
 def families(names, wanted):
     """What the cells are measured on: lists of proxies by the name of their family."""
     plain = [proxy for proxy in all_proxies() if proxy.name in names]
@@ -257,6 +293,7 @@ def families(names, wanted):
         "plain": plain,
         "workers": [proxy for proxy in worker_variants()
                     if any(isinstance(proxy, type(other)) for other in plain)],
+        "pairs": pair_variants() if "penstock" in names else [],
         "tls": [proxy for proxy in tls_proxies() if proxy.name in names],
     }
     return {family: order for family, order in found.items() if family in wanted}
