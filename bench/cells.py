@@ -16,11 +16,11 @@ from functools import partial
 import zstandard
 
 from processes import BenchError, cpu_seconds, family, settle, wait_until
+from proxies import GENERATOR_CPU
 
 HERE = pathlib.Path(__file__).parent
 GIB = 1 << 30
 MIB = 1 << 20
-LOAD_CPU = "0"
 
 
 @dataclasses.dataclass
@@ -64,7 +64,7 @@ def _load_command(bench, command, port, options):
 def start_load(bench, command, port, reach=None, **options):
     """`reach` may put something in front of the command."""
     words = _load_command(bench, command, port, options)
-    return bench.processes.start(reach(words) if reach else words, LOAD_CPU, text=True,
+    return bench.processes.start(reach(words) if reach else words, GENERATOR_CPU, text=True,
                                  stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                  stderr=subprocess.PIPE)
 
@@ -209,7 +209,7 @@ def _traced(bench, proxy, action):
     command = ["strace", "-f", "-c", "-U", "calls,name", "-o", str(output)]
     for pid in pids:
         command += ["-p", str(pid)]
-    tracer = bench.processes.start(command, LOAD_CPU, stdin=subprocess.DEVNULL,
+    tracer = bench.processes.start(command, GENERATOR_CPU, stdin=subprocess.DEVNULL,
                                    stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
         try:
@@ -323,7 +323,7 @@ class Cell:
     columns: tuple  # (key, heading, format)
     without: tuple = ()  # proxies for which it makes no sense
     timed: bool = True
-    on: str = "plain"  # which family of proxies: plain, workers, tls or pairs
+    on: str = "plain"  # which family of proxies: plain, workers, tls, both or pairs
     note: str = ""
 
 
@@ -394,6 +394,11 @@ CELLS = [
          partial(measure_idle, tls=True),
          (("silent_kib", "never spoke", "{:.2f}"), ("spoke_kib", "after one ping", "{:.2f}")),
          ("stunnel",), timed=False, on="tls"),
+    *(Cell(f"both-{direction}{connections}",
+           f"TLS 1.3 on both sides: bulk {direction}, {connections} connection{'s' * (connections > 1)}",
+           partial(measure_tls_bulk, direction=direction, connections=connections), _BULK, on="both",
+           note="Behind it another penstockd ends TLS, beside the generator and not counted.")
+      for direction in ("up", "down") for connections in (1, 16)),
     Cell("packing", "A pair of daemons, text up over 1 connection", measure_packing,
          (("mib_s", "MiB/s", "{:.0f}"), ("cpu_s_gib", "CPU s for each GiB", "{:.3f}"),
           ("bare_s_gib", "bare library", "{:.3f}")), on="pairs",

@@ -11,7 +11,7 @@ import subprocess
 from processes import BenchError, anonymous_kib, cpu_seconds, free_port, settle, wait_listening
 
 HERE = pathlib.Path(__file__).parent
-PROXY_CPU = "1"
+PROXY_CPU, GENERATOR_CPU = "1", "0"
 TARGETS = ("sink", "source", "echo", "answer")
 TLS_TARGETS = ("intake", "source", "echo", "answer")
 
@@ -66,11 +66,15 @@ class Proxy:
 
     def configure_and_launch(self, name, **more):
         values = dict(self.values, directory=self.directory, **self.ports, **more)
-        values.update({f"{target}_target": port for target, port in self.bench.targets.items()})
+        values.update({f"{target}_target": port for target, port in self.destinations().items()})
         text = string.Template((HERE / "conf" / self.template).read_text()).substitute(values)
         configuration = self.directory / name
         configuration.write_text(text)
         self.launch(self.command(configuration))
+
+    def destinations(self):
+        """The ports of its targets."""
+        return self.bench.targets
 
     def launch(self, command):
         with open(self.directory / "output", "ab") as output:
@@ -214,6 +218,33 @@ class HaproxyTls(Tls, Haproxy):
     template = "haproxy-tls.cfg"
 
 
+class Both:
+    """TLS on both sides of one hop. Who ends it behind is always the same, and runs with the generator."""
+
+    def __init__(self, *arguments, **values):
+        super().__init__(*arguments, **values)
+        self.behind = PenstockTls("behind", f"behind {self.label}", cpus=GENERATOR_CPU)
+
+    def start(self, bench):
+        self.behind.start(bench)
+        super().start(bench)
+
+    def destinations(self):
+        return self.behind.ports
+
+    def stop(self):
+        super().stop()
+        self.behind.stop()
+
+
+class PenstockBoth(Both, PenstockTls):
+    template = "penstock-both.conf"
+
+
+class HaproxyBoth(Both, HaproxyTls):
+    template = "haproxy-both.cfg"
+
+
 class Stunnel(Tls, Proxy):
     program = "stunnel4"
     template = "stunnel.conf"
@@ -276,6 +307,10 @@ def worker_variants():
     ]
 
 
+def both_proxies():
+    return [PenstockBoth("penstock", "penstockd"), HaproxyBoth("haproxy", "HAProxy")]
+
+
 def pair_variants():
     """What compression costs, beside the same two daemons without it."""
     return [
@@ -293,6 +328,7 @@ def families(names, wanted):
         "plain": plain,
         "workers": [proxy for proxy in worker_variants()
                     if any(isinstance(proxy, type(other)) for other in plain)],
+        "both": [proxy for proxy in both_proxies() if proxy.name in names],
         "pairs": pair_variants() if "penstock" in names else [],
         "tls": [proxy for proxy in tls_proxies() if proxy.name in names],
     }

@@ -22,6 +22,8 @@ _PEER_GOALS = (
                                      ("mib_s", "MiB/s", "greatest", 1.0))] +
     [(f"{version}-{kind}", "per_s", "connections a second", "greatest", 1.0)
      for version in ("tls", "tls12") for kind in ("full", "resumed")] +
+    [(f"both-{kind}", "cpu_s_gib", "CPU for each GiB", "least", 0.75)
+     for kind in ("up1", "up16", "down1", "down16")] +
     [("tls-ping1", "p50_us", "ping p50", "least", 1.0),
      ("tls-ping64", "p50_us", "ping p50", "least", 1.0)])
 _IDLE_KIB = {"idle": 1.5, "tls-idle": 15.5}
@@ -107,7 +109,7 @@ def _verdict(reached):
 
 
 def _peer_goals(results, families):
-    peers = {proxy.name: proxy.label for family in ("plain", "tls")
+    peers = {proxy.name: proxy.label for family in ("plain", "tls", "both")
              for proxy in families.get(family, []) if proxy.name != "penstock"}
     for cell, key, what, best, factor in _PEER_GOALS:
         if not results.has(cell, "penstock"):
