@@ -4,17 +4,23 @@ says which proxies it is made for and which numbers are the columns of its table
 import dataclasses
 import json
 import os
+import pathlib
 import re
 import signal
+import socket
 import subprocess
 import time
+import zlib
 from functools import partial
 
-from processes import BenchError, cpu_seconds, family, settle, wait_until
+import zstandard
 
+from processes import BenchError, cpu_seconds, family, settle, wait_until
+from proxies import GENERATOR_CPU
+
+HERE = pathlib.Path(__file__).parent
 GIB = 1 << 30
 MIB = 1 << 20
-LOAD_CPU = "0"
 
 
 @dataclasses.dataclass
@@ -26,6 +32,7 @@ class Size:
     bulk_seconds: float = 2.0
     bulk_bytes: int = 4 * GIB
     tls_bytes: int = GIB
+    packed_bytes: int = GIB // 4
     ping_seconds: float = 2.0
     short_seconds: float = 5.0
     short_count: int = 20000
@@ -39,7 +46,8 @@ class Size:
     share_connections: int = 1000
 
 
-QUICK = Size(limit_seconds=1.5, rounds=2, attempts=1, bulk_seconds=0.7, bulk_bytes=GIB, tls_bytes=GIB // 4, ping_seconds=0.7,
+QUICK = Size(limit_seconds=1.5, rounds=2, attempts=1, bulk_seconds=0.7, bulk_bytes=GIB, tls_bytes=GIB // 4, packed_bytes=GIB // 16,
+             ping_seconds=0.7,
              short_seconds=1.5, short_count=5000, idle_connections=1000, traced_pings=300,
              traced_connections=100)
 
@@ -56,7 +64,7 @@ def _load_command(bench, command, port, options):
 def start_load(bench, command, port, reach=None, **options):
     """`reach` may put something in front of the command."""
     words = _load_command(bench, command, port, options)
-    return bench.processes.start(reach(words) if reach else words, LOAD_CPU, text=True,
+    return bench.processes.start(reach(words) if reach else words, GENERATOR_CPU, text=True,
                                  stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                  stderr=subprocess.PIPE)
 
@@ -201,7 +209,7 @@ def _traced(bench, proxy, action):
     command = ["strace", "-f", "-c", "-U", "calls,name", "-o", str(output)]
     for pid in pids:
         command += ["-p", str(pid)]
-    tracer = bench.processes.start(command, LOAD_CPU, stdin=subprocess.DEVNULL,
+    tracer = bench.processes.start(command, GENERATOR_CPU, stdin=subprocess.DEVNULL,
                                    stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
         try:
@@ -263,6 +271,47 @@ def measure_workers(bench, proxy):
             "others_busy": max(part["others_busy"] for part in (short, up, down))}
 
 
+def corpus():
+    """The text that is packed: this program's own source."""
+    paths = sorted(path for kind in ("src/**/*.c", "src/**/*.h", "man/*") for path in HERE.parent.glob(kind))
+    return b"".join(path.read_bytes() for path in paths)
+
+
+def _bare_cpu_seconds(codec, level, data, times):
+    """What the library alone takes to pack and unpack it so often, in one stream."""
+    if codec == "zlib":
+        packer, unpacker = zlib.compressobj(level), zlib.decompressobj()
+    else:
+        packer = zstandard.ZstdCompressor(compression_params=zstandard.ZstdCompressionParameters.from_level(
+            level, window_log=18, write_checksum=1)).compressobj()  # the filter's defaults
+        unpacker = zstandard.ZstdDecompressor().decompressobj()
+    began = time.process_time()
+    for _ in range(times):
+        for at in range(0, len(data), 256 << 10):
+            unpacker.decompress(packer.compress(data[at:at + (256 << 10)]))
+    unpacker.decompress(packer.flush())
+    return time.process_time() - began
+
+
+def measure_packing(bench, proxy):
+    """The corpus again and again, up over one connection; beside it the bare library."""
+    data = corpus()
+    times = max(1, bench.size.packed_bytes // len(data))
+    used, began = proxy.cpu_seconds(), time.monotonic()
+    with socket.create_connection(("127.0.0.1", proxy.ports["sink"]), 60) as client:
+        for _ in range(times):
+            client.sendall(data)
+        client.shutdown(socket.SHUT_WR)
+        while client.recv(4096):
+            pass
+    elapsed = time.monotonic() - began
+    settle(proxy.pids())
+    gib = times * len(data) / GIB
+    bare = _bare_cpu_seconds(proxy.codec, proxy.level, data, times) if proxy.codec else 0
+    return {"mib_s": gib * 1024 / elapsed, "cpu_s_gib": (proxy.cpu_seconds() - used) / gib,
+            "bare_s_gib": bare / gib}
+
+
 @dataclasses.dataclass
 class Cell:
     """One table. Timed cells are measured in rounds, each proxy in turn, on proxies that stay up;
@@ -274,7 +323,7 @@ class Cell:
     columns: tuple  # (key, heading, format)
     without: tuple = ()  # proxies for which it makes no sense
     timed: bool = True
-    on: str = "plain"  # which family of proxies: plain, workers or tls
+    on: str = "plain"  # which family of proxies: plain, workers, tls, both or pairs
     note: str = ""
 
 
@@ -345,4 +394,16 @@ CELLS = [
          partial(measure_idle, tls=True),
          (("silent_kib", "never spoke", "{:.2f}"), ("spoke_kib", "after one ping", "{:.2f}")),
          ("stunnel",), timed=False, on="tls"),
+    *(Cell(f"both-{direction}{connections}",
+           f"TLS 1.3 on both sides: bulk {direction}, {connections} connection{'s' * (connections > 1)}",
+           partial(measure_tls_bulk, direction=direction, connections=connections), _BULK, on="both",
+           note="Behind it another penstockd ends TLS, beside the generator and not counted.")
+      for direction in ("up", "down") for connections in (1, 16)),
+    Cell("packing", "A pair of daemons, text up over 1 connection", measure_packing,
+         (("mib_s", "MiB/s", "{:.0f}"), ("cpu_s_gib", "CPU s for each GiB", "{:.3f}"),
+          ("bare_s_gib", "bare library", "{:.3f}")), on="pairs",
+         note="Both daemons together, on one CPU. The text is this program's source; the bare library "
+              "packs and unpacks the same in one stream, without a flush."),
+    Cell("packed-ping", "A pair of daemons: 64-byte ping, 1 connection",
+         partial(measure_ping, connections=1), _PING, on="pairs"),
 ]

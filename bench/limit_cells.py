@@ -8,7 +8,7 @@ import subprocess
 import time
 from functools import partial
 
-from cells import GIB, LOAD_CPU, MIB, Cell, finish_load, start_load, timed_load, wait_word
+from cells import GIB, GENERATOR_CPU, MIB, Cell, finish_load, start_load, timed_load, wait_word
 from limiters import CONNECTIONS, RATES
 from processes import BenchError, settle
 
@@ -101,7 +101,7 @@ def measure_share(bench, proxy):
         try:
             time.sleep(1.5)
             pids = ",".join(map(str, proxy.pids()))
-            subprocess.run(["taskset", "-c", LOAD_CPU, "perf", "record", "-q", "-e", "cpu-clock", "-F", "2000", "-p", pids,
+            subprocess.run(["taskset", "-c", GENERATOR_CPU, "perf", "record", "-q", "-e", "cpu-clock", "-F", "2000", "-p", pids,
                             "-o", output, "sleep", str(bench.size.limit_seconds)], check=True, capture_output=True)
         finally:
             bench.processes.stop(load)

@@ -11,7 +11,7 @@ import subprocess
 from processes import BenchError, anonymous_kib, cpu_seconds, free_port, settle, wait_listening
 
 HERE = pathlib.Path(__file__).parent
-PROXY_CPU = "1"
+PROXY_CPU, GENERATOR_CPU = "1", "0"
 TARGETS = ("sink", "source", "echo", "answer")
 TLS_TARGETS = ("intake", "source", "echo", "answer")
 
@@ -66,11 +66,15 @@ class Proxy:
 
     def configure_and_launch(self, name, **more):
         values = dict(self.values, directory=self.directory, **self.ports, **more)
-        values.update({f"{target}_target": port for target, port in self.bench.targets.items()})
+        values.update({f"{target}_target": port for target, port in self.destinations().items()})
         text = string.Template((HERE / "conf" / self.template).read_text()).substitute(values)
         configuration = self.directory / name
         configuration.write_text(text)
         self.launch(self.command(configuration))
+
+    def destinations(self):
+        """The ports of its targets."""
+        return self.bench.targets
 
     def launch(self, command):
         with open(self.directory / "output", "ab") as output:
@@ -117,9 +121,35 @@ class Penstock(Proxy):
     def command(self, configuration):
         # A copy, since nobody may not be let into the tree.
         program = self.directory / "penstockd"
-        shutil.copy(self.find(), program)
-        program.chmod(0o755)
+        if not program.exists():
+            shutil.copy(self.find(), program)
+            program.chmod(0o755)
         return [str(program), "-c", str(configuration)]
+
+
+class PenstockPair(Penstock):
+    """Two daemons with a filter between them: what is plain on both outsides is packed inside."""
+
+    template = "penstock-pair.conf"
+    targets = ("sink", "echo")
+
+    def __init__(self, name, label, codec="", level=6):
+        super().__init__(name, label)
+        self.codec, self.level = codec, level
+
+    def start_programs(self):
+        between = {target: free_port() for target in self.targets}
+        template = string.Template((HERE / "conf" / self.template).read_text())
+        for name, ports, targets, side in (("back", between, self.bench.targets, "accept"),
+                                           ("front", self.ports, between, "connect")):
+            configuration = self.directory / f"{name}.conf"
+            configuration.write_text(template.substitute(
+                ports, section=f'{self.codec} "bench" {{ level = {self.level} }}' if self.codec else "",
+                filters=f'{side}_filters = {{ "{self.codec}:bench" }}' if self.codec else "",
+                **{f"{target}_target": targets[target] for target in self.targets}))
+            self.launch(self.command(configuration))
+            for port in ports.values():
+                wait_listening(port, lambda: all(root.poll() is None for root in self.roots))
 
 
 class Nginx(Proxy):
@@ -188,6 +218,33 @@ class HaproxyTls(Tls, Haproxy):
     template = "haproxy-tls.cfg"
 
 
+class Both:
+    """TLS on both sides of one hop. Who ends it behind is always the same, and runs with the generator."""
+
+    def __init__(self, *arguments, **values):
+        super().__init__(*arguments, **values)
+        self.behind = PenstockTls("behind", f"behind {self.label}", cpus=GENERATOR_CPU)
+
+    def start(self, bench):
+        self.behind.start(bench)
+        super().start(bench)
+
+    def destinations(self):
+        return self.behind.ports
+
+    def stop(self):
+        super().stop()
+        self.behind.stop()
+
+
+class PenstockBoth(Both, PenstockTls):
+    template = "penstock-both.conf"
+
+
+class HaproxyBoth(Both, HaproxyTls):
+    template = "haproxy-both.cfg"
+
+
 class Stunnel(Tls, Proxy):
     program = "stunnel4"
     template = "stunnel.conf"
@@ -250,6 +307,20 @@ def worker_variants():
     ]
 
 
+def both_proxies():
+    return [PenstockBoth("penstock", "penstockd"), HaproxyBoth("haproxy", "HAProxy")]
+
+
+def pair_variants():
+    """What compression costs, beside the same two daemons without it."""
+    return [
+        PenstockPair("pair", "two plain"),
+        PenstockPair("pair-zlib1", "zlib, level 1", "zlib", 1),
+        PenstockPair("pair-zlib6", "zlib, level 6", "zlib", 6),
+        PenstockPair("pair-zstd3", "zstd, level 3", "zstd", 3),
+    ]
+
+
 def families(names, wanted):
     """What the cells are measured on: lists of proxies by the name of their family."""
     plain = [proxy for proxy in all_proxies() if proxy.name in names]
@@ -257,6 +328,8 @@ def families(names, wanted):
         "plain": plain,
         "workers": [proxy for proxy in worker_variants()
                     if any(isinstance(proxy, type(other)) for other in plain)],
+        "both": [proxy for proxy in both_proxies() if proxy.name in names],
+        "pairs": pair_variants() if "penstock" in names else [],
         "tls": [proxy for proxy in tls_proxies() if proxy.name in names],
     }
     return {family: order for family, order in found.items() if family in wanted}

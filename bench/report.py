@@ -22,10 +22,13 @@ _PEER_GOALS = (
                                      ("mib_s", "MiB/s", "greatest", 1.0))] +
     [(f"{version}-{kind}", "per_s", "connections a second", "greatest", 1.0)
      for version in ("tls", "tls12") for kind in ("full", "resumed")] +
+    [(f"both-{kind}", "cpu_s_gib", "CPU for each GiB", "least", 0.75)
+     for kind in ("up1", "up16", "down1", "down16")] +
     [("tls-ping1", "p50_us", "ping p50", "least", 1.0),
      ("tls-ping64", "p50_us", "ping p50", "least", 1.0)])
 _IDLE_KIB = {"idle": 1.5, "tls-idle": 15.5}
 _TWO_WORKERS = 1.15
+_PACKING, _PACKED_PING = 1.15, 2
 
 
 class Results:
@@ -106,7 +109,7 @@ def _verdict(reached):
 
 
 def _peer_goals(results, families):
-    peers = {proxy.name: proxy.label for family in ("plain", "tls")
+    peers = {proxy.name: proxy.label for family in ("plain", "tls", "both")
              for proxy in families.get(family, []) if proxy.name != "penstock"}
     for cell, key, what, best, factor in _PEER_GOALS:
         if not results.has(cell, "penstock"):
@@ -183,9 +186,27 @@ def _limit_goals(results):
                    _verdict(ratio <= most)]
 
 
+def _pair_goals(results, families):
+    for proxy in families.get("pairs", []):
+        if not proxy.codec:
+            continue
+        if results.has("packing", proxy.name) and results.has("packing", "pair"):
+            own, plain = results.samples["packing", proxy.name], results.samples["packing", "pair"]
+            ratio = round(statistics.median(
+                packed / (bare + through) for packed, bare, through in
+                zip(own["cpu_s_gib"], own["bare_s_gib"], plain["cpu_s_gib"])), 2)
+            yield [f"packing: {proxy.label}, CPU for each GiB ≤ {_PACKING} × (bare library + two plain)",
+                   f"{ratio:.2f} ×", _verdict(ratio <= _PACKING)]
+        if results.has("packed-ping", proxy.name) and results.has("packed-ping", "pair"):
+            ratio = results.ratio("packed-ping", proxy.name, "pair", "p50_us")
+            yield [f"packed-ping: {proxy.label}, p50 ≤ {_PACKED_PING} × two plain", f"{ratio:.2f} ×",
+                   _verdict(ratio <= _PACKED_PING)]
+
+
 def goals_table(results, families):
     rows = [row for part in (_peer_goals(results, families), _calls_goal(results),
-                             _idle_goals(results), _worker_goals(results), _limit_goals(results)) for row in part]
+                             _idle_goals(results), _worker_goals(results), _limit_goals(results),
+                             _pair_goals(results, families)) for row in part]
     if not rows:
         return "Nothing was measured that a goal is set for.\n"
     missed = sum("missed" in row[2] for row in rows)

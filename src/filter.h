@@ -18,7 +18,7 @@
  *  5. What waits inside to be given in a flow, taken by it or made for it by the other flow
  *     (handshake, alert, KeyUpdate, ticket), is at most FILTER_KEPT_BYTES; full means that who
  *     would add rests. What a codec needs to work (window, tables, one block that its format does
- *     not divide) is of fixed size, stated in the manual, and not counted here.
+ *     not divide) is of fixed size, stated in the manual, and told by `held`, not counted here.
  *  6. End of stream is explicit. A flow whose source has ended (FILTER_FINISHED) delivers all, its
  *     own trailer included, then returns FILTER_END, once; a flow whose protocol has an end mark
  *     may do so at the mark already. An end before the mark is FAILURE_TRUNCATED, never
@@ -117,6 +117,8 @@ struct filter_type {
 	bool (*ready)(const void *state); /* or NULL: always */
 	size_t (*kept)(
 		const void *state); /* bytes of both flows waiting inside; or NULL: none ever */
+	/* Bytes of memory it holds to work with, beside what waits; O(1). They count in max_memory. */
+	size_t (*held)(const void *state); /* or NULL: next to none */
 	void (*close)(void *state);
 
 	/* Name and version of the library that it runs with; static. */

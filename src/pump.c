@@ -876,7 +876,8 @@ count_kept(struct pump *pump)
 		kept_bytes += length(pump->flow[i].store) + /* i begins at side i */
 			      length(pump->flow[i].paid);
 		if (side->stack)
-			kept_bytes += stack_kept_bytes(side->stack) + length(side->out);
+			kept_bytes += stack_kept_bytes(side->stack) +
+				      stack_held_bytes(side->stack) + length(side->out);
 	}
 	pump->loop->kept_bytes += kept_bytes - pump->kept_bytes;
 	pump->kept_bytes = kept_bytes;

@@ -412,3 +412,15 @@ stack_kept_bytes(const struct stack *stack)
 	}
 	return kept;
 }
+
+size_t
+stack_held_bytes(const struct stack *stack)
+{
+	size_t held = 0;
+	for (size_t i = 0; stack && i < stack->count; i++) {
+		const struct member *member = &stack->members[i];
+		if (member->state && member->type->held)
+			held += member->type->held(member->state);
+	}
+	return held;
+}

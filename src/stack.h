@@ -78,6 +78,9 @@ bool stack_is_empty(const struct stack *stack, enum filter_flow flow);
 /* Bytes of both flows that wait inside: between filters and in them. */
 size_t stack_kept_bytes(const struct stack *stack);
 
+/* Bytes of memory with which its filters work, beside those. */
+size_t stack_held_bytes(const struct stack *stack);
+
 void stack_close(struct stack *stack);
 
 #endif

@@ -88,6 +88,19 @@ compression_kept(const void *state)
 	return ((const struct compression *)state)->flows[FILTER_OUT].waiting_bytes;
 }
 
+size_t
+compression_held(const void *state)
+{
+	const struct compression *compression = state;
+	size_t bytes = 0;
+	for (int flow = 0; flow < FILTER_FLOWS; flow++) {
+		if (compression->flows[flow].coder)
+			bytes += compression->format->coders[flow].held(
+				compression->flows[flow].coder);
+	}
+	return bytes;
+}
+
 struct compression_totals
 compression_read_totals(enum compression_kind kind, enum filter_flow flow)
 {

@@ -90,6 +90,7 @@ struct compression_coder {
 	void *(*open)(const struct compression_conf *conf); /* NULL = no memory */
 	enum compression_result (*run)(void *coder, struct compression_pass *pass,
 				       struct failure *why);
+	size_t (*held)(const void *coder); /* bytes of its memory */
 	void (*close)(void *coder);
 };
 
@@ -108,6 +109,7 @@ void *compression_open(const struct compression_format *format, const struct com
 		       struct failure *why);
 enum filter_result compression_step(void *state, enum filter_flow flow, struct filter_io *io);
 size_t compression_kept(const void *state);
+size_t compression_held(const void *state);
 void compression_close(void *state);
 
 /* What all connections of the process have moved since its start. */

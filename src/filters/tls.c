@@ -20,6 +20,7 @@
 
 #define RECORD_BYTES 16384             /* of plaintext, RFC 8446 5.1 */
 #define STRETCH      (256 * 1024 - 64) /* read or written at once; a chain of a power of two */
+#define HELD_BYTES   (16 * 1024) /* by a connection at rest, with its allocator's loss; measured */
 
 /* Handshake messages behind the handshake (KeyUpdate, tickets) cost a peer nothing and us a good deal.
  * One is granted for each step that finds bytes, and so many at once: who rekeys now and then never
@@ -633,6 +634,13 @@ tls_kept(const void *state)
 	       (size_t)SSL_pending(tls->ssl);
 }
 
+static size_t
+tls_held(const void *state)
+{
+	(void)state;
+	return HELD_BYTES;
+}
+
 static const char *
 tls_library(void)
 {
@@ -651,6 +659,7 @@ const struct filter_type tls_filter = {
 	.step = tls_step,
 	.ready = tls_ready,
 	.kept = tls_kept,
+	.held = tls_held,
 	.close = tls_close,
 	.library = tls_library,
 };

@@ -3,6 +3,7 @@
  */
 #include "compression.h"
 
+#include <malloc.h>
 #include <stdio.h>
 #include <stdlib.h>
 #define ZLIB_CONST
@@ -18,9 +19,46 @@ static const struct keyword keywords[] = {
 
 struct coder {
 	z_stream stream;
+	size_t held_bytes; /* by the library */
 	int level;
 	bool stores; /* packer: what it does at present */
 };
+
+static void *
+take_memory(void *opaque, unsigned int count, unsigned int size)
+{
+	struct coder *coder = opaque;
+	void *memory = malloc((size_t)count * size);
+	coder->held_bytes += malloc_usable_size(memory);
+	return memory;
+}
+
+static void
+give_memory(void *opaque, void *memory)
+{
+	struct coder *coder = opaque;
+	coder->held_bytes -= malloc_usable_size(memory);
+	free(memory);
+}
+
+static struct coder *
+coder_open(void)
+{
+	struct coder *coder = calloc(1, sizeof(*coder));
+	if (!coder)
+		return NULL;
+	coder->stream.zalloc = take_memory;
+	coder->stream.zfree = give_memory;
+	coder->stream.opaque = coder;
+	return coder;
+}
+
+static size_t
+coder_held(const void *opaque)
+{
+	const struct coder *coder = opaque;
+	return sizeof(*coder) + coder->held_bytes;
+}
 
 static void
 lend(z_stream *stream, const struct compression_pass *pass)
@@ -53,7 +91,7 @@ fail(const z_stream *stream, int result, struct failure *why)
 static void *
 packer_open(const struct compression_conf *conf)
 {
-	struct coder *packer = calloc(1, sizeof(*packer));
+	struct coder *packer = coder_open();
 	if (!packer)
 		return NULL;
 	packer->level = (int)conf->level;
@@ -112,7 +150,7 @@ packer_run(void *opaque, struct compression_pass *pass, struct failure *why)
 static void *
 unpacker_open(const struct compression_conf *conf)
 {
-	struct coder *unpacker = calloc(1, sizeof(*unpacker));
+	struct coder *unpacker = coder_open();
 	if (!unpacker)
 		return NULL;
 	if (inflateInit2(&unpacker->stream, conf->window_bits) != Z_OK) {
@@ -151,8 +189,8 @@ static const struct compression_format format = {
 	.name = "zlib",
 	.kind = COMPRESSION_ZLIB,
 	.coders = {
-		[FILTER_IN] = { unpacker_open, unpacker_run, unpacker_close },
-		[FILTER_OUT] = { packer_open, packer_run, packer_close },
+		[FILTER_IN] = { unpacker_open, unpacker_run, coder_held, unpacker_close },
+		[FILTER_OUT] = { packer_open, packer_run, coder_held, packer_close },
 	},
 };
 
@@ -181,6 +219,7 @@ const struct filter_type zlib_filter = {
 	.open = zlib_open,
 	.step = compression_step,
 	.kept = compression_kept,
+	.held = compression_held,
 	.close = compression_close,
 	.library = zlib_library,
 };

@@ -58,6 +58,13 @@ packer_close(void *opaque)
 	free(packer);
 }
 
+static size_t
+packer_held(const void *opaque)
+{
+	const struct packer *packer = opaque;
+	return sizeof(*packer) + ZSTD_sizeof_CCtx(packer->context);
+}
+
 static int
 set(ZSTD_CCtx *context, ZSTD_cParameter parameter, int value)
 {
@@ -186,6 +193,13 @@ unpacker_close(void *opaque)
 	free(unpacker);
 }
 
+static size_t
+unpacker_held(const void *opaque)
+{
+	const struct unpacker *unpacker = opaque;
+	return sizeof(*unpacker) + ZSTD_sizeof_DCtx(unpacker->context);
+}
+
 static void *
 unpacker_open(const struct compression_conf *conf)
 {
@@ -276,8 +290,8 @@ static const struct compression_format format = {
 	.name = "zstd",
 	.kind = COMPRESSION_ZSTD,
 	.coders = {
-		[FILTER_IN] = { unpacker_open, unpacker_run, unpacker_close },
-		[FILTER_OUT] = { packer_open, packer_run, packer_close },
+		[FILTER_IN] = { unpacker_open, unpacker_run, unpacker_held, unpacker_close },
+		[FILTER_OUT] = { packer_open, packer_run, packer_held, packer_close },
 	},
 };
 
@@ -306,6 +320,7 @@ const struct filter_type zstd_filter = {
 	.open = zstd_open,
 	.step = compression_step,
 	.kept = compression_kept,
+	.held = compression_held,
 	.close = compression_close,
 	.library = zstd_library,
 };

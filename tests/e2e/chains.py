@@ -4,12 +4,14 @@ Where two tunnels face each other, the one in front has the chain on its far sid
 side; what goes in plain at one end comes out plain at the other."""
 
 import contextlib
+import functools
+import re
 import select
 import socket
 import subprocess
 import threading
 
-from daemon import DEADLINE, configuration, run_penstockd, tunnel
+from daemon import DEADLINE, configuration, listed, run_penstockd, tunnel
 
 # What a chain may name; "{0}" is the directory of the certificates.
 SECTIONS = {
@@ -29,9 +31,22 @@ SECTIONS = {
 MARKED = ("tls", "zlib", "zstd")
 
 
+@functools.cache
 def has_doubles():
     """Whether this is a test build."""
     return "stutter" in run_penstockd("--keywords").stdout
+
+
+def stuttering(chain):
+    """In a test build the chain with what cuts its bytes at random on both sides of each filter; else the chain."""
+    return ("stutter:one", *(part for name in chain for part in (name, "stutter:two"))) if has_doubles() else chain
+
+
+def stuttered(text):
+    """That configuration with the same around each filter of its chains; only for a test build."""
+    def cut(match):
+        return match[1] + listed(stuttering(re.findall(r'"([^"]*)"', match[2])))
+    return sections(("stutter:one", "stutter:two"), None) + re.sub(r"\b((?:accept|connect)_filters = )(.*)", cut, text)
 
 
 def make_certificate(directory):

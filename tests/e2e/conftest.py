@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from chains import has_doubles, stuttered
 from daemon import PENSTOCKD, Daemon
 from programs import PEERS, write_peers
 
@@ -49,6 +50,15 @@ def start(request, directory):
             complaints.append(str(complaint))
     if complaints:
         pytest.fail("\n".join(complaints), pytrace=False)
+
+
+@pytest.fixture(params=["as written"] + ["stutter"] * has_doubles() if Path(PENSTOCKD).is_file() else [])
+def start_data(request, start):
+    """start(text, …) for cases whose matter is the bytes: in a test build these run once more, with what cuts
+    the bytes at random between all filters."""
+    if request.param == "as written":
+        return start
+    return lambda text, *arguments, **options: start(stuttered(text), *arguments, **options)
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -30,9 +30,13 @@ def wait_until(condition, what, deadline=DEADLINE):
         time.sleep(0.004)
 
 
+def listed(values):
+    return "{ " + ", ".join(f'"{value}"' for value in values) + " }"
+
+
 def _value(value):
     if isinstance(value, (list, tuple)):
-        return "{ " + ", ".join(f'"{item}"' for item in value) + " }"
+        return listed(value)
     return str(value) if isinstance(value, int) else f'"{value}"'
 
 

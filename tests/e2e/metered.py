@@ -200,11 +200,6 @@ def dial_many(address, count, source=None):
     return [dial(address, source) for _ in range(count)]
 
 
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return taken.getsockname()[1]
-
-
 class Acceptor:
     """A target whose accepted sockets are the test's."""
 

@@ -1,6 +1,7 @@
 """Real programs as peers: found or the test fails, started, waited for, ended by their process id. What
 talked through a tunnel is written to PEERS.md."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -58,10 +59,17 @@ def write_peers(ran):
     fresh.rename(PEERS_FILE)
 
 
+HELD_PORTS = []
+
+
 def free_port():
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
+    """A port for a program that binds it with SO_REUSEADDR, as servers do. It stays bound here until the tests
+    end, so that the kernel gives it to nobody else: neither who binds port 0 nor who connects."""
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind(("127.0.0.1", 0))
+    HELD_PORTS.append(sock)
+    return sock.getsockname()[1]
 
 
 def is_listening(port):
@@ -114,3 +122,35 @@ def run(*command, deadline=120, data=None, **options):
                                   f"{done.stderr.decode(errors='replace')[-2000:]}"
                                   f"{done.stdout.decode(errors='replace')[-1000:]}")
     return done.stdout
+
+
+@contextlib.contextmanager
+def redis_server(directory, *options):
+    port = free_port()
+    with Server(directory, "redis-server", "--port", port, "--save", "", "--bind", "127.0.0.1", "--dir", directory, *options,
+                port=port) as server:
+        server.port = port
+        yield server
+
+
+@contextlib.contextmanager
+def postgres_server(directory):
+    port, data = free_port(), directory / "cluster"
+    owner = {}
+    if os.getuid() == 0:  # the server refuses to run as root
+        owner = {"user": "postgres", "group": "postgres"}
+        data.mkdir()
+        shutil.chown(data, "postgres", "postgres")
+    run("initdb", "-D", data, "-A", "trust", "-U", "tester", "--no-sync", "--locale=C", "--encoding=UTF8", cwd="/", **owner)
+    with Server(directory, "postgres", "-D", data, "-p", port, "-k", "", "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off",
+                port=port, cwd="/", **owner) as server:
+        server.port = port
+        server.wait(lambda: b"ready to accept connections" in server.log.read_bytes(), "ready")
+        yield server
+
+
+def haproxy_server(directory, port, text):
+    file = directory / "haproxy.cfg"
+    timeouts = "".join(f"    timeout {name} 10s\n" for name in ("connect", "client", "server"))
+    file.write_text(f"global\n    maxconn 100\ndefaults\n{timeouts}{text}\n")
+    return Server(directory, "haproxy", "-db", "-f", file, port=port)

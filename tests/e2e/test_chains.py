@@ -3,23 +3,26 @@
 import contextlib
 import socket
 import statistics
+import subprocess
+import sys
 import time
 import zlib
 
 import pytest
 
-from chains import Cutter, facing, has_doubles, is_marked, make_certificate, over_a_pair, over_sockets
-from daemon import DEADLINE, configuration, tunnel
+from chains import Cutter, facing, has_doubles, is_marked, make_certificate, over_a_pair, over_sockets, stuttering
+from daemon import DEADLINE, configuration, section, tunnel
 from peers import CLIENT_STREAM, KIB, MIB, TARGET_STREAM, Target, connect, transfer
+from programs import peer as note_peer, program
 
 pytestmark = pytest.mark.sanitize
 
 PLAIN = [("zlib",), ("zstd",), ("zlib", "zlib"), ("zlib:adaptive", "zstd:adaptive"), ("tls", "zlib"),
          ("proxy_protocol", "tls", "zstd")]
 CHAINS = list(PLAIN)
-# In a test build the same once more, with what cuts their bytes at random on both sides of each filter.
+# In a test build the same once more, cut at random.
 if has_doubles():
-    CHAINS += [("stutter:one", *(part for name in chain for part in (name, "stutter:two"))) for chain in PLAIN]
+    CHAINS += [stuttering(chain) for chain in PLAIN]
     CHAINS += [("hoard", "zlib", "hoard"), ("stutter:one",), ("hoard",)]
 
 SIZES = (0, 1, 10 * KIB, 300 * KIB, 2 * MIB)
@@ -172,9 +175,9 @@ class TestPythonsZlib:
     """Python's zlib at the other end of the wire, as client and as target."""
 
     @pytest.mark.parametrize("size", [0, 1, 100 * KIB, 3 * MIB])
-    def test_as_client(self, start, size):
+    def test_as_client(self, start_data, size):
         with Target() as target:
-            daemon = start(configuration(tunnel("a", target.text, accept_filters="zlib")))
+            daemon = start_data(configuration(tunnel("a", target.text, accept_filters="zlib")))
             with raw(daemon.address("a")) as client:
                 text = bytes(CLIENT_STREAM.at(0, min(size, MIB))) * (size // MIB or 1)
                 client.sendall(zlib.compress(text))
@@ -187,9 +190,9 @@ class TestPythonsZlib:
                 assert unpacker.eof and not unpacker.unused_data
                 peer.close()
 
-    def test_as_target(self, start):
+    def test_as_target(self, start_data):
         with Target() as target:
-            daemon = start(configuration(tunnel("a", target.text, connect_filters="zlib")))
+            daemon = start_data(configuration(tunnel("a", target.text, connect_filters="zlib")))
             with connect(daemon.address("a")) as client:
                 client.send_in_background(MIB, then=client.finish)
                 peer = target.accept(expects=None)
@@ -200,10 +203,12 @@ class TestPythonsZlib:
                 peer.finish()
                 assert client.read_to_end() == "FIN" and client.got_bytes == MIB
                 peer.close()
+        note_peer("Python's zlib", sys.executable, "-c", "import zlib; print(zlib.ZLIB_RUNTIME_VERSION)",
+                  command="zlib.compressobj and zlib.decompressobj over a socket, both roles")
 
-    def test_dialogue(self, start):
+    def test_dialogue(self, start_data):
         """What Python flushes arrives, and what is flushed to it can be read, message by message."""
-        daemon = start(configuration(tunnel("a", "internal:echo", accept_filters="zlib")))
+        daemon = start_data(configuration(tunnel("a", "internal:echo", accept_filters="zlib")))
         packer, unpacker = zlib.compressobj(), zlib.decompressobj()
         with raw(daemon.address("a")) as client:
             for number in range(100):
@@ -270,13 +275,13 @@ class TestPythonsZlib:
                 peer.close()
 
 
-def test_pythons_zstandard(start):
+def test_pythons_zstandard(start_data):
     """The same with zstd, in and out, with and without `adaptive`."""
     import zstandard
     text = 'zstd "adaptive" { adaptive = "true" }\n'
     payload = bytes(CLIENT_STREAM.at(0, MIB)) + b"pipe and gate " * 100000
     with Target() as target:
-        daemon = start(configuration(text, tunnel("a", target.text, accept_filters="zstd"),
+        daemon = start_data(configuration(text, tunnel("a", target.text, accept_filters="zstd"),
                                      tunnel("b", target.text, accept_filters="zstd:adaptive")))
         for name in ("a", "b"):
             with raw(daemon.address(name)) as client:
@@ -291,6 +296,45 @@ def test_pythons_zstandard(start):
                 reader = zstandard.ZstdDecompressor().stream_reader(received(client), read_across_frames=True)
                 assert reader.read() == payload
                 peer.close()
+    note_peer("Python's zstandard", sys.executable, "-c", "import zstandard; print(zstandard.__version__)",
+              command="zstandard.ZstdCompressor and ZstdDecompressor over a socket")
+
+
+def zstd_at(sock, directory, payload):
+    """The program zstd with both flows of a socket: says the payload, and gives what it hears."""
+    given, got = directory / "given", directory / "got"
+    given.write_bytes(payload)
+    with open(given, "rb") as source, open(got, "wb") as sink:
+        reader = subprocess.Popen([program("zstd"), "-q", "-d", "-c"], stdin=sock, stdout=sink)
+        try:
+            # A stream of unknown length gets a window of 2 MiB, if zstd is not told.
+            subprocess.run([program("zstd"), "-q", "-c", "--check", "--zstd=wlog=18"], stdin=source, stdout=sock, check=True)
+            sock.shutdown(socket.SHUT_WR)
+            assert reader.wait(DEADLINE) == 0
+        finally:
+            reader.kill()
+            reader.wait()
+    return got.read_bytes()
+
+
+@pytest.mark.parametrize("adaptive", ["false", "true"])
+def test_zstd_of_the_command_line(start_data, directory, adaptive):
+    """As client and as target."""
+    payload = bytes(CLIENT_STREAM.at(0, MIB)) + b"pipe and gate " * 100000
+    with Target() as target:
+        daemon = start_data(configuration(section("zstd", "z", adaptive=adaptive), tunnel("near", "internal:echo", accept_filters=["zstd:z"]),
+                                     tunnel("far", target.text, connect_filters=["zstd:z"])))
+        with raw(daemon.address("near")) as client:
+            client.settimeout(None)  # its descriptor is for others, who do not wait by themselves
+            assert zstd_at(client, directory, payload) == payload
+        with raw(daemon.address("far")) as client:
+            client.sendall(payload)
+            client.shutdown(socket.SHUT_WR)
+            with target.accept(expects=None) as peer:
+                peer.sock.settimeout(None)
+                assert zstd_at(peer.sock, directory, payload[::-1]) == payload
+            assert received(client) == payload[::-1]
+    note_peer("zstd", "zstd", "--version", command="zstd -c > SOCKET, zstd -d -c < SOCKET, both roles")
 
 
 if has_doubles():

@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from daemon import DEADLINE, PENSTOCKD, ROOT, wait_until
-from programs import program
+from programs import free_port, program
 
 TEXT = (ROOT / "doc/coming-from.md").read_text()
 BLOCKS = [(job.split("\n")[0], tool.split("\n")[0], re.search(r"^```\n(.*?)^```$", tool, re.M | re.S)[1])
@@ -64,11 +64,6 @@ def certificate(tmp_path_factory):
                     "-out", folder / "edge.pem"], check=True, capture_output=True)
     (folder / "edge.pem.key").write_text((folder / "edge.key").read_text())
     return folder
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return taken.getsockname()[1]
 
 
 def ask(port, context):

@@ -17,8 +17,9 @@ import time
 import pytest
 
 from daemon import DEADLINE, configuration, tunnel, wait_until
-from metered import Acceptor, Readers, StallMeter, Writers, dial, dial_many, free_port
+from metered import Acceptor, Readers, StallMeter, Writers, dial, dial_many
 from peers import KIB, Target, connect, transfer
+from programs import free_port
 
 KB, MB = 1000, 1000 * 1000
 ATTEMPTS = 5  # at what a busy machine may spoil

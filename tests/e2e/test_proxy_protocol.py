@@ -12,7 +12,7 @@ import pytest
 from certificates import Authority
 from daemon import DEADLINE, configuration, section, tunnel, wait_until
 from peers import EchoTarget, Target, connect, transfer
-from programs import Server, free_port, peer, run
+from programs import Server, free_port, haproxy_server, peer, run
 from proxy_header import (ALPN, AUTHORITY, CRC32C, NOOP, SSL, SSL_CIPHER, SSL_CN, SSL_VERSION, UNIQUE_ID, Header, tlv,
                           version_1, version_2)
 
@@ -295,11 +295,11 @@ def client_context(authority, **options):
     return context
 
 
-def test_header_before_tls(start, authority):
+def test_header_before_tls(start_data, authority):
     """curl says the header, then speaks TLS; the target learns both."""
     peer("curl", "curl", "--version", command="curl --haproxy-protocol https://edge.example:PORT/")
     with Target() as target:
-        daemon = start(configuration(TRUSTING, SENDING[2], tls_section(authority, alpn=["http/1.1"]),
+        daemon = start_data(configuration(TRUSTING, SENDING[2], tls_section(authority, alpn=["http/1.1"]),
                                      tunnel("a", target.text, accept_filters=["proxy_protocol:in", "tls:edge"],
                                             connect_filters=["proxy_protocol:out2"])))
         port = daemon.address("a")[1]
@@ -313,11 +313,11 @@ def test_header_before_tls(start, authority):
                 assert server.sock.recv(100).startswith(b"GET / HTTP/1.1\r\n")
 
 
-def test_header_inside_of_tls(start, authority):
+def test_header_inside_of_tls(start_data, authority):
     """Told in private by a relay that has shown its certificate: its TLS is not the client's."""
     relay, key = authority.issue("relay.example")
     with Target() as target:
-        daemon = start(configuration(TRUSTING, SENDING[2], tls_section(authority, client_ca=str(authority.certificate)),
+        daemon = start_data(configuration(TRUSTING, SENDING[2], tls_section(authority, client_ca=str(authority.certificate)),
                                      tunnel("a", target.text, accept_filters=["tls:edge", "proxy_protocol:in"], deny=["127.0.0.1"],
                                             max_per_source=1, connect_filters=["proxy_protocol:out2"])))
         context = client_context(authority, load_cert_chain=(relay, key))
@@ -370,20 +370,11 @@ def accept_for(client, target):
 
 def haproxy(directory, port, text):
     peer("haproxy", "haproxy", "-v", command="haproxy -f haproxy.cfg: accept-proxy; send-proxy, send-proxy-v2 with TLVs")
-    (directory / "haproxy.cfg").write_text(f"""
-        global
-            maxconn 100
-        defaults
-            timeout connect 10s
-            timeout client 10s
-            timeout server 10s
-        {text}
-""")
-    return Server(directory, "haproxy", "-db", "-f", directory / "haproxy.cfg", port=port)
+    return haproxy_server(directory, port, text)
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_haproxy_accepts(start, directory, version):
+def test_haproxy_accepts(start_data, directory, version):
     port = free_port()
     told = tlv(AUTHORITY, b"example.org") + tlv(UNIQUE_ID, b"id-4711")
     with haproxy(directory, port, f"""
@@ -392,7 +383,7 @@ def test_haproxy_accepts(start, directory, version):
             bind 127.0.0.1:{port} accept-proxy
             http-request return status 200 content-type text/plain lf-string "%[src]:%[src_port] %[dst]:%[dst_port] %[fc_pp_authority] %[fc_pp_unique_id]"
         """):
-        daemon = start(configuration(TRUSTING, SENDING[version], receiving(connect_to=f"127.0.0.1:{port}",
+        daemon = start_data(configuration(TRUSTING, SENDING[version], receiving(connect_to=f"127.0.0.1:{port}",
                                                                            connect_filters=[f"proxy_protocol:out{version}"])))
         request = b"GET / HTTP/1.0\r\n\r\n"
         answer = answers(daemon.address("a"), version_2(CLIENT, SERVER, told) + request)
@@ -405,14 +396,14 @@ def test_haproxy_accepts(start, directory, version):
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_haproxy_sends(start, directory, authority, version):
+def test_haproxy_sends(start_data, directory, authority, version):
     """HAProxy ends TLS and tells who came; the target behind us hears it as HAProxy said it."""
     port = free_port()
     bundle = authority.bundle("edge.example")
     certificate, key = authority.issue("alice")
     sending = "send-proxy" if version == 1 else ("send-proxy-v2 proxy-v2-options ssl,cert-cn,ssl-cipher,crc32c,authority,unique-id")
     with Target() as target:
-        daemon = start(configuration(TRUSTING, SENDING[2], receiving(connect_to=target.text, connect_filters=["proxy_protocol:out2"])))
+        daemon = start_data(configuration(TRUSTING, SENDING[2], receiving(connect_to=target.text, connect_filters=["proxy_protocol:out2"])))
         with haproxy(directory, port, f"""
             frontend f
                 mode tcp
@@ -448,7 +439,7 @@ def nginx(directory, port, text):
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_nginx_accepts_what_curl_says(start, directory, version):
+def test_nginx_accepts_what_curl_says(start_data, directory, version):
     """curl → us → nginx: the address that nginx sees is curl's own."""
     peer("curl", "curl", "--version", command="curl --haproxy-protocol http://127.0.0.1:PORT/")
     port = free_port()
@@ -457,7 +448,7 @@ def test_nginx_accepts_what_curl_says(start, directory, version):
                 uwsgi_temp_path uwsgi; scgi_temp_path scgi;
                 server {{ listen 127.0.0.1:{port} proxy_protocol; location / {{
                           return 200 "$proxy_protocol_addr $proxy_protocol_port $proxy_protocol_server_addr $proxy_protocol_server_port"; }} }} }}"""):
-        daemon = start(configuration(TRUSTING, SENDING[version], receiving(connect_to=f"127.0.0.1:{port}",
+        daemon = start_data(configuration(TRUSTING, SENDING[version], receiving(connect_to=f"127.0.0.1:{port}",
                                                                            connect_filters=[f"proxy_protocol:out{version}"])))
         ours = daemon.address("a")[1]
         output = run("curl", "-sS", "--haproxy-protocol", f"http://127.0.0.1:{ours}/", "-w", " %{local_port}").decode()
@@ -468,10 +459,10 @@ def test_nginx_accepts_what_curl_says(start, directory, version):
         assert answer.endswith(b"2001:db8::9 5 2001:db8::1 443")
 
 
-def test_nginx_sends(start, directory):
+def test_nginx_sends(start_data, directory):
     port = free_port()
     with Target() as target:
-        daemon = start(configuration(TRUSTING, SENDING[1], receiving(connect_to=target.text, connect_filters=["proxy_protocol:out1"])))
+        daemon = start_data(configuration(TRUSTING, SENDING[1], receiving(connect_to=target.text, connect_filters=["proxy_protocol:out1"])))
         with nginx(directory, port, f"""
             stream {{ server {{ listen 127.0.0.1:{port}; proxy_pass 127.0.0.1:{daemon.address("a")[1]}; proxy_protocol on; }} }}"""):
             with dial(("127.0.0.1", port)) as client, accept_for(client, target) as (server, _):

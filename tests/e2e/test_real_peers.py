@@ -13,7 +13,8 @@ import pytest
 
 from daemon import configuration, tunnel
 from peers import MIB
-from programs import Server, free_port, peer, program, run
+from programs import Server, free_port, peer, postgres_server, program, redis_server, run
+
 
 @pytest.fixture
 def memory_directory():
@@ -134,10 +135,7 @@ def test_iperf3(directory, through, direction, report):
 
 @pytest.fixture
 def redis(directory):
-    port = free_port()
-    with Server(directory, "redis-server", "--port", port, "--save", "", "--bind", "127.0.0.1", "--dir", directory,
-                port=port) as server:
-        server.port = port
+    with redis_server(directory) as server:
         yield server
 
 
@@ -199,17 +197,7 @@ def test_openssh(sshd, directory, through):
 
 @pytest.fixture
 def postgres(directory):
-    port, data = free_port(), directory / "cluster"
-    owner = {}
-    if os.getuid() == 0:  # the server refuses to run as root
-        owner = {"user": "postgres", "group": "postgres"}
-        data.mkdir()
-        shutil.chown(data, "postgres", "postgres")
-    run("initdb", "-D", data, "-A", "trust", "-U", "tester", "--no-sync", "--locale=C", "--encoding=UTF8", cwd="/", **owner)
-    with Server(directory, "postgres", "-D", data, "-p", port, "-k", "", "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off",
-                port=port, cwd="/", **owner) as server:
-        server.port = port
-        server.wait(lambda: b"ready to accept connections" in server.log.read_bytes(), "ready")
+    with postgres_server(directory) as server:
         yield server
 
 

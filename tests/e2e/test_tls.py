@@ -6,6 +6,7 @@ import re
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from certificates import Authority
 from daemon import DEADLINE, check, configuration, section, tunnel, wait_until
 from peers import MIB, EchoTarget, Target
-from programs import Server, free_port, peer, program, run
+from programs import Server, free_port, haproxy_server, peer, program, run
 
 pytestmark = pytest.mark.sanitize
 
@@ -123,7 +124,7 @@ VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("sides", ["near", "far", "both"])
-def test_bytes_and_ends(start, authority, server, sides, version):
+def test_bytes_and_ends(start_data, authority, server, sides, version):
     """All bytes both ways; each direction ends by itself and the other goes on."""
     filters = {}
     if sides != "far":
@@ -133,7 +134,7 @@ def test_bytes_and_ends(start, authority, server, sides, version):
     limits = {"min_version": version, "max_version": version}
     up, down = os.urandom(3 * MIB), os.urandom(2 * MIB)
     with Target() as target:
-        daemon = start(configuration(tunnel("t", target.text, **filters), workers=2) +
+        daemon = start_data(configuration(tunnel("t", target.text, **filters), workers=2) +
                        near(server, **limits) + far(authority, **limits))
         sock = socket.create_connection(daemon.address("t"))
         client = Speaker(sock, client_context(authority)) if sides != "far" else Plain(sock)
@@ -151,6 +152,7 @@ def test_bytes_and_ends(start, authority, server, sides, version):
             far_end.finish()
             assert client.read_to_end() == b""
         daemon.ended("t", reason="ok")
+    peer("Python's ssl", sys.executable, "-c", "import ssl; print(ssl.OPENSSL_VERSION)", command="ssl.MemoryBIO over a socket, both roles")
 
 
 class Plain:
@@ -183,10 +185,10 @@ def sending(end, data):
     assert not thread.is_alive()
 
 
-def test_over_an_internal_name(start, authority, server):
+def test_over_an_internal_name(start_data, authority, server):
     """TLS over a pair inside the process."""
     with EchoTarget() as target:
-        daemon = start(configuration(
+        daemon = start_data(configuration(
             tunnel("outside", "internal:inside", connect_filters=["tls:out"]),
             tunnel("inside", target.text, listen="internal:inside", accept_filters=["tls:edge"]), workers=2) +
             near(server) + far(authority))
@@ -200,11 +202,11 @@ def test_over_an_internal_name(start, authority, server):
         daemon.ended("inside", reason="ok")
 
 
-def test_client_that_only_writes(start, authority, server):
+def test_client_that_only_writes(start_data, authority, server):
     """2.4 MB and a close without a single read: all of it arrives, as no ticket made the client answer with a reset."""
     data = os.urandom(2_400_000)
     with Target() as target:
-        daemon = start(configuration(tunnel("t", target.text, accept_filters=["tls:edge"])) + near(server))
+        daemon = start_data(configuration(tunnel("t", target.text, accept_filters=["tls:edge"])) + near(server))
         client = Speaker(socket.create_connection(daemon.address("t")), client_context(authority))
         accepted, _ = target.sock.accept()
         with Plain(accepted) as far_end, client:
@@ -216,9 +218,9 @@ def test_client_that_only_writes(start, authority, server):
 
 
 @pytest.mark.parametrize("truncation", ["reset", "eof"])
-def test_truncation(start, authority, server, truncation):
+def test_truncation(start_data, authority, server, truncation):
     with Target() as target:
-        daemon = start(configuration(tunnel("t", target.text, accept_filters=["tls:edge"])) +
+        daemon = start_data(configuration(tunnel("t", target.text, accept_filters=["tls:edge"])) +
                        near(server, truncation=truncation))
         client = Speaker(socket.create_connection(daemon.address("t")), client_context(authority))
         accepted, _ = target.sock.accept()
@@ -357,12 +359,12 @@ def test_s_client(start, authority, server, version):
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_s_server(start, directory, authority, server, version):
+def test_s_server(start_data, directory, authority, server, version):
     option, port = f"-tls{version.replace('.', '_')}", free_port()
     with Server(directory, "openssl", "s_server", "-accept", f"127.0.0.1:{port}", "-cert", server[0], "-key", server[1],
                 "-Verify", "1", "-CAfile", authority.certificate, "-verify_return_error", option, "-rev", port=port):
         me = authority.issue("me")
-        daemon = start(configuration(tunnel("t", f"127.0.0.1:{port}", connect_filters=["tls:out"])) +
+        daemon = start_data(configuration(tunnel("t", f"127.0.0.1:{port}", connect_filters=["tls:out"])) +
                        far(authority, certificate=me[0], key=me[1]))
         for _ in range(2):
             with socket.create_connection(daemon.address("t")) as sock:
@@ -460,13 +462,13 @@ def echo_through(port, data):
         assert client.read_to_end() == b""
 
 
-def test_psk_with_stunnel(start, directory, secrets):
+def test_psk_with_stunnel(start_data, directory, secrets):
     """stunnel before and behind us, with nothing but a secret."""
     with EchoTarget() as target:
         server_port, client_port = free_port(), free_port()
         host, port = target.sock.getsockname()[:2]
         with stunnel(directory, "server", server_port, f"connect = {host}:{port}\nPSKsecrets = {secrets}\nciphers = PSK\n"):
-            daemon = start(configuration(tunnel("in", target.text, accept_filters=["tls:line"]),
+            daemon = start_data(configuration(tunnel("in", target.text, accept_filters=["tls:line"]),
                                          tunnel("out", f"127.0.0.1:{server_port}", connect_filters=["tls:line"])) +
                            section("tls", "line", psk=secrets))
             echo_through(daemon.address("out")[1], os.urandom(MIB))
@@ -476,7 +478,7 @@ def test_psk_with_stunnel(start, directory, secrets):
     peer("stunnel, PSK", "stunnel", "-version", command="stunnel with PSKsecrets, both roles")
 
 
-def test_stunnel(start, directory, authority, server):
+def test_stunnel(start_data, directory, authority, server):
     me = authority.issue("me")
     with EchoTarget() as target:
         server_port, client_port = free_port(), free_port()
@@ -484,7 +486,7 @@ def test_stunnel(start, directory, authority, server):
         trust = f"CAfile = {authority.certificate}\nverifyChain = yes\n"
         with stunnel(directory, "server", server_port,
                      f"connect = {host}:{port}\ncert = {server[0]}\nkey = {server[1]}\n{trust}"):
-            daemon = start(configuration(tunnel("in", target.text, accept_filters=["tls:edge"]),
+            daemon = start_data(configuration(tunnel("in", target.text, accept_filters=["tls:edge"]),
                                          tunnel("out", f"127.0.0.1:{server_port}", connect_filters=["tls:out"])) +
                            near(server, client_ca=authority.certificate) + far(authority, certificate=me[0], key=me[1]))
             echo_through(daemon.address("out")[1], os.urandom(MIB))
@@ -492,6 +494,32 @@ def test_stunnel(start, directory, authority, server):
                          f"cert = {me[0]}\nkey = {me[1]}\ncheckHost = server.example\n{trust}"):
                 echo_through(client_port, os.urandom(MIB))
     peer("stunnel", "stunnel", "-version", command="stunnel with certificates, both roles")
+
+
+def test_haproxy(start_data, directory, authority, server):
+    """HAProxy behind and before us, each with a certificate that the other asks for."""
+    bundles = authority.bundle("server", "server.example", file="haproxy-server"), authority.bundle("me")
+    server_port, client_port = free_port(), free_port()
+    with EchoTarget() as target:
+        daemon = start_data(configuration(tunnel("in", target.text, accept_filters=["tls:edge"]),
+                                     tunnel("out", f"127.0.0.1:{server_port}", connect_filters=["tls:out"])) +
+                       near(server, client_ca=authority.certificate) + far(authority, certificate=bundles[1], key=bundles[1]))
+        with haproxy_server(directory, client_port, f"""
+            listen server
+                mode tcp
+                bind 127.0.0.1:{server_port} ssl crt {bundles[0]} ca-file {authority.certificate} verify required
+                server s {target.text}
+            listen client
+                mode tcp
+                bind 127.0.0.1:{client_port}
+                server s 127.0.0.1:{daemon.address("in")[1]} ssl crt {bundles[1]} ca-file {authority.certificate} verify required sni str(server.example)
+            """):
+            for port in (daemon.address("out")[1], client_port):
+                for _ in range(2):  # the second takes up the session of the first
+                    echo_through(port, os.urandom(MIB))
+        for name in ("in", "out"):
+            daemon.ended(name, count=2, reason="ok")
+    peer("haproxy, TLS", "haproxy", "-v", command="haproxy with bind … ssl verify required, server … ssl verify required")
 
 
 # --- curl and nginx -----------------------------------------------------------------------------
@@ -507,7 +535,7 @@ http {{
 """
 
 
-def test_curl_and_nginx(start, directory, authority, server):
+def test_curl_and_nginx(start_data, directory, authority, server):
     plain, secure = free_port(), free_port()
     (directory / "www").mkdir()
     data = os.urandom(5 * MIB)
@@ -517,7 +545,7 @@ def test_curl_and_nginx(start, directory, authority, server):
     (directory / "nginx.conf").write_text(NGINX.format(directory, plain, secure, *server))
     with Server(directory, "nginx", "-c", directory / "nginx.conf", port=secure):
         server[1].chmod(0o600)
-        daemon = start(configuration(tunnel("in", f"127.0.0.1:{plain}", accept_filters=["tls:edge"]),
+        daemon = start_data(configuration(tunnel("in", f"127.0.0.1:{plain}", accept_filters=["tls:edge"]),
                                      tunnel("out", f"127.0.0.1:{secure}", connect_filters=["tls:out"]), workers=2) +
                        near(server, alpn=["http/1.1"]) + far(authority))
         port = daemon.address("in")[1]

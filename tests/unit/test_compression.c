@@ -647,6 +647,7 @@ expect_held(const struct format *format, struct compression_conf conf, size_t mo
 	step(&side, FILTER_IN, FILTER_FLUSH, MIB);
 	step(&side, FILTER_OUT, FILTER_FLUSH, MIB);
 	assert_true(allocated() - empty < 2 * KIB);
+	assert_int_equal(side.type->held(side.state), 0);
 	give(&side, FILTER_IN, packed, FILTER_FLUSH);
 	give(&side, FILTER_OUT, plain, FILTER_FLUSH);
 	for (int flow = 0; flow < FILTER_FLOWS; flow++)
@@ -655,11 +656,13 @@ expect_held(const struct format *format, struct compression_conf conf, size_t mo
 	print_message("%s, level %d, window %zu KiB: %zu KiB for a connection\n", format->name,
 		      (int)conf.level, (size_t)conf.window_bytes / KIB, full / KIB);
 	assert_true(full <= most_bytes);
+	assert_in_range(side.type->held(side.state), full - full / 16 - 2 * KIB, full + full / 16);
 	assert_int_equal(give(&side, FILTER_IN, last, FILTER_FINISHED), FILTER_END);
 	assert_int_equal(give(&side, FILTER_OUT, nothing, FILTER_FINISHED), FILTER_END);
 	for (int flow = 0; flow < FILTER_FLOWS; flow++)
 		evbuffer_drain(side.dst[flow], SIZE_MAX);
 	assert_true(allocated() - empty < 2 * KIB);
+	assert_int_equal(side.type->held(side.state), 0);
 	side_close(&side);
 	free(packed.at);
 	free(plain.at);

@@ -535,7 +535,8 @@ held(const struct rig *rig)
 		for (int j = 0; j < 3; j++)
 			if (buffers[j])
 				bytes += evbuffer_get_length(buffers[j]);
-		bytes += stack_kept_bytes(rig->pump.side[i].stack);
+		bytes += stack_kept_bytes(rig->pump.side[i].stack) +
+			 stack_held_bytes(rig->pump.side[i].stack);
 	}
 	return bytes;
 }

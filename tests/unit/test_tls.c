@@ -12,9 +12,16 @@
 #include "tls_world.h"
 
 #include <event2/buffer.h>
+#include <malloc.h>
 #include <openssl/err.h>
 #include <openssl/ocsp.h>
 #include <openssl/pkcs12.h>
+
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define HAS_OWN_MALLOC 1
+#endif
+#endif
 
 #define SECRET "000102030405060708090a0b0c0d0e0f"
 
@@ -1386,6 +1393,32 @@ test_key_updates_without_room(void **unused)
 	discard(near);
 }
 
+#ifndef HAS_OWN_MALLOC
+
+/* What it says it holds, of which max_memory takes notice, is not less than what is given back with it, nor
+ * far more: allocators need some, too. */
+static void
+test_memory_at_rest(void **unused)
+{
+	(void)unused;
+	struct tls_conf *near = SECTION({ "certificate", "server.pem" });
+	struct end end;
+	struct plain plain;
+	plain_context(&plain, false, NULL);
+	plain_begin(&plain, NULL);
+	end_open(&end, near, FILTER_NEAR, "");
+	assert_talks(&end, &plain);
+	size_t told = stack_held_bytes(end.stack), full = mallinfo2().uordblks;
+	end_close(&end);
+	size_t held = full - mallinfo2().uordblks;
+	print_message("a TLS connection at rest holds %zu bytes\n", held);
+	assert_in_range(told, held, 2 * held);
+	plain_close(&plain);
+	discard(near);
+}
+
+#endif
+
 static void
 test_renegotiation_is_refused(void **unused)
 {
@@ -1610,6 +1643,9 @@ main(void)
 		cmocka_unit_test(test_other_protocols),
 		cmocka_unit_test(test_key_updates),
 		cmocka_unit_test(test_key_updates_without_room),
+#ifndef HAS_OWN_MALLOC
+		cmocka_unit_test(test_memory_at_rest),
+#endif
 		cmocka_unit_test(test_renegotiation_is_refused),
 		cmocka_unit_test(test_bulk),
 		cmocka_unit_test(test_mistakes),
