@@ -44,8 +44,8 @@ const struct keyword generation_keywords[] = {
 	  .offset = AT(max_memory),
 	  .effect = EFFECT_LIVE,
 	  .unit = "bytes",
-	  .help = "Most bytes buffered for all connections and held by their filters; 0 = a "
-		  "quarter of the machine's memory." },
+	  .help = "Most bytes that connections take, with what is buffered for them and held by "
+		  "their filters; 0 = a quarter of the machine's memory." },
 	{ .name = "user",
 	  .type = KEYWORD_OWNER,
 	  .fallback = "",

@@ -16,8 +16,11 @@
 
 /* A read's rest below this is copied: it would hold a block at less than a quarter of its size. */
 #define PIN_BYTES (BLOCK_BYTES / 4)
-/* Above three quarters of the memory a read brings in no more than this. */
-#define LEAN_READ_BYTES ((size_t)4096)
+/* Above three quarters of the memory a read brings in no more than this: with its head a chain of 4 KiB,
+ * since libevent rounds up to a power of two. */
+#define LEAN_READ_BYTES ((size_t)4000)
+/* What libevent takes for a reference: its smallest chain. */
+#define REFERENCE_BYTES ((size_t)1024)
 /* More free blocks than these go back to the allocator at once. */
 #define FREE_BLOCKS 16
 #define PIPE_BYTES  (1024 * 1024)
@@ -252,7 +255,7 @@ keep_rest(struct loop *loop, struct evbuffer *dst, const void *from, size_t byte
 	if (!rest)
 		return -1;
 	rest->loop = loop;
-	rest->size_bytes = sizeof(*rest) + bytes;
+	rest->size_bytes = sizeof(*rest) + bytes + REFERENCE_BYTES;
 	memcpy(rest->bytes, from, bytes);
 	if (evbuffer_add_reference(dst, rest->bytes, bytes, free_rest, rest) < 0) {
 		free(rest);

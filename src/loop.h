@@ -68,8 +68,8 @@ struct loop {
 	struct pipe *pipes; /* free ones */
 	unsigned int pipes_made, pipes_most;
 
-	/* Memory kept for connections by this worker: pinned blocks, small rests, bytes in pairs; and the
-	 * worker's share of max_memory, 0 = unlimited. */
+	/* Memory kept for connections by this worker: themselves, pinned blocks, small rests, pairs and the
+	 * bytes in them, what filters hold; and the worker's share of max_memory, 0 = unlimited. */
 	size_t kept_bytes, kept_most;
 	uint64_t
 		busy_ns; /* when memory was last taken: the allocator is trimmed a quiet minute later */

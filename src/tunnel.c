@@ -171,6 +171,27 @@ count_down(struct connections *home)
 		home->on_empty(home);
 }
 
+/* What a connection itself takes counts in max_memory, its events and small strings by a round sum. */
+#define CONNECTION_BYTES (sizeof(struct connection) + 512)
+
+static struct recent *
+take_recent(struct connections *home)
+{
+	struct recent *recent = slab_take(&home->recents);
+	if (recent)
+		home->loop->kept_bytes += sizeof(*recent);
+	return recent;
+}
+
+static void
+give_recent(struct connection *connection)
+{
+	if (connection->recent)
+		connection->home->loop->kept_bytes -= sizeof(*connection->recent);
+	slab_give(&connection->home->recents, connection->recent);
+	connection->recent = NULL;
+}
+
 static void
 on_end(struct task *task)
 {
@@ -179,6 +200,7 @@ on_end(struct task *task)
 	count_state(connection, -1);
 	facts_release(&connection->facts);
 	counted_release(connection->conf->generation);
+	connection->home->loop->kept_bytes -= CONNECTION_BYTES;
 	free(connection);
 }
 
@@ -220,7 +242,7 @@ note_active(struct connection *connection)
 	pump_account(pump, clock_now_ns());
 	/* One that is younger than a slot gets what is kept of it at the next beat, if it lives so long. */
 	if (pump->clock_ns - connection->opened_ns >= SLOT_NS) {
-		connection->recent = slab_take(&connection->home->recents);
+		connection->recent = take_recent(connection->home);
 		if (!connection->recent)
 			return; /* the next time, then */
 		recent_begin(connection->recent, pump, connection->opened_ns, false);
@@ -248,8 +270,7 @@ release(struct connection *connection)
 	if (connection->next)
 		connection->next->link = connection->link;
 	leave_active(connection);
-	slab_give(&home->recents, connection->recent);
-	connection->recent = NULL;
+	give_recent(connection);
 	for (struct walk *walk = home->walks; walk; walk = walk->other)
 		if (walk->next == connection)
 			walk->next = connection->next;
@@ -1187,6 +1208,7 @@ connection_new(struct connections *home, const struct tunnel_conf *conf, const s
 	connection->is_own = is_own;
 	connection->is_judged = is_own || !tunnel_conf_judges_late(conf);
 	connection->source = facts->client;
+	home->loop->kept_bytes += CONNECTION_BYTES;
 	pump_open(&connection->pump, home->loop, first_wait(conf), connection->opened_ns);
 	connection->pump.turn.run = on_turn;
 	evtimer_assign(&connection->timer, home->loop->base, on_timer, connection);
@@ -1368,13 +1390,12 @@ look_at_active(struct connection *connection, uint64_t now_ns)
 
 	leave_active(connection);
 	if (rests) {
-		slab_give(&connection->home->recents, connection->recent);
-		connection->recent = NULL;
+		give_recent(connection);
 		return;
 	}
 	pump_account(pump, now_ns);
 	if (!connection->recent) {
-		connection->recent = slab_take(&connection->home->recents);
+		connection->recent = take_recent(connection->home);
 		if (connection->recent)
 			recent_begin(connection->recent, pump, connection->opened_ns, true);
 	}

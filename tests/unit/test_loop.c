@@ -153,7 +153,7 @@ test_long_rests_are_referenced_and_short_ones_copied(void **state)
 	memcpy(second, "rest", 4);
 	assert_int_equal(loop_keep(&loop, buffer, second, 4, &why), 0);
 	assert_ptr_equal(loop_scratch(&loop), second);
-	assert_true(loop.kept_bytes < BLOCK_BYTES + 100);
+	assert_true(loop.kept_bytes < BLOCK_BYTES + 2000); /* with its head */
 	memset(second, 'y', BLOCK_BYTES);
 	assert_int_equal(evbuffer_drain(buffer, BLOCK_BYTES - 100), 0);
 	assert_memory_equal(evbuffer_pullup(buffer, 4), "rest", 4);
