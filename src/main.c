@@ -12,6 +12,7 @@
 #include "log.h"
 #include "mailbox.h"
 #include "manager.h"
+#include "renewal.h"
 #include "resolver.h"
 #include "services/admin.h"
 #include "services/services.h"
@@ -48,6 +49,8 @@ struct control {
 	struct crew *crew;
 	struct manager *manager;
 	struct loader *loader;
+	struct renewal *renewal;
+	struct timespec load_began;
 	unsigned int workers;
 
 	struct generation *generation, *next; /* next: the workers are switching to it */
@@ -212,6 +215,14 @@ grant(struct admin_wish **wishes, const struct failure *why)
 }
 
 static void
+watch_files(struct control *control)
+{
+	struct failure why;
+	if (renewal_watch(control->renewal, control->generation, control->load_began, &why) < 0)
+		log_line(LOG_LEVEL_WARNING, "renewed files will need a reload: %s", why.text);
+}
+
+static void
 on_switched(void *context)
 {
 	struct control *control = context;
@@ -226,6 +237,7 @@ on_switched(void *context)
 	control->next = NULL;
 	if (old)
 		counted_release(&old->counted);
+	watch_files(control);
 	struct log_field fields[] = {
 		{ .name = "generation", .number = control->generation->number },
 		{ .name = "tunnels", .number = control->generation->tunnel_count },
@@ -337,6 +349,7 @@ reload(struct control *control)
 	struct failure why;
 
 	manager_reloading(control->manager);
+	clock_gettime(CLOCK_REALTIME, &control->load_began);
 	if (loader_begin(control->loader, &why) < 0)
 		refuse_reload(control, &why);
 }
@@ -383,18 +396,35 @@ drain(struct control *control)
 }
 
 static void
-on_hangup(evutil_socket_t fd, short what, void *context)
+reload_soon(struct control *control)
 {
-	struct control *control = context;
-	(void)fd;
-	(void)what;
-
 	if (control->stops)
 		log_line(LOG_LEVEL_WARNING, "not reloaded: the daemon is stopping");
 	else if (is_reloading(control))
 		control->reload_wanted = true;
 	else
 		reload(control);
+}
+
+static void
+on_hangup(evutil_socket_t fd, short what, void *context)
+{
+	(void)fd;
+	(void)what;
+	reload_soon(context);
+}
+
+static void
+on_renewed(const char *path, const char *config, void *context)
+{
+	if (config) {
+		log_line(LOG_LEVEL_WARNING,
+			 "%s has changed, and so has %s: not taken by itself; reload to take both",
+			 path, config);
+		return;
+	}
+	log_line(LOG_LEVEL_NOTICE, "%s has changed: reloading", path);
+	reload_soon(context);
 }
 
 static void
@@ -640,6 +670,14 @@ start(struct control *control, struct generation *first, struct failure *why)
 	control->loader = loader_new(&loading, why);
 	if (!control->loader)
 		return -1;
+	struct renewal_options watching = {
+		.base = control->base,
+		.on_renewed = on_renewed,
+		.context = control,
+	};
+	control->renewal = renewal_start(&watching, why);
+	if (!control->renewal)
+		return -1;
 	return load(control, first, why);
 }
 
@@ -650,6 +688,7 @@ stop(struct control *control)
 	struct failure why;
 
 	loader_stop(control->loader);
+	renewal_stop(control->renewal);
 	admin_stop();
 	failure_set(&why, FAILURE_STOPPED, "the daemon stops");
 	grant(&control->wishes, &why);
@@ -760,11 +799,12 @@ main(int argc, char **argv)
 		return status;
 	if (command.mode == COMMAND_RUN)
 		hold_signals(SIG_BLOCK);
+	struct control control = { .file = command.file };
+	clock_gettime(CLOCK_REALTIME, &control.load_began);
 	struct generation *first = command_load(command.file);
 	if (!first)
 		return EXIT_FAILURE;
 	if (command.mode == COMMAND_RUN) {
-		struct control control = { .file = command.file };
 		return run(&control, first);
 	}
 	status = command_do(&command, first);

@@ -1,0 +1,201 @@
+#include "renewal.h"
+
+#include "clock.h"
+#include "config_files.h"
+#include "generation.h"
+
+#include <event2/event.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#define LOOK_S  2
+#define TICK_NS (int64_t)(10 * NS_PER_MS) /* files are dated by a clock that ticks so at worst */
+
+/* What tells one state of a file from another; all zero = it cannot be looked at. The time of the last
+ * change of the inode, not of its contents: it also moves when an older file is renamed over it. */
+struct stamp {
+	dev_t device;
+	ino_t inode;
+	off_t size;
+	struct timespec changed;
+};
+
+struct watched {
+	const char *path; /* the generation's */
+	struct stamp loaded, seen;
+	bool is_config;
+};
+
+struct renewal {
+	struct renewal_options options;
+	struct event *look;
+	struct generation *generation;
+	struct watched *files;
+	size_t count, room;
+};
+
+static struct stamp
+stamp_of(const char *path)
+{
+	struct stat status;
+	struct stamp stamp;
+
+	memset(&stamp, 0, sizeof(stamp)); /* compared as a whole */
+	if (stat(path, &status) < 0)
+		return stamp;
+	stamp.device = status.st_dev;
+	stamp.inode = status.st_ino;
+	stamp.size = status.st_size;
+	stamp.changed = status.st_ctim;
+	return stamp;
+}
+
+static bool
+is_same(const struct stamp *a, const struct stamp *b)
+{
+	return memcmp(a, b, sizeof(*a)) == 0;
+}
+
+static int64_t
+nanoseconds(struct timespec time)
+{
+	return (int64_t)time.tv_sec * (int64_t)NS_PER_S + time.tv_nsec;
+}
+
+/* Looks at all; whether nothing has changed since the last look. */
+static bool
+rests(struct renewal *renewal)
+{
+	bool result = true;
+
+	for (size_t i = 0; i < renewal->count; i++) {
+		struct watched *file = &renewal->files[i];
+		struct stamp now = stamp_of(file->path);
+		result &= is_same(&now, &file->seen);
+		file->seen = now;
+	}
+	return result;
+}
+
+/* The first that is not what was loaded; NULL = none. */
+static struct watched *
+changed(struct renewal *renewal, bool is_config)
+{
+	for (size_t i = 0; i < renewal->count; i++) {
+		struct watched *file = &renewal->files[i];
+		if (file->is_config == is_config && !is_same(&file->seen, &file->loaded))
+			return file;
+	}
+	return NULL;
+}
+
+static void
+on_look(evutil_socket_t fd, short what, void *context)
+{
+	struct renewal *renewal = context;
+	(void)fd;
+	(void)what;
+
+	if (!rests(renewal))
+		return;
+	const struct watched *file = changed(renewal, false);
+	if (!file)
+		return;
+	const struct watched *config = changed(renewal, true);
+	/* Whatever comes of it: it is tried again when something has changed again. */
+	for (size_t i = 0; i < renewal->count; i++)
+		if (!renewal->files[i].is_config)
+			renewal->files[i].loaded = renewal->files[i].seen;
+	renewal->options.on_renewed(file->path, config ? config->path : NULL,
+				    renewal->options.context);
+}
+
+struct renewal *
+renewal_start(const struct renewal_options *options, struct failure *why)
+{
+	struct renewal *renewal = calloc(1, sizeof(*renewal));
+	if (renewal)
+		renewal->look = event_new(options->base, -1, EV_PERSIST, on_look, renewal);
+	if (!renewal || !renewal->look ||
+	    event_add(renewal->look, &(struct timeval){ LOOK_S, 0 }) < 0) {
+		failure_set(why, FAILURE_MEMORY, "no memory to watch files");
+		renewal_stop(renewal);
+		return NULL;
+	}
+	renewal->options = *options;
+	return renewal;
+}
+
+static void
+add(const char *path, void *context)
+{
+	struct renewal *renewal = context;
+
+	if (renewal->count == renewal->room) {
+		size_t room = renewal->room ? 2 * renewal->room : 16;
+		struct watched *files = reallocarray(renewal->files, room, sizeof(*files));
+		if (!files)
+			return;
+		renewal->files = files;
+		renewal->room = room;
+	}
+	renewal->files[renewal->count++] = (struct watched){ .path = path };
+}
+
+static void
+forget(struct renewal *renewal)
+{
+	if (renewal->generation)
+		counted_release(&renewal->generation->counted);
+	renewal->generation = NULL;
+	renewal->count = 0;
+}
+
+static void
+count_one(const char *path, void *context)
+{
+	(void)path;
+	++*(size_t *)context;
+}
+
+int
+renewal_watch(struct renewal *renewal, struct generation *generation, struct timespec since,
+	      struct failure *why)
+{
+	size_t wanted = 0;
+
+	forget(renewal);
+	config_files_each(generation, add, renewal);
+	config_files_each(generation, count_one, &wanted);
+	if (renewal->count < wanted) {
+		renewal->count = 0;
+		return failure_set(why, FAILURE_MEMORY, "no memory to watch files");
+	}
+	renewal->generation = generation;
+	counted_hold(&generation->counted);
+	rests(renewal);
+	for (size_t i = 0; i < renewal->count; i++) {
+		struct watched *file = &renewal->files[i];
+		int64_t before_ns = nanoseconds(since) - nanoseconds(file->seen.changed);
+		file->is_config = i < generation->file_count; /* they are told first */
+		/* What the configuration was read from is read first; another one, changed so shortly before
+		 * that the date may be that of a moment later, is rather loaded once too often. */
+		if (before_ns > (file->is_config ? 0 : TICK_NS))
+			file->loaded = file->seen;
+	}
+	return 0;
+}
+
+void
+renewal_stop(struct renewal *renewal)
+{
+	if (!renewal)
+		return;
+	if (renewal->look)
+		event_free(renewal->look);
+	forget(renewal);
+	free(renewal->files);
+	free(renewal);
+}
