@@ -3,6 +3,8 @@
 #include "admission.h"
 #include "canary.h"
 #include "clock.h"
+#include "filters/compression.h"
+#include "filters/tls_counters.h"
 #include "generation.h"
 #include "limit_conf.h"
 #include "log.h"
@@ -299,6 +301,60 @@ write_daemon(struct evbuffer *page, const struct admin_status *status)
 }
 
 static void
+write_handshakes(struct evbuffer *page)
+{
+	static const char *const sides[] = { [FILTER_NEAR] = "near", [FILTER_FAR] = "far" };
+	static const char *const results[TLS_COUNTERS] = {
+		[TLS_FULL] = "full",       [TLS_RESUMED] = "resumed", [TLS_PSK] = "psk",
+		[TLS_REFUSED] = "refused", [TLS_FAILED] = "failed",
+	};
+
+	head(page, "penstock_tls_handshakes_total", "counter",
+	     "TLS handshakes, by side and result; resumed: by ticket or session cache.");
+	for (int side = FILTER_NEAR; side <= FILTER_FAR; side++)
+		for (int i = 0; i < TLS_COUNTERS; i++)
+			evbuffer_add_printf(
+				page,
+				"penstock_tls_handshakes_total{side=\"%s\",result=\"%s\"} %llu\n",
+				sides[side], results[i],
+				number(tls_counters_read((enum filter_side)side,
+							 (enum tls_counter)i)));
+}
+
+static void
+write_compression(struct evbuffer *page)
+{
+	static const char *const kinds[COMPRESSION_KINDS] = {
+		[COMPRESSION_ZLIB] = "zlib", [COMPRESSION_ZSTD] = "zstd"
+	};
+	static const char *const flows[FILTER_FLOWS] = { [FILTER_IN] = "in", [FILTER_OUT] = "out" };
+
+	head(page, "penstock_compression_bytes_total", "counter",
+	     "Bytes through filters that compress (out) or the reverse (in), plain and packed.");
+	for (int kind = 0; kind < COMPRESSION_KINDS; kind++)
+		for (int flow = FILTER_IN; flow < FILTER_FLOWS; flow++) {
+			struct compression_totals totals = compression_read_totals(
+				(enum compression_kind)kind, (enum filter_flow)flow);
+			evbuffer_add_printf(
+				page,
+				"penstock_compression_bytes_total{filter=\"%s\",flow=\"%s\","
+				"form=\"plain\"} %llu\n"
+				"penstock_compression_bytes_total{filter=\"%s\",flow=\"%s\","
+				"form=\"packed\"} %llu\n",
+				kinds[kind], flows[flow], number(totals.plain_bytes), kinds[kind],
+				flows[flow], number(totals.packed_bytes));
+		}
+	head(page, "penstock_compression_stored_bytes_total", "counter",
+	     "Of the plain bytes out those that adaptive did not compress, since it did not pay.");
+	for (int kind = 0; kind < COMPRESSION_KINDS; kind++)
+		evbuffer_add_printf(
+			page, "penstock_compression_stored_bytes_total{filter=\"%s\"} %llu\n",
+			kinds[kind],
+			number(compression_read_totals((enum compression_kind)kind, FILTER_OUT)
+				       .stored_bytes));
+}
+
+static void
 write_lag(struct evbuffer *page, unsigned int worker, const struct pulse *pulse)
 {
 	static const char name[] = "penstock_worker_loop_lag_seconds";
@@ -420,6 +476,8 @@ write_metrics(struct inquiry *inquiry, struct evbuffer *page)
 	    (write_tunnels(metrics, generation, page) || write_limits(metrics, generation, page)))
 		return ANSWER_MORE;
 	write_daemon(page, status);
+	write_handshakes(page);
+	write_compression(page);
 	write_process(page, status);
 	write_workers(page, inquiry, &metrics->survey);
 	write_canaries(page, inquiry->control);

@@ -7,10 +7,12 @@ import socket
 import subprocess
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
-from daemon import DEADLINE, PENSTOCKD, configuration, tunnel, wait_until
+from certificates import Authority
+from daemon import DEADLINE, PENSTOCKD, configuration, section, tunnel, wait_until
 from peers import CLIENT_STREAM, EchoTarget, connect, echoes, is_refused, transfer
 
 pytestmark = pytest.mark.sanitize
@@ -266,6 +268,40 @@ def test_metrics_please_promtool_and_count(admin):
     assert content_type.startswith("text/plain; version=0.0.4")
     done = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and not done.stderr, done.stderr
+
+
+def test_metrics_are_those_of_the_manual(admin):
+    manual = (Path(__file__).parents[2] / "man/penstockd.8").read_text()
+    manual = re.findall(r"^\.It Ic (penstock_\w+|process_\w+)$", manual, re.M)
+    _, _, text = admin(extra=section("limit", "l")).curl("/metrics")
+    assert sorted(re.findall(r"^# HELP (\S+)", text, re.M)) == sorted(manual)
+
+
+def test_metrics_of_filters(admin, directory):
+    certificate, key = Authority(directory).issue("server", "server.example")
+    sections = (section("tls", "edge", certificate=certificate, key=key) +
+                section("tls", "out", verify="none") + section("zlib", "line"))
+    asked = admin(tunnel("client", "internal:server", connect_filters=["tls:out", "zlib:line"]),
+                  tunnel("server", "internal:echo", listen="internal:server", accept_filters=["tls:edge", "zlib:line"]),
+                  tunnel("plain", "internal:speechless", connect_filters=["tls:out"]),
+                  tunnel("speechless", "internal:echo", listen="internal:speechless"), extra=sections)
+    for _ in range(2):
+        with connect(asked.daemon.address("client"), expects=CLIENT_STREAM) as client:
+            transfer(client, client, 100_000)
+            client.finish()
+            client.expect_fin(client)
+    assert is_refused(asked.daemon.address("plain"))
+    seen = asked.metrics()
+
+    def handshakes(side, result):
+        return seen[f'penstock_tls_handshakes_total{{side="{side}",result="{result}"}}']
+    assert [handshakes("near", result) for result in ("full", "resumed", "failed")] == [1, 1, 0]
+    assert [handshakes("far", result) for result in ("full", "resumed", "failed")] == [1, 1, 1]
+
+    def moved(flow, form):
+        return seen[f'penstock_compression_bytes_total{{filter="zlib",flow="{flow}",form="{form}"}}']
+    assert moved("in", "plain") == moved("out", "plain") == 4 * 100_000
+    assert moved("in", "packed") == moved("out", "packed") > 0
 
 
 def test_loop_lag_is_measured(admin):
