@@ -108,7 +108,8 @@ end_abort(struct end *end)
 static size_t
 kept_for_bytes(const struct rig *rig)
 {
-	size_t ends = (rig->a.endpoint.kind != NULL) + (rig->b.endpoint.kind != NULL);
+	size_t ends = rig->a.endpoint.kind ? 1 : 0;
+	ends += rig->b.endpoint.kind ? 1 : 0;
 	return rig->loop.kept_bytes - ends * PAIR_END_BYTES;
 }
 
