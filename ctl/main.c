@@ -43,6 +43,7 @@ static const char usage[] =
 	"  reset NAME              begin its totals anew\n"
 	"  kill ID                 reset a connection\n"
 	"  drain TUNNEL            let nobody in there any more, until the next reload\n"
+	"  diff                    what a reload would change, from when on, for how many\n"
 	"  reload                  read the configuration anew; waits, and fails if that failed\n"
 	"  log-level LEVEL         error, warning, notice, info or debug, until the next reload\n"
 	"\n"
@@ -171,6 +172,13 @@ run_reload(const struct options *options, char **arguments)
 }
 
 static void
+run_diff(const struct options *options, char **arguments)
+{
+	(void)arguments;
+	view_diff(options->json);
+}
+
+static void
 run_log_level(const struct options *options, char **arguments)
 {
 	client_post("/v1/log-level", json_pack("{s:s}", "level", arguments[0]));
@@ -182,14 +190,23 @@ static const struct command {
 	int least, most; /* arguments */
 	void (*run)(const struct options *options, char **arguments);
 } commands[] = {
-	{ "status", 0, 0, run_status },   { "tunnels", 0, 0, run_tunnels },
-	{ "targets", 0, 0, run_targets }, { "connections", 0, 0, run_connections },
-	{ "top", 0, 0, run_top },         { "show", 1, 1, run_show },
-	{ "why", 0, 1, run_why },         { "limits", 0, 1, run_limits },
-	{ "limit", 2, 5, run_limit },     { "charge", 2, 2, run_charge },
-	{ "credit", 2, 2, run_credit },   { "reset", 1, 1, run_reset },
-	{ "kill", 1, 1, run_kill },       { "drain", 1, 1, run_drain },
-	{ "reload", 0, 0, run_reload },   { "log-level", 1, 1, run_log_level },
+	{ "status", 0, 0, run_status },
+	{ "tunnels", 0, 0, run_tunnels },
+	{ "targets", 0, 0, run_targets },
+	{ "connections", 0, 0, run_connections },
+	{ "top", 0, 0, run_top },
+	{ "show", 1, 1, run_show },
+	{ "why", 0, 1, run_why },
+	{ "limits", 0, 1, run_limits },
+	{ "limit", 2, 5, run_limit },
+	{ "charge", 2, 2, run_charge },
+	{ "credit", 2, 2, run_credit },
+	{ "reset", 1, 1, run_reset },
+	{ "kill", 1, 1, run_kill },
+	{ "drain", 1, 1, run_drain },
+	{ "diff", 0, 0, run_diff },
+	{ "reload", 0, 0, run_reload },
+	{ "log-level", 1, 1, run_log_level },
 };
 
 /* --- the command line ----------------------------------------------------------------------------- */

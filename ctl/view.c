@@ -152,6 +152,65 @@ view_status(bool json)
 	json_decref(status);
 }
 
+/* --- what a reload would change ------------------------------------------------------------------- */
+
+/* "tunnel "web" timeouts", "daemon" for what stands outside of sections. */
+static const char *
+place_of(const json_t *difference)
+{
+	const char *section = text(difference, "section"), *title = text(difference, "title");
+	const char *inside = text(difference, "inside");
+
+	return table_text("%s%s%s%s%s%s", *section ? section : "daemon", *title ? " \"" : "", title,
+			  *title ? "\"" : "", *inside ? " " : "", inside);
+}
+
+static const char *
+words_of(const json_t *difference)
+{
+	const char *kind = text(difference, "kind");
+
+	if (strcmp(kind, "changed") == 0)
+		return table_text("%s: %s -> %s", text(difference, "keyword"),
+				  text(difference, "before"), text(difference, "after"));
+	return strcmp(kind, "added") == 0 ? "is new" : "is gone";
+}
+
+void
+view_diff(bool json)
+{
+	static const char *const titles[] = { "WHERE", "WHAT", "COUNTS FOR", ">OPEN NOW", NULL };
+	json_t *answer = client_get("/v1/diff"), *difference;
+	const json_t *all = json_object_get(answer, "differences");
+	struct table table;
+	size_t i;
+
+	if (json) {
+		print_json(answer);
+		json_decref(answer);
+		return;
+	}
+	table_begin(&table, titles);
+	json_array_foreach(all, i, difference)
+	{
+		const char *effect = text(difference, "effect");
+		const char *cells[] = {
+			place_of(difference),
+			words_of(difference),
+			strcmp(effect, "live") == 0      ? "all, at once"
+			: strcmp(effect, "restart") == 0 ? "after a restart"
+							 : "new connections",
+			table_count(whole(difference, "connections")),
+		};
+		table_add(&table, cells);
+	}
+	if (json_array_size(all))
+		table_print(&table, table_width());
+	else
+		puts("no differences");
+	json_decref(answer);
+}
+
 /* --- tunnels and targets -------------------------------------------------------------------------- */
 
 static json_int_t

@@ -20,6 +20,8 @@ void view_connections(bool json, const struct view_filter *filter);
 void view_show(bool json, const char *id);
 void view_why(bool json, const char *id); /* NULL = those that are held up most */
 
+void view_diff(bool json);
+
 /* The connections asked for; owned by the caller. */
 json_t *view_fetch(const struct view_filter *filter);
 /* A table of them, at most `most` lines (0 = all), with `marked` in inverse. Returns the lines printed. */

@@ -309,9 +309,8 @@ struct print {
 	unsigned int effects[EFFECT_RESTART + 1];
 };
 
-/* A section as a whole counts for the connections that are made from then on; limits are at once. */
-static enum keyword_effect
-effect_of(const struct config_change *change)
+enum keyword_effect
+config_diff_effect(const struct config_change *change)
 {
 	if (change->row)
 		return change->row->effect;
@@ -325,7 +324,7 @@ print_change(const struct config_change *change, void *context)
 					       [EFFECT_NEW_CONNECTIONS] = "new connections",
 					       [EFFECT_RESTART] = "needs a restart" };
 	struct print *print = context;
-	enum keyword_effect effect = effect_of(change);
+	enum keyword_effect effect = config_diff_effect(change);
 
 	print->effects[effect]++;
 	if (*change->section)

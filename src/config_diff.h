@@ -28,6 +28,10 @@ int config_diff_each(const struct generation *old, const struct generation *next
 		     void (*tell)(const struct config_change *change, void *context),
 		     void *context);
 
+/* From when on it counts. A section as a whole does for the connections that are made from then on; a limit
+ * does at once. */
+enum keyword_effect config_diff_effect(const struct config_change *change);
+
 /* Writes them for people, one a line, with their effects, and a last line that sums up. Returns -1
  * without memory. */
 int config_diff_print(const struct generation *old, const struct generation *next, FILE *out);

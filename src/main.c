@@ -65,6 +65,7 @@ struct control {
 	struct admin_control admin;
 	struct mailbox *mailbox;
 	struct admin_wish *wishes, *next_wishes; /* next: for the reload after the one under way */
+	struct admin_wish *comparison; /* what is being loaded is to be compared and thrown away */
 	double started_at, loaded_at, failed_at; /* seconds since 1970, 0 = never */
 	uint64_t reloads, failed_reloads;
 	int log_level;
@@ -320,12 +321,41 @@ say_restart(const struct config_change *change, void *context)
 			 change->row->name, change->after, change->before);
 }
 
+/* What was loaded is not for use. A reload that was wished for meanwhile comes now. */
+static void
+compare(struct control *control, struct generation *fresh, const struct config_report *report)
+{
+	struct admin_wish *wish = control->comparison;
+	struct failure why;
+
+	control->comparison = NULL;
+	if (fresh)
+		fill_in(fresh, control->workers); /* as what is in force is */
+	else
+		name_mistake(report, &why);
+	wish->old = control->generation;
+	wish->fresh = fresh;
+	wish->over(wish, fresh ? NULL : &why);
+	if (fresh)
+		counted_release(&fresh->counted);
+	if (control->reload_wanted && !control->stops) {
+		control->reload_wanted = false;
+		control->wishes = control->next_wishes;
+		control->next_wishes = NULL;
+		reload(control);
+	}
+}
+
 static void
 on_loaded(struct generation *next, const struct config_report *report, void *context)
 {
 	struct control *control = context;
 	struct failure why;
 
+	if (control->comparison) {
+		compare(control, next, report);
+		return;
+	}
 	log_report(report);
 	if (!next)
 		name_mistake(report, &why);
@@ -547,6 +577,22 @@ wish_reload(void *context, struct admin_wish *wish)
 		reload(control);
 }
 
+static void
+wish_comparison(void *context, struct admin_wish *wish)
+{
+	struct control *control = context;
+	struct failure why;
+
+	if (control->stops || is_reloading(control))
+		failure_set(&why, FAILURE_SYSTEM, "not compared: the daemon is %s; ask again",
+			    control->stops ? "stopping" : "reading a configuration already");
+	else if (loader_begin(control->loader, &why) == 0) {
+		control->comparison = wish;
+		return;
+	}
+	wish->over(wish, &why);
+}
+
 static int
 drain_tunnel(void *context, const char *name, struct failure *why)
 {
@@ -590,6 +636,7 @@ open_admin(struct control *control, struct failure *why)
 		.generation_of = generation_of,
 		.describe = describe,
 		.reload = wish_reload,
+		.compare = wish_comparison,
 		.drain = drain_tunnel,
 		.set_log_level = set_log_level,
 	};
@@ -693,6 +740,7 @@ stop(struct control *control)
 	failure_set(&why, FAILURE_STOPPED, "the daemon stops");
 	grant(&control->wishes, &why);
 	grant(&control->next_wishes, &why);
+	grant(&control->comparison, &why);
 	crew_stop(control->crew);
 	mailbox_close(control->mailbox);
 	resolver_stop(control->resolver);

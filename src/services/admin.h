@@ -22,11 +22,14 @@ struct mailbox;
 struct pulse;
 struct tunnel_conf;
 
-/* Somebody waits for the end of a reload. */
+/* Somebody waits for the end of a reload, or of a comparison. */
 struct admin_wish {
 	struct admin_wish *next; /* the control thread's, until `over` */
-	/* On the control thread, once: `why` NULL = the new configuration is in force. */
+	/* On the control thread, once: `why` NULL = the new configuration is in force, or loads. */
 	void (*over)(struct admin_wish *wish, const struct failure *why);
+	/* A comparison's, for the length of `over` without a failure: what is in force, and what a reload
+	 * would bring. */
+	const struct generation *old, *fresh;
 };
 
 /* Where a tunnel listens in fact. */
@@ -68,6 +71,7 @@ struct admin_control {
 	void (*describe)(void *context, struct admin_status *out);
 	void (*reload)(void *context,
 		       struct admin_wish *wish); /* `over` may be called before it returns */
+	void (*compare)(void *context, struct admin_wish *wish); /* the same */
 	int (*drain)(void *context, const char *tunnel, struct failure *why);
 	int (*set_log_level)(void *context, int level, struct failure *why);
 };

@@ -28,6 +28,7 @@ static const struct route {
 	{ "/v1/tunnels/*/drain", NULL, &admin_actions_drain },
 	{ "/v1/limits", &admin_limits_list, NULL },
 	{ "/v1/limits/*", NULL, &admin_limits_change },
+	{ "/v1/diff", &admin_diff_all, NULL },
 	{ "/v1/reload", NULL, &admin_actions_reload },
 	{ "/v1/log-level", NULL, &admin_actions_log_level },
 };

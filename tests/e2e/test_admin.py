@@ -270,6 +270,14 @@ def test_metrics_please_promtool_and_count(admin):
     assert done.returncode == 0 and not done.stderr, done.stderr
 
 
+def test_who_may_not_reload_may_not_compare(admin, directory):
+    asked = admin(rows={"unix_mode": "0666"})
+    directory.chmod(0o711)
+    assert asked.curl("/v1/diff")[0] == 200
+    assert asked.curl("/v1/status", user=65534)[0] == 200
+    assert asked.curl("/v1/diff", user=65534)[0] == 403
+
+
 def test_metrics_are_those_of_the_manual(admin):
     manual = (Path(__file__).parents[2] / "man/penstockd.8").read_text()
     manual = re.findall(r"^\.It Ic (penstock_\w+|process_\w+)$", manual, re.M)

@@ -97,6 +97,30 @@ def test_kill_drain_reload_and_level(ctl):
     assert re.match(r"penstockctl: .*:\d+: unknown keyword 'nonsense'", asked.run("reload", status=1))
 
 
+def test_diff(ctl):
+    """What a reload would change is told, for how many, and nothing is changed by asking."""
+    asked = ctl(tunnel("a", "internal:echo"), tunnel("b", "internal:echo"), tunnel("old", "internal:echo"), workers=1)
+    daemon, path = asked.daemon, asked.socket
+    admin = tunnel("admin", "internal:admin", listen=f"unix:{path}")
+    assert asked.run("diff") == "no differences\n"
+    with connect(daemon.address("a"), expects=CLIENT_STREAM) as client:
+        transfer(client, client, 100)
+        daemon.write(configuration(tunnel("a", "internal:discard"), tunnel("b", "internal:echo"),
+                                   tunnel("new", "internal:echo"), admin, workers=3))
+        told = {(row["WHERE"], row["WHAT"]): (row["COUNTS FOR"], row["OPEN NOW"]) for row in rows(asked.run("diff"))}
+        assert told == {
+            ("daemon", "workers: 1 -> 3"): ("after a restart", "2"),
+            ('tunnel "a"', 'connect: { "internal:echo" } -> { "internal:discard" }'): ("new connections", "1"),
+            ('tunnel "new"', "is new"): ("new connections", "0"),
+            ('tunnel "old"', "is gone"): ("new connections", "0"),
+        }
+        assert asked.json("diff")["differences"][0]["effect"] == "restart"
+        daemon.write("bad = 1\n")
+        assert f"{daemon.config}:1: unknown keyword 'bad'" in asked.run("diff", status=1)
+        transfer(client, client, 100)
+        assert asked.json("status")["generation"] == 1 and not daemon.find_log("not reloaded")
+
+
 def test_nobody_there(ctl, directory):
     asked = ctl(tunnel("a", "internal:echo"))
     assert "there is no socket" in asked.run("status", status=1, socket=directory / "nothing")
