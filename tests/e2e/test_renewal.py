@@ -9,8 +9,6 @@ import pytest
 from certificates import Authority
 from daemon import DEADLINE, configuration, section, tunnel, wait_until
 
-pytestmark = pytest.mark.sanitize
-
 
 @pytest.fixture
 def authority(directory):
@@ -43,6 +41,7 @@ def replace(source, target):
     fresh.rename(target)
 
 
+@pytest.mark.sanitize
 def test_half_a_pair_is_refused_and_the_whole_one_is_taken(start, authority, directory):
     first, second = (authority.issue(name, "server.example", file=name) for name in ("first", "second"))
     certificate, key = directory / "live.pem", directory / "live.key"
