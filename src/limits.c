@@ -854,7 +854,7 @@ limits_reset_total(struct limit_node *node, enum limit_direction direction)
 static uint32_t
 active_flows(const struct limit_bucket *bucket, uint64_t now_ns)
 {
-	uint32_t second = (uint32_t)(now_ns / LIMITS_BILLION) + 1;
+	uint32_t second = limits_queue_second(now_ns);
 
 	if (bucket->second == second)
 		return bucket->active_before;

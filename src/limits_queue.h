@@ -7,7 +7,7 @@
 #ifndef PENSTOCK_LIMITS_QUEUE_H
 #define PENSTOCK_LIMITS_QUEUE_H
 
-#include "limits_tree.h"
+#include "limits_bucket.h"
 
 /* A zeroed queue becomes an empty one. */
 void limits_queue_open(struct limits_queue *queue);
@@ -34,7 +34,7 @@ bool limits_queue_pass(struct limits_queue *queue, struct limit_flow *flow, uint
 static inline uint32_t
 limits_queue_second(uint64_t now_ns)
 {
-	return (uint32_t)(now_ns / 1000000000) + 1;
+	return (uint32_t)(now_ns / LIMITS_BILLION) + 1;
 }
 
 /* Adds to the totals what such flows have moved: all of them; or this one, which is no such flow then. */

@@ -415,6 +415,7 @@ drain(struct control *control)
 	struct failure why;
 	failure_set(&why, FAILURE_STOPPED, "not reloaded: the daemon is stopping");
 	grant(&control->wishes, &why);
+	grant(&control->next_wishes, &why);
 	admin_drain();
 	control->drains = true;
 	manager_stopping(control->manager, drain_ns);

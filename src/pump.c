@@ -168,7 +168,6 @@ need(struct pump *pump, struct evbuffer **buffer, struct failure *why)
 	return *buffer ? 0 : failure_set(why, FAILURE_MEMORY, "no memory for a buffer");
 }
 
-/* An idle connection holds no buffer. */
 static void
 drop(struct pump *pump, struct evbuffer **buffer)
 {
@@ -176,6 +175,7 @@ drop(struct pump *pump, struct evbuffer **buffer)
 	*buffer = NULL;
 }
 
+/* An idle connection holds no buffer. */
 static void
 shed(struct pump *pump, struct evbuffer **buffer)
 {

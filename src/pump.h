@@ -56,8 +56,9 @@ struct pump {
 	struct task
 		turn; /* queued while a flow that no event would wake waits for the worker's turn */
 	uint64_t clock_ns; /* up to when the waits are accounted */
-	size_t kept_bytes; /* what its filters have made, for as long as it waits, and
-			   * what they work with; in the loop's, too */
+	/* What its filters have made and what has left a pair, for as long as it waits, and what filters hold
+	 * to work with. In the loop's kept_bytes, too. */
+	size_t kept_bytes;
 	size_t owed_bytes; /* read under a front; charged to the limit that it then has, before all else */
 	/* While it is under a front: what its flows wait for, WAIT_CHOICE or WAIT_HANDSHAKE; else 0. */
 	uint8_t front;

@@ -34,6 +34,7 @@ struct renewal {
 	struct generation *generation;
 	struct watched *files;
 	size_t count, room;
+	bool is_short; /* of memory for all files */
 };
 
 static struct stamp
@@ -136,6 +137,7 @@ add(const char *path, void *context)
 	if (renewal->count == renewal->room) {
 		size_t room = renewal->room ? 2 * renewal->room : 16;
 		struct watched *files = reallocarray(renewal->files, room, sizeof(*files));
+		renewal->is_short |= !files;
 		if (!files)
 			return;
 		renewal->files = files;
@@ -151,25 +153,16 @@ forget(struct renewal *renewal)
 		counted_release(&renewal->generation->counted);
 	renewal->generation = NULL;
 	renewal->count = 0;
-}
-
-static void
-count_one(const char *path, void *context)
-{
-	(void)path;
-	++*(size_t *)context;
+	renewal->is_short = false;
 }
 
 int
 renewal_watch(struct renewal *renewal, struct generation *generation, struct timespec since,
 	      struct failure *why)
 {
-	size_t wanted = 0;
-
 	forget(renewal);
 	config_files_each(generation, add, renewal);
-	config_files_each(generation, count_one, &wanted);
-	if (renewal->count < wanted) {
+	if (renewal->is_short) {
 		renewal->count = 0;
 		return failure_set(why, FAILURE_MEMORY, "no memory to watch files");
 	}

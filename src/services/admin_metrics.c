@@ -408,7 +408,8 @@ write_workers(struct evbuffer *page, const struct inquiry *inquiry,
 	for (unsigned int i = 0; i < count; i++)
 		evbuffer_add_printf(page, "penstock_worker_connections{worker=\"%u\"} %llu\n", i,
 				    number(survey->workers[i].connections));
-	head(page, "penstock_worker_kept_bytes", "gauge", "Bytes buffered for connections.");
+	head(page, "penstock_worker_kept_bytes", "gauge",
+	     "Bytes that connections take, of max_memory.");
 	for (unsigned int i = 0; i < count; i++)
 		evbuffer_add_printf(page, "penstock_worker_kept_bytes{worker=\"%u\"} %zu\n", i,
 				    survey->workers[i].kept_bytes);

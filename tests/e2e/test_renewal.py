@@ -9,10 +9,23 @@ import pytest
 from certificates import Authority
 from daemon import DEADLINE, configuration, section, tunnel, wait_until
 
+pytestmark = pytest.mark.sanitize
+
 
 @pytest.fixture
-def authority(directory):
-    return Authority(directory)
+def pairs(directory):
+    """Two certificates for one name, each with its key."""
+    authority = Authority(directory)
+    return [authority.issue(name, "server.example", file=name) for name in ("first", "second")]
+
+
+@pytest.fixture
+def live(pairs, directory):
+    """Where the daemon reads its certificate and key; the first pair is there."""
+    places = directory / "live.pem", directory / "live.key"
+    for source, place in zip(pairs[0], places):
+        replace(source, place)
+    return places
 
 
 def served(daemon):
@@ -41,12 +54,8 @@ def replace(source, target):
     fresh.rename(target)
 
 
-@pytest.mark.sanitize
-def test_half_a_pair_is_refused_and_the_whole_one_is_taken(start, authority, directory):
-    first, second = (authority.issue(name, "server.example", file=name) for name in ("first", "second"))
-    certificate, key = directory / "live.pem", directory / "live.key"
-    replace(first[0], certificate)
-    replace(first[1], key)
+def test_half_a_pair_is_refused_and_the_whole_one_is_taken(start, pairs, live):
+    (first, second), (certificate, key) = pairs, live
     daemon = start(edge(certificate, key))
     assert served(daemon) == der(first[0])
 
@@ -61,11 +70,10 @@ def test_half_a_pair_is_refused_and_the_whole_one_is_taken(start, authority, dir
     assert changed == [f"{certificate} has changed: reloading", f"{key} has changed: reloading"]
 
 
-def test_a_link_swung_to_another_directory(start, authority, directory):
+def test_a_link_swung_to_another_directory(start, pairs, directory):
     """The files named are links through a link that one rename swings, both at once."""
     live = directory / "live"
     live.mkdir()
-    pairs = [authority.issue(name, "server.example", file=name) for name in ("first", "second")]
     for number, pair in enumerate(pairs):
         (live / f"data{number}").mkdir()
         for source, name in zip(pair, ("cert.pem", "key.pem")):
@@ -82,11 +90,8 @@ def test_a_link_swung_to_another_directory(start, authority, directory):
     assert served(daemon) == der(pairs[1][0])
 
 
-def test_a_changed_configuration_waits_for_its_operator(start, authority, directory):
-    first, second = (authority.issue(name, "server.example", file=name) for name in ("first", "second"))
-    certificate, key = directory / "live.pem", directory / "live.key"
-    replace(first[0], certificate)
-    replace(first[1], key)
+def test_a_changed_configuration_waits_for_its_operator(start, pairs, live):
+    (first, second), (certificate, key) = pairs, live
     daemon = start(edge(certificate, key))
     daemon.write(daemon.text + tunnel("half-edited", "internal:echo"))
     replace(second[0], certificate)

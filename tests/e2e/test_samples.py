@@ -1,6 +1,8 @@
 """Each sample of conf/ does what it is for, with a real program at the other end. Its addresses are exchanged for
 ones of the test, and nothing else."""
 
+import re
+import shutil
 import socket
 import time
 from pathlib import Path
@@ -70,12 +72,15 @@ def test_tls_towards(start, files, directory):
 
 
 def test_two_sites(start, files, web):
+    """Each site is a daemon of its own, with its one of the two tunnels."""
     line = f"127.0.0.1:{free_port()}"
-    daemon = start(sample("two-sites", {"127.0.0.1:8080": ANY_PORT, "site-a.example:7000": line, "0.0.0.0:7000": line,
-                                        "127.0.0.1:80": web}))
-    assert fetch(daemon, "site-b") == PAGE
-    ended = daemon.ended("site-b")
-    assert int(ended["down"]) == len(fetch(daemon, "site-b", "/page", "cache.example", "-i"))
+    text = sample("two-sites", {"127.0.0.1:8080": ANY_PORT, "site-a.example:7000": line, "0.0.0.0:7000": line,
+                                "127.0.0.1:80": web})
+    shutil.copytree(files, files.with_name("daemon1"))
+    site_a, site_b = (start(re.sub(rf'(?ms)^tunnel "{other}" \{{.*?^\}}$', "", text)) for other in ("site-b", "site-a"))
+    assert fetch(site_b, "site-b") == PAGE
+    assert int(site_b.ended("site-b")["down"]) > len(PAGE)
+    assert int(site_a.ended("site-a")["down"]) < len(PAGE) / 2, "the line carries it packed"
 
 
 def test_per_client(start, web):

@@ -290,6 +290,15 @@ plain_begin(struct plain *plain, const char *name)
 		SSL_set_tlsext_host_name(plain->ssl, name);
 }
 
+/* A client of no section and the near side of one, which have said nothing yet. */
+static void
+begin_both(struct end *end, struct plain *plain, const struct tls_conf *near)
+{
+	plain_context(plain, false, NULL);
+	plain_begin(plain, NULL);
+	end_open(end, near, FILTER_NEAR, "");
+}
+
 /* Ends the connection and keeps context and session. */
 static void
 plain_end(struct plain *plain)
@@ -1049,9 +1058,7 @@ test_ticket_waits_for_data(void **unused)
 	struct tls_conf *near = SECTION({ "certificate", "server.pem" });
 	struct end end;
 	struct plain plain;
-	plain_context(&plain, false, NULL);
-	plain_begin(&plain, NULL);
-	end_open(&end, near, FILTER_NEAR, "");
+	begin_both(&end, &plain, near);
 	talk_plain(&end, &plain);
 	assert_int_equal(SSL_write(plain.ssl, "only from me", 12), 12);
 	talk_plain(&end, &plain);
@@ -1278,9 +1285,7 @@ test_truncation(void **unused)
 						{ "truncation", is_lenient ? "eof" : "reset" });
 		struct end end;
 		struct plain plain;
-		plain_context(&plain, false, NULL);
-		plain_begin(&plain, NULL);
-		end_open(&end, near, FILTER_NEAR, "");
+		begin_both(&end, &plain, near);
 		assert_talks(&end, &plain);
 		SSL_write(plain.ssl, "tail", 4);
 		char bytes[256];
@@ -1339,9 +1344,7 @@ test_key_updates(void **unused)
 	struct tls_conf *near = SECTION({ "certificate", "server.pem" });
 	struct end end;
 	struct plain plain;
-	plain_context(&plain, false, NULL);
-	plain_begin(&plain, NULL);
-	end_open(&end, near, FILTER_NEAR, "");
+	begin_both(&end, &plain, near);
 	talk_plain(&end, &plain);
 	/* One at a time, as often as it likes. */
 	for (int i = 0; i < 500; i++) {
@@ -1371,9 +1374,7 @@ test_key_updates_without_room(void **unused)
 	struct end end;
 	struct plain plain;
 	char bytes[4096];
-	plain_context(&plain, false, NULL);
-	plain_begin(&plain, NULL);
-	end_open(&end, near, FILTER_NEAR, "");
+	begin_both(&end, &plain, near);
 	talk_plain(&end, &plain);
 	for (int i = 0; i < 5000 && !end.has_failed; i++) {
 		int length;
@@ -1404,9 +1405,7 @@ test_memory_at_rest(void **unused)
 	struct tls_conf *near = SECTION({ "certificate", "server.pem" });
 	struct end end;
 	struct plain plain;
-	plain_context(&plain, false, NULL);
-	plain_begin(&plain, NULL);
-	end_open(&end, near, FILTER_NEAR, "");
+	begin_both(&end, &plain, near);
 	assert_talks(&end, &plain);
 	size_t told = stack_held_bytes(end.stack), full = mallinfo2().uordblks;
 	end_close(&end);
@@ -1426,9 +1425,7 @@ test_renegotiation_is_refused(void **unused)
 	struct tls_conf *near = SECTION({ "certificate", "server.pem" }, { "max_version", "1.2" });
 	struct end end;
 	struct plain plain;
-	plain_context(&plain, false, NULL);
-	plain_begin(&plain, NULL);
-	end_open(&end, near, FILTER_NEAR, "");
+	begin_both(&end, &plain, near);
 	assert_talks(&end, &plain);
 	uint64_t full = tls_counters_read(FILTER_NEAR, TLS_FULL);
 	SSL_renegotiate(plain.ssl);
