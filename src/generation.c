@@ -4,8 +4,11 @@
 #include "log.h"
 #include "target.h"
 
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+
+static atomic_uint alive;
 
 #define AT(field) offsetof(struct generation, field)
 const struct keyword generation_keywords[] = {
@@ -248,6 +251,13 @@ discard(struct counted *counted)
 	keyword_release(admin_keywords, &generation->admin);
 	free(generation->file);
 	free(generation);
+	atomic_fetch_sub_explicit(&alive, 1, memory_order_relaxed);
+}
+
+unsigned int
+generation_count(void)
+{
+	return atomic_load_explicit(&alive, memory_order_relaxed);
 }
 
 struct generation *
@@ -257,6 +267,7 @@ generation_new(const char *file, struct failure *why)
 	if (!generation)
 		goto fail;
 	counted_init(&generation->counted, discard);
+	atomic_fetch_add_explicit(&alive, 1, memory_order_relaxed);
 	generation->file = strdup(file);
 	if (!generation->file)
 		goto fail;

@@ -17,6 +17,7 @@ struct filter_section {
 	void *conf;  /* owned; NULL if type->conf_bytes is 0 */
 	struct origin origin;
 	bool is_configured; /* type->configure was called: discard follows */
+	bool is_wrong;      /* ... and failed: whether it fits a chain is not to be told */
 	bool is_used;
 };
 
@@ -66,6 +67,10 @@ extern const struct keyword
 	generation_keywords[];              /* top-level scalars, offsets into struct generation */
 extern const struct keyword log_keywords[]; /* offsets into struct log_conf */
 extern const struct keyword admin_keywords[]; /* offsets into struct admin_conf */
+
+/* How many there are: the one in force, one that is being loaded, and those that connections still hold. Any
+ * thread. */
+unsigned int generation_count(void);
 
 /* An empty generation with one user. */
 struct generation *generation_new(const char *file, struct failure *why);

@@ -128,11 +128,12 @@ write_status(struct inquiry *inquiry, struct evbuffer *page)
 	json_t *log = json_pack("{s:s, s:I}", "level", level_names[status->log_level], "dropped",
 				(json_int_t)log_dropped());
 	json_t *all = json_pack(
-		"{s:s, s:i, s:b, s:b, s:f, s:f, s:f, s:I, s:o, s:I, s:o, s:o, s:o, s:o, s:b}",
+		"{s:s, s:i, s:b, s:b, s:f, s:f, s:f, s:I, s:I, s:o, s:I, s:o, s:o, s:o, s:o, s:b}",
 		"version", PENSTOCK_VERSION, "pid", (int)getpid(), "ready", status->ready,
 		"draining", status->drains, "now", now_s, "started_at", status->started_at,
 		"uptime_s", now_s - status->started_at, "generation",
-		(json_int_t)(generation ? generation->number : 0), "file",
+		(json_int_t)(generation ? generation->number : 0), "generations",
+		(json_int_t)generation_count(), "file",
 		admin_survey_text(generation ? generation->file : ""), "tunnels",
 		(json_int_t)(generation ? generation->tunnel_count : 0), "reload", reload,
 		"connections", connections, "log", log, "workers", workers_of(inquiry, survey),

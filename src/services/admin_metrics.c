@@ -285,6 +285,9 @@ write_daemon(struct evbuffer *page, const struct admin_status *status)
 	one(page, "penstock_draining", "gauge", "Whether the daemon is stopping.", status->drains);
 	one(page, "penstock_generation", "gauge", "The configuration in force, counted from 1.",
 	    status->generation ? (double)status->generation->number : 0);
+	one(page, "penstock_generations", "gauge",
+	    "Configurations in memory: the one in force and older ones that connections hold.",
+	    generation_count());
 	head(page, "penstock_reloads_total", "counter", "Reloads, by result.");
 	evbuffer_add_printf(page,
 			    "penstock_reloads_total{result=\"good\"} %llu\n"
