@@ -152,6 +152,20 @@ allow_own(int rules)
 	allow(rules, dirname(path));
 }
 
+/* Where OpenSSL is told to find the system's authorities, openssl-env(7ssl). */
+static void
+allow_authorities(int rules)
+{
+	const char *directory = getenv("SSL_CERT_DIR"), *file = getenv("SSL_CERT_FILE");
+	char *copy = file ? strdup(file) : NULL;
+
+	if (copy)
+		allow(rules, dirname(copy));
+	if (directory)
+		allow(rules, directory);
+	free(copy);
+}
+
 int
 confine_reading(const struct text_list *directories, struct failure *why)
 {
@@ -166,6 +180,7 @@ confine_reading(const struct text_list *directories, struct failure *why)
 	for (size_t i = 0; i < directories->count && result == 0; i++)
 		result = allow(rules, directories->at[i]);
 	allow_own(rules);
+	allow_authorities(rules);
 	if (result == 0)
 		result = keep_list(directories);
 	if (result == 0)

@@ -3,15 +3,14 @@
 #include "../clock.h"
 #include "tls.h"
 #include "tls_file.h"
+#include "tls_system.h"
 #include "tls_words.h"
 
-#include <dirent.h>
 #include <openssl/err.h>
 #include <openssl/evp.h>
 #include <openssl/x509v3.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #define SYSTEM_CA "system"
 
@@ -284,6 +283,22 @@ make_alpn(struct tls_conf *conf, struct failure *why)
 	return length <= 65535 ? 0 : failure_set(why, FAILURE_CONFIG, "alpn is longer than 64 KiB");
 }
 
+/* What is shared by all sections takes no revocations of one. */
+static int
+trust_system(const struct tls_conf *conf, SSL_CTX *context, struct failure *why)
+{
+	if (*conf->crl) {
+		if (X509_STORE_set_default_paths(SSL_CTX_get_cert_store(context)))
+			return 0;
+		return failure_set(why, FAILURE_MEMORY, "no memory for the system's CAs");
+	}
+	X509_STORE *store = tls_system_hold(why);
+	if (!store)
+		return -1;
+	SSL_CTX_set_cert_store(context, store);
+	return 0;
+}
+
 static int
 set_authorities(struct tls_conf *conf, SSL_CTX *context, enum filter_side side, struct failure *why)
 {
@@ -291,9 +306,7 @@ set_authorities(struct tls_conf *conf, SSL_CTX *context, enum filter_side side, 
 	const char *path = side == FILTER_NEAR ? conf->client_ca : conf->ca;
 	int result = 0;
 	if (strcmp(path, SYSTEM_CA) == 0) {
-		/* Found by name, when one is needed: costs nothing until then. */
-		if (!X509_STORE_set_default_paths(store))
-			return failure_set(why, FAILURE_MEMORY, "no memory for the system's CAs");
+		result = trust_system(conf, context, why);
 	} else if (*path) {
 		STACK_OF(X509_NAME) *names = sk_X509_NAME_new_null();
 		result = tls_peer_add_ca(store, path, names, why);
@@ -540,15 +553,6 @@ fits_near(const struct tls_conf *conf, struct failure *why)
 	return 0;
 }
 
-static bool
-has_system_ca(void)
-{
-	const char *file = getenv(X509_get_default_cert_file_env());
-	const char *folder = getenv(X509_get_default_cert_dir_env());
-	return access(file ? file : X509_get_default_cert_file(), R_OK) == 0 ||
-	       access(folder ? folder : X509_get_default_cert_dir(), R_OK) == 0;
-}
-
 static int
 fits_far(const struct tls_conf *conf, struct failure *why)
 {
@@ -559,7 +563,7 @@ fits_far(const struct tls_conf *conf, struct failure *why)
 			"in connect_filters verify is \"required\" or \"none\", as every "
 			"server shows a certificate");
 	if (verify == TLS_VERIFY_REQUIRED && !conf->psks.count &&
-	    strcmp(conf->ca, SYSTEM_CA) == 0 && !has_system_ca())
+	    strcmp(conf->ca, SYSTEM_CA) == 0 && !tls_system_exists())
 		return failure_set(why, FAILURE_CONFIG,
 				   "the system trusts no authority; install ca-certificates, or "
 				   "name a file with ca");

@@ -13,7 +13,7 @@ import pytest
 
 from certificates import Authority
 from daemon import DEADLINE, check, configuration, section, tunnel, wait_until
-from peers import MIB, EchoTarget, Target
+from peers import MIB, EchoTarget, Target, echoes, is_refused
 from programs import Server, free_port, haproxy_server, peer, program, run
 
 pytestmark = pytest.mark.sanitize
@@ -555,3 +555,23 @@ def test_curl_and_nginx(start_data, directory, authority, server):
         assert run("curl", "-sSf", f"http://127.0.0.1:{daemon.address('out')[1]}/file") == data
     peer("curl, TLS", "curl", "--version", command="curl --cacert CA https://server.example:PORT/file, also --tls-max 1.2")
     peer("nginx, TLS", "nginx", "-v", command="nginx with listen … ssl")
+
+
+def test_the_system_s_authorities_are_read_anew(start, directory):
+    """All sections share what was read of them until it changes."""
+    first, second = (Authority(directory, name) for name in ("first", "second"))
+    certificate, key = second.issue("server", "server.example")
+    system = directory / "system.pem"
+    first.certificate.rename(system)
+    text = configuration(
+        tunnel("a", "internal:b", connect_filters="tls:out"), tunnel("b", "internal:echo", "internal:b", accept_filters="tls:edge"),
+    ) + section("tls", "out", server_name="server.example") + section("tls", "edge", certificate=certificate, key=key)
+    daemon = start(text, prefix=["env", f"SSL_CERT_FILE={system}", f"SSL_CERT_DIR={directory}/none"])
+    for _ in range(2):
+        assert is_refused(daemon.address("a"))
+        daemon.reload()
+    daemon.wait_log("connection ended", tunnel="a", count=2)
+    assert "unknown CA" in daemon.find_log("connection ended", tunnel="a")[0]["why"]
+    second.certificate.rename(system)
+    daemon.reload()
+    assert echoes(daemon.address("a"))
