@@ -18,7 +18,9 @@ config_chains_configure(struct filter_section *section, struct config_report *re
 {
 	struct failure why;
 	section->is_configured = true;
-	if (section->type->configure && section->type->configure(section->conf, &why) < 0)
+	section->is_wrong =
+		section->type->configure && section->type->configure(section->conf, &why) < 0;
+	if (section->is_wrong)
 		config_report_error(report, section->origin, "%s \"%s\": %s", section->type->name,
 				    section->title, why.text);
 }
@@ -120,7 +122,8 @@ add_link(const struct check *check, struct chain *chain, struct filter_section *
 {
 	struct failure why;
 	section->is_used = true;
-	if (section->type->fits && section->type->fits(section->conf, side, &why) < 0)
+	if (section->type->fits && !section->is_wrong &&
+	    section->type->fits(section->conf, side, &why) < 0)
 		config_report_error(check->report, check->origin, "%s%s%s: %s", section->type->name,
 				    *section->title ? ":" : "", section->title, why.text);
 	if (chain->count == CHAIN_FILTERS) {
