@@ -193,8 +193,13 @@ const struct keyword timeouts_keywords[] = {
 		"Without a byte moving once one direction has ended; 0 = never."),
 	TIMEOUT(lifetime, "0s", 0,
 		"Of the whole connection, plus up to a tenth at random; 0 = no end."),
-	TIMEOUT(drain, "30s", 0,
-		"After the order to stop, until what is left is reset; 0 = wait for all."),
+	{ .name = "drain",
+	  .type = KEYWORD_DURATION,
+	  .fallback = "30s",
+	  .most = DURATION_MOST,
+	  .offset = offsetof(struct timeouts, drain),
+	  .effect = EFFECT_LIVE,
+	  .help = "After the order to stop, until what is left is reset; 0 = wait for all." },
 	{ .name = NULL },
 };
 #undef TIMEOUT
