@@ -388,3 +388,30 @@ def echoes(address, count=1000):
         client.finish()
         client.expect_fin()
     return True
+
+
+def echo_at_random(clients, is_over):
+    """Keeps every client sending to an echo and receiving, pieces of random size, until is_over(); then all end
+    well. Returns how many bytes came back."""
+    sizes = random.Random(4)
+    poll = select.epoll()
+    by_number = {client.sock.fileno(): client for client in clients}
+    for number, client in by_number.items():
+        client.sock.setblocking(False)
+        poll.register(number, select.EPOLLIN | select.EPOLLOUT)
+    while not is_over():
+        for number, events in poll.poll(DEADLINE):
+            client = by_number[number]
+            assert not events & (select.EPOLLERR | select.EPOLLHUP), f"an end after {client.got_bytes} bytes"
+            with contextlib.suppress(BlockingIOError):
+                size = sizes.choice((1, 7, 64, 1460, 4096, 70_000, 256 * KIB))
+                if events & select.EPOLLOUT and client.sent_bytes - client.got_bytes < 1 * MIB:
+                    client.sent_bytes += client.sock.send(client.sends.at(client.sent_bytes, size))
+                if events & select.EPOLLIN:
+                    assert client.receive(size), f"{client.ending} after {client.got_bytes} bytes"
+    for client in clients:
+        client.sock.settimeout(DEADLINE)
+        client.finish()
+    for client in clients:
+        client.expect_fin(client)
+    return sum(client.got_bytes for client in clients)

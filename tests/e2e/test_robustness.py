@@ -14,8 +14,8 @@ import time
 import pytest
 
 from daemon import DEADLINE, configuration, tunnel, wait_until
-from peers import (CLIENT_STREAM, KIB, MIB, ClosedPort, EchoTarget, Target, connect, echoes, is_refused, size_text,
-                   transfer, wait_readable)
+from peers import (CLIENT_STREAM, KIB, MIB, ClosedPort, EchoTarget, Target, connect, echo_at_random, echoes, is_refused,
+                   size_text, transfer, wait_readable)
 from programs import program
 
 PLAIN = tunnel("plain", "{target}")
@@ -57,33 +57,6 @@ def test_slow_reader_blocks_the_sender(start, path, slow_side, report):
             report(f"slow {slow_side}: the sender blocked after {size_text(taken)}, the daemon grew by {grown / KIB:.0f} KiB")
 
 
-def echo_at_random(clients, seconds):
-    """Keeps every client sending and receiving pieces of random size; then all end well."""
-    sizes = random.Random(4)
-    poll = select.epoll()
-    by_number = {client.sock.fileno(): client for client in clients}
-    for number, client in by_number.items():
-        client.sock.setblocking(False)
-        poll.register(number, select.EPOLLIN | select.EPOLLOUT)
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        for number, events in poll.poll(DEADLINE):
-            client = by_number[number]
-            assert not events & (select.EPOLLERR | select.EPOLLHUP), f"an end after {client.got_bytes} bytes"
-            with contextlib.suppress(BlockingIOError):
-                size = sizes.choice((1, 7, 64, 1460, 4096, 70_000, 256 * KIB))
-                if events & select.EPOLLOUT and client.sent_bytes - client.got_bytes < 1 * MIB:
-                    client.sent_bytes += client.sock.send(client.sends.at(client.sent_bytes, size))
-                if events & select.EPOLLIN:
-                    assert client.receive(size), f"{client.ending} after {client.got_bytes} bytes"
-    for client in clients:
-        client.sock.settimeout(DEADLINE)
-        client.finish()
-    for client in clients:
-        client.expect_fin(client)
-    return sum(client.got_bytes for client in clients)
-
-
 @pytest.mark.slow
 @pytest.mark.sanitize
 @pytest.mark.parametrize("workers", [1, 2])
@@ -94,7 +67,8 @@ def test_random_blocks_echoed(start, workers, report):
                                      workers=workers))
         clients = [stack.enter_context(connect(daemon.address(name), expects=CLIENT_STREAM))
                    for name in ("plain", "plain", "pair", "chained") * 16]
-        moved = echo_at_random(clients, 10 / workers if workers > 1 else 10)
+        end = time.monotonic() + (10 / workers if workers > 1 else 10)
+        moved = echo_at_random(clients, lambda: time.monotonic() > end)
         for name, count in (("plain", 32), ("pair", 16), ("chained", 16), ("inner", 16)):
             assert all(line["reason"] == "ok" for line in daemon.ended(name, count))
         report(f"64 connections echoed {size_text(moved)} in blocks of random size, {workers} worker(s)")

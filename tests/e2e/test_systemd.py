@@ -127,6 +127,28 @@ def test_long_load_does_not_trip_the_watchdog(machine):
     assert machine.show("MainPID") == str(inside) and machine.show("NRestarts") == "0"
 
 
+@pytest.mark.slow
+def test_two_thousand_certificates_do_not_trip_the_watchdog(machine):
+    small = configuration(tunnel("a", "internal:echo", "127.0.0.1:7001"))
+    machine.write(CONFIG, small)
+    machine.drop_in("[Service]\nWatchdogSec=2s\n")
+    machine.run("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
+                "-subj", "/CN=localhost", "-keyout", "/etc/penstock/edge.key", "-out", "/etc/penstock/edge.pem")
+    key, certificate = ((machine.root / f"etc/penstock/edge.{end}").read_text() for end in ("key", "pem"))
+    for i in range(2000):
+        machine.write(f"/etc/penstock/many/{i}.pem", certificate + key, mode=0o600)
+    machine.run("chown", "-R", "penstock:", "/etc/penstock/many")
+    machine.systemctl("start", "penstock")
+    pid = machine.show("MainPID")
+    machine.write(CONFIG, small + "".join(
+        f'tls "s{i}" {{ certificate = "many/{i}.pem" }}\n'
+        f'tunnel "t{i}" {{ listen = "internal:n{i}" accept_filters = "tls:s{i}" connect = "internal:echo" }}\n' for i in range(2000)))
+    machine.systemctl("kill", "--kill-who=main", "-s", "HUP", "penstock")
+    wait_until(lambda: machine.show("StatusText").startswith("generation 2, 2001 tunnels, "), "the reload", 8 * DEADLINE)
+    assert machine.within(echoes, ("127.0.0.1", 7001))
+    assert machine.show("MainPID") == pid and machine.show("NRestarts") == "0"
+
+
 def test_watchdog_ends_a_stuck_worker(machine):
     machine.write(CONFIG, configuration(tunnel("a", "internal:echo", "127.0.0.1:7001"), workers=2))
     machine.drop_in("[Service]\nWatchdogSec=2s\n")
