@@ -3,24 +3,15 @@
 #include "clock.h"
 #include "config_files.h"
 #include "generation.h"
+#include "stamp.h"
 
 #include <event2/event.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
 #define LOOK_S  2
 #define TICK_NS (int64_t)(10 * NS_PER_MS) /* files are dated by a clock that ticks so at worst */
-
-/* What tells one state of a file from another; all zero = it cannot be looked at. The time of the last
- * change of the inode, not of its contents: it also moves when an older file is renamed over it. */
-struct stamp {
-	dev_t device;
-	ino_t inode;
-	off_t size;
-	struct timespec changed;
-};
 
 struct watched {
 	const char *path; /* the generation's */
@@ -37,28 +28,6 @@ struct renewal {
 	bool is_short; /* of memory for all files */
 };
 
-static struct stamp
-stamp_of(const char *path)
-{
-	struct stat status;
-	struct stamp stamp;
-
-	memset(&stamp, 0, sizeof(stamp)); /* compared as a whole */
-	if (stat(path, &status) < 0)
-		return stamp;
-	stamp.device = status.st_dev;
-	stamp.inode = status.st_ino;
-	stamp.size = status.st_size;
-	stamp.changed = status.st_ctim;
-	return stamp;
-}
-
-static bool
-is_same(const struct stamp *a, const struct stamp *b)
-{
-	return memcmp(a, b, sizeof(*a)) == 0;
-}
-
 static int64_t
 nanoseconds(struct timespec time)
 {
@@ -74,7 +43,7 @@ rests(struct renewal *renewal)
 	for (size_t i = 0; i < renewal->count; i++) {
 		struct watched *file = &renewal->files[i];
 		struct stamp now = stamp_of(file->path);
-		result &= is_same(&now, &file->seen);
+		result &= stamp_is_same(&now, &file->seen);
 		file->seen = now;
 	}
 	return result;
@@ -86,7 +55,7 @@ changed(struct renewal *renewal, bool is_config)
 {
 	for (size_t i = 0; i < renewal->count; i++) {
 		struct watched *file = &renewal->files[i];
-		if (file->is_config == is_config && !is_same(&file->seen, &file->loaded))
+		if (file->is_config == is_config && !stamp_is_same(&file->seen, &file->loaded))
 			return file;
 	}
 	return NULL;

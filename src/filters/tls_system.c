@@ -1,18 +1,10 @@
 #include "tls_system.h"
 
+#include "../stamp.h"
+
 #include <pthread.h>
 #include <stdlib.h>
-#include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
-
-/* What tells one state of a file or directory from another. */
-struct stamp {
-	dev_t device;
-	ino_t inode;
-	off_t size;
-	struct timespec changed;
-};
 
 struct stamps {
 	struct stamp file, directory;
@@ -36,26 +28,11 @@ directory(void)
 	return named ? named : X509_get_default_cert_dir();
 }
 
-static struct stamp
-stamp_of(const char *path)
-{
-	struct stamp stamp;
-	struct stat status;
-
-	memset(&stamp, 0, sizeof(stamp)); /* compared as a whole */
-	if (stat(path, &status) < 0)
-		return stamp;
-	stamp.device = status.st_dev;
-	stamp.inode = status.st_ino;
-	stamp.size = status.st_size;
-	stamp.changed = status.st_ctim;
-	return stamp;
-}
-
 static bool
 is_current(const struct stamps *now)
 {
-	return current && memcmp(now, &read_at, sizeof(*now)) == 0;
+	return current && stamp_is_same(&now->file, &read_at.file) &&
+	       stamp_is_same(&now->directory, &read_at.directory);
 }
 
 static void
@@ -78,8 +55,8 @@ tls_system_hold(struct failure *why)
 	X509_STORE *store = NULL;
 
 	pthread_mutex_lock(&lock);
-	now.file =
-		stamp_of(file()); /* before it is read: a change meanwhile is seen the next time */
+	/* Before they are read: a change meanwhile is seen the next time. */
+	now.file = stamp_of(file());
 	now.directory = stamp_of(directory());
 	if (!is_current(&now))
 		renew(&now);
