@@ -13,6 +13,7 @@ from programs import PEERS, write_peers
 
 DAEMONS = pytest.StashKey[list]()
 ROWS = []
+RAN = set()  # names of tests
 
 
 def pytest_configure():
@@ -80,8 +81,23 @@ def shortened(text, most=200):
 
 
 def pytest_sessionfinish(session):
+    """What each process noted goes to the one that began the run, if there are several (pytest-xdist)."""
+    noted = {"rows": ROWS, "peers": list(PEERS.items()), "ran": [item.name.partition("[")[0] for item in getattr(session, "items", [])]}
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["noted"] = noted
+        return
+    RAN.update(noted["ran"])
     if PEERS and not session.testsfailed:
-        write_peers([item.name.partition("[")[0] for item in session.items])
+        write_peers(RAN)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    noted = getattr(node, "workeroutput", {}).get("noted")
+    if noted:
+        ROWS.extend(noted["rows"])
+        PEERS.update((tuple(of), version) for of, version in noted["peers"])
+        RAN.update(noted["ran"])
 
 
 @pytest.fixture

@@ -8,6 +8,8 @@ import sys
 import textwrap
 import time
 
+import pytest
+
 from certificates import Authority
 from daemon import configuration, section, tunnel
 from peers import CLIENT_STREAM, connect
@@ -72,6 +74,7 @@ def storm(daemon):
     return times[len(times) * 99 // 100], count
 
 
+@pytest.mark.alone
 def test_pings_between_handshakes(start, directory, report):
     """Rationed handshakes and all at once, in turn: what else the machine does befalls both."""
     certificate, key = Authority(directory).issue("server", "server.example")

@@ -131,6 +131,7 @@ def check_rate(report, what, measure, rate, burst, is_limited):
 
 # --- rates ----------------------------------------------------------------------------------------
 
+@pytest.mark.alone
 @pytest.mark.parametrize("rate", [100 * KB, MB, 10 * MB, 100 * MB, 500 * MB])
 @pytest.mark.parametrize("way", ["down", "up"])
 def test_rate(start, report, way, rate):
@@ -160,6 +161,7 @@ def test_rate(start, report, way, rate):
     check_rate(report, f"{way}", measure, rate, burst, is_limited)
 
 
+@pytest.mark.alone
 def test_nesting(start, report):
     """Five levels; each bounds what is below it, and what one leaves is the others'."""
     text = (limit("uplink", **bucket(12 * MB)) + limit("wide", parent="uplink", **bucket(100 * MB)) +
@@ -178,6 +180,7 @@ def test_nesting(start, report):
     assert worst <= 12 * MB / 4 + quantum(12 * MB) + 12 * MB * measure.late
 
 
+@pytest.mark.alone
 @pytest.mark.sanitize
 def test_weights(start, report):
     tunnels = "".join(limit(f"w{weight}", parent="uplink", weight=weight) + chargen(f"t{weight}", limit=f"w{weight}")
@@ -200,6 +203,7 @@ def test_weights(start, report):
     assert all(error <= bound for error, bound in zip(wrong, bounds)), (wrong, bounds)
 
 
+@pytest.mark.alone
 def test_client_with_a_hundred_connections(start, report):
     text = limit("uplink", **bucket(20 * MB)) + limit("client", parent="uplink", per="source/32")
     daemon = before_others(start(configuration(text, chargen(limit="client"), workers=2)))
@@ -240,6 +244,7 @@ CHAINS = {  # rows of the metered tunnel, rows of the one that leads to it
 @pytest.mark.parametrize("chain, target", [
     ("plain", "pair"), ("plain", "socket"), ("plain", "hop"), ("tls", "socket"), ("tls", "hop"),
     ("tls payload", "pair"), ("zlib", "pair"), ("tls and zlib", "hop"), ("proxy", "socket")])
+@pytest.mark.alone
 def test_chain(start, report, directory, tls, chain, target):
     """The same number on the wire whatever is in it; and counted once where two tunnels share a limit."""
     rate, seconds = 2 * MB, 0.8
@@ -272,6 +277,7 @@ def test_chain(start, report, directory, tls, chain, target):
         assert passed >= rate * seconds * 0.95
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("way", ["down", "up"])
 def test_overhead(start, report, way):
     """Each segment of a kilobyte costs half as much again: two thirds of the rate are left for what is in them."""
@@ -328,6 +334,7 @@ SMALL = {"request": ask_once, "handshake": shake_hands}
     ("request", MB, 1, False), ("request", 10 * MB, 1, False), ("request", MB, 200, False),
     ("request", 10 * MB, 200, False), ("request", 10 * MB, 200, True), ("handshake", MB, 200, False),
     ("handshake", 10 * MB, 1, False)])
+@pytest.mark.alone
 def test_small_flow_under_saturation(start, report, tls, what, rate, clients, inside):
     """A kilobyte and its answer, beside 200 hungry connections of one client or of 200; or after a handshake of
     TLS; or inside one of the 200 clients: then within two of its rounds."""
@@ -356,6 +363,7 @@ def test_small_flow_under_saturation(start, report, tls, what, rate, clients, in
     assert max(late) <= (2 * a_round if inside else 0.25), (took, late)
 
 
+@pytest.mark.alone
 def test_ever_new_flows_gain_nothing(start, report):
     """One client opens connections, takes what newcomers are given at once, and leaves; another one reads."""
     rate, over, errors = 4 * MB, threading.Event(), []
@@ -413,6 +421,7 @@ class Steps:
         return began, time.monotonic()
 
 
+@pytest.mark.alone
 @pytest.mark.sanitize
 def test_reload_retunes_open_connections(start, report):
     steps = Steps(start, 2 * MB)
@@ -577,6 +586,7 @@ time_t time(time_t *out)
 """
 
 
+@pytest.mark.alone
 def test_steps_of_the_clock_change_nothing(start, directory, report):
     source, library = directory / "clock.c", directory / "clock.so"
     source.write_text(STEPPING_CLOCK)
