@@ -3,6 +3,7 @@
 #include "admission.h"
 #include "check.h"
 #include "clock.h"
+#include "connection_view.h"
 #include "endpoint.h"
 #include "limits.h"
 #include "log.h"
@@ -398,7 +399,7 @@ run_worker(void *context)
 	canary_stop(&worker->canary);
 	tunnel_reset_all(&worker->connections, &why);
 	event_base_loop(worker->loop.base, EVLOOP_NONBLOCK);
-	tunnel_walk_end_all(&worker->connections);
+	connection_view_end_all(&worker->connections);
 	return NULL;
 }
 

@@ -1,5 +1,6 @@
 #include "admin_answers.h"
 #include "admin_survey.h"
+#include "connection_view.h"
 #include "log.h"
 #include "tunnel.h"
 
@@ -58,9 +59,9 @@ collect_kill(struct inquiry *inquiry)
 {
 	const struct admin_control *control = inquiry->control;
 	struct action *action = inquiry->state;
-	struct connection *connection =
-		tunnel_find(control->connections_of(control->context, (unsigned int)inquiry->place),
-			    action->id);
+	struct connection *connection = connection_view_find(
+		control->connections_of(control->context, (unsigned int)inquiry->place),
+		action->id);
 
 	action->is_done = connection != NULL;
 	if (connection)

@@ -1,6 +1,7 @@
 #include "admin_answers.h"
 #include "admin_survey.h"
 #include "clock.h"
+#include "connection_view.h"
 #include "endpoint_tcp.h"
 #include "why.h"
 
@@ -51,7 +52,8 @@ static json_t *
 connection_of(const struct connection_report *report)
 {
 	char why[WHY_TEXT];
-	const char *state = report->is_half_open ? "half_open" : tunnel_state_name(report->state);
+	const char *state =
+		report->is_half_open ? "half_open" : connection_state_name(report->state);
 
 	return json_pack(
 		"{s:I, s:s, s:s, s:i, s:s, s:b, s:s, s:o, s:f, s:f, s:o, s:o, s:o, s:o, s:o, s:o, "
@@ -152,7 +154,7 @@ is_wanted(const struct list *list, const struct connection_report *report)
 	if (!*list->state)
 		return true;
 	return !strcmp(list->state,
-		       report->is_half_open ? "half_open" : tunnel_state_name(report->state));
+		       report->is_half_open ? "half_open" : connection_state_name(report->state));
 }
 
 static void
@@ -174,13 +176,13 @@ look(struct list *list, struct connection *connection, uint64_t now_ns)
 	uint64_t rank = 0;
 
 	if (list->is_sorted) {
-		rank = tunnel_rank(connection, list->order, now_ns);
+		rank = connection_view_rank(connection, list->order, now_ns);
 		if (list->order == ORDER_WAIT && !rank)
 			return;
 		if (list->count == list->most && rank <= list->reports[list->most - 1].rank)
 			return;
 	}
-	tunnel_report(connection, now_ns, &report);
+	connection_view_report(connection, now_ns, &report);
 	if (!is_wanted(list, &report))
 		return;
 	if (list->is_sorted)
@@ -199,18 +201,18 @@ collect_list(struct inquiry *inquiry)
 	uint64_t now_ns = clock_now_ns();
 
 	if (!list->walk)
-		list->walk = tunnel_walk_begin(connections);
+		list->walk = connection_view_begin(connections);
 	for (int looks = 0; looks < LOOKS_MOST; looks++) {
 		if (!list->is_sorted && list->count == list->most)
 			return true;
-		connection = tunnel_walk(connections, list->walk, now_ns);
+		connection = connection_view_next(connections, list->walk, now_ns);
 		if (!connection)
 			break;
 		look(list, connection, now_ns);
 	}
 	if (connection)
 		return true;
-	tunnel_walk_end(connections, list->walk);
+	connection_view_end(connections, list->walk);
 	list->walk = 0;
 	list->is_over = ++list->worker == control->workers;
 	return true;
@@ -300,16 +302,17 @@ collect_one(struct inquiry *inquiry)
 {
 	const struct admin_control *control = inquiry->control;
 	struct one *one = inquiry->state;
-	struct connection *connection = tunnel_find(
+	struct connection *connection = connection_view_find(
 		control->connections_of(control->context, (unsigned int)inquiry->place), one->id);
 
 	if (!connection)
 		return true;
 	one->is_found = true;
-	tunnel_report(connection, clock_now_ns(), &one->report);
+	connection_view_report(connection, clock_now_ns(), &one->report);
 	for (int side = SIDE_NEAR; side <= SIDE_FAR; side++)
 		one->has_tcp[side] = endpoint_tcp_report(
-			tunnel_endpoint(connection, (enum pump_side)side), &one->tcp[side]);
+			connection_view_endpoint(connection, (enum pump_side)side),
+			&one->tcp[side]);
 	return true;
 }
 

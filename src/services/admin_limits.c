@@ -2,6 +2,7 @@
 #include "admin_answers.h"
 #include "admin_survey.h"
 #include "clock.h"
+#include "connection_view.h"
 #include "units.h"
 
 #include <event2/buffer.h>

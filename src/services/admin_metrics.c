@@ -59,7 +59,7 @@ write_states(struct evbuffer *page, const struct tunnel_conf *conf, const char *
 	admission_sum(conf->live, &sum);
 	for (int state = CONNECTION_OPENING; state <= CONNECTION_FLUSHING; state++)
 		evbuffer_add_printf(page, "penstock_connections{tunnel=\"%s\",state=\"%s\"} %lld\n",
-				    tunnel, tunnel_state_name((enum connection_state)state),
+				    tunnel, connection_state_name((enum connection_state)state),
 				    (long long)sum.state[state]);
 }
 
@@ -93,7 +93,7 @@ write_ended(struct evbuffer *page, const struct tunnel_conf *conf, const char *t
 					page,
 					"penstock_connections_ended_total{tunnel=\"%s\",by=\"%s\","
 					"reason=\"%s\"} %llu\n",
-					tunnel, tunnel_ender_name((enum ended_by)who),
+					tunnel, connection_ender_name((enum ended_by)who),
 					kind ? failure_kind_name((enum failure_kind)kind) : "ok",
 					number(sum.ended[who][kind]));
 }

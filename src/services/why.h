@@ -4,7 +4,7 @@
 #ifndef PENSTOCK_WHY_H
 #define PENSTOCK_WHY_H
 
-#include "tunnel.h"
+#include "connection_view.h"
 
 #define WHY_TEXT 320
 

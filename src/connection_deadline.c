@@ -1,0 +1,167 @@
+#include "connection_deadline.h"
+
+#include "clock.h"
+
+#include <event2/event.h>
+#include <sys/time.h>
+
+/* How often a connection that does not read one of its peers looks whether that peer is still there,
+ * and whether a peer that does not read makes progress all the same. */
+#define LOOK_NS (2 * NS_PER_S)
+
+void
+connection_deadline_arm(struct connection *connection, uint64_t due_ns, uint64_t now_ns)
+{
+	struct timeval after;
+	clock_to_timeval(due_ns > now_ns ? due_ns - now_ns : 0, &after);
+	connection->armed_ns = due_ns;
+	event_add(&connection->timer, &after);
+}
+
+static uint64_t
+sooner(uint64_t a_ns, uint64_t b_ns)
+{
+	return a_ns < b_ns ? a_ns : b_ns;
+}
+
+/* How long it has waited for limits, up to the last account. */
+static uint64_t
+limited_ns(const struct connection *connection)
+{
+	const struct flow *flow = connection->pump.flow;
+	uint64_t up_ns = flow[FLOW_UP].spent_ns[WAIT_LIMIT];
+	uint64_t down_ns = flow[FLOW_DOWN].spent_ns[WAIT_LIMIT];
+	return up_ns > down_ns ? up_ns : down_ns;
+}
+
+void
+connection_deadline_begin_handshake(struct connection *connection)
+{
+	connection->handshake_ns = clock_now_ns();
+	connection->handshake_limited_ns = limited_ns(connection);
+}
+
+/* When the tunnel's lifetime is over, counted from the connection's begin. */
+void
+connection_deadline_set_lifetime(struct connection *connection)
+{
+	uint64_t lifetime_ns = connection->conf->timeouts.lifetime;
+	/* Up to a tenth more, so that connections made together do not end together. */
+	uint64_t spread = (connection->id * UINT64_C(0x9e3779b97f4a7c15)) >> 54; /* 0 .. 1023 */
+
+	connection->over_ns =
+		lifetime_ns ? connection->opened_ns + lifetime_ns + lifetime_ns / 10240 * spread
+			    : 0;
+}
+
+/* When the connection is to be ended for taking too long, and what is to be said then. */
+static uint64_t
+deadline(const struct connection *connection, const char **said)
+{
+	const struct timeouts *timeouts = &connection->conf->timeouts;
+	const struct pump *pump = &connection->pump;
+	uint64_t due_ns = UINT64_MAX;
+
+	if (connection->over_ns) {
+		due_ns = connection->over_ns;
+		*said = connection->is_own ? "check" : "lifetime";
+	}
+	if (connection->state == CONNECTION_DIALLING)
+		return due_ns; /* the dial has its own */
+	uint64_t handshake_ns = connection->handshake_ns + timeouts->handshake +
+				limited_ns(connection) - connection->handshake_limited_ns;
+	if (pump_is_handshaking(pump) && handshake_ns < due_ns) {
+		due_ns = handshake_ns;
+		*said = "handshake";
+	}
+	if (connection->state <= CONNECTION_OPENING)
+		return due_ns;
+
+	bool half_open = pump_is_half_open(pump);
+	uint64_t idle_ns = half_open ? timeouts->half_open : timeouts->idle;
+	if (idle_ns && connection->moved_ns + idle_ns < due_ns) {
+		due_ns = connection->moved_ns + idle_ns;
+		*said = half_open ? "half_open" : "idle";
+	}
+	const struct flow *up = &pump->flow[FLOW_UP];
+	uint64_t first_byte_ns =
+		connection->opened_ns + timeouts->first_byte + up->spent_ns[WAIT_LIMIT];
+	if (timeouts->first_byte && !up->bytes && !up->store && !up->source_ended &&
+	    first_byte_ns < due_ns) {
+		due_ns = first_byte_ns;
+		*said = "first_byte";
+	}
+	return due_ns;
+}
+
+bool
+connection_deadline_has_passed(const struct connection *connection, uint64_t now_ns,
+			       const char **said)
+{
+	return now_ns >= deadline(connection, said);
+}
+
+/* Whether some peer is not being read or does not read: the kernel tells nothing then, so we look. */
+bool
+connection_deadline_is_slow(const struct connection *connection)
+{
+	return connection->state == CONNECTION_DIALLING || pump_is_blocked(&connection->pump) ||
+	       pump_is_limited(&connection->pump);
+}
+
+/* What the timer depends on. */
+static bool
+needs_looks(const struct connection *connection)
+{
+	return connection_deadline_is_slow(connection) || pump_is_half_open(&connection->pump);
+}
+
+bool
+connection_deadline_has_changed(const struct connection *connection)
+{
+	return connection->slow != needs_looks(connection);
+}
+
+void
+connection_deadline_set(struct connection *connection, uint64_t now_ns)
+{
+	const char *said;
+	uint64_t due_ns = deadline(connection, &said);
+
+	connection->slow = needs_looks(connection);
+	if (connection_deadline_is_slow(connection)) {
+		uint64_t idle_ns = connection->conf->timeouts.idle;
+		uint64_t look_ns = idle_ns && idle_ns / 4 < LOOK_NS ? idle_ns / 4 : LOOK_NS;
+		due_ns = sooner(due_ns, now_ns + look_ns);
+	}
+	if (due_ns == UINT64_MAX)
+		return;
+	/* A timer that fires too early is set anew then; that is cheaper than to move it for each byte. */
+	if (!connection->armed_ns || due_ns < connection->armed_ns)
+		connection_deadline_arm(connection, due_ns, now_ns);
+}
+
+/* A byte that the peer's kernel took out of ours is progress, though we see no event for it; and what
+ * moves in the connection behind a pair is progress of this one. `from` is where the asker is, if one is:
+ * a chain of internal hops is asked link by link, away from him. */
+void
+connection_deadline_look(struct connection *connection, const struct connection *from,
+			 uint64_t now_ns)
+{
+	size_t unsent_bytes = 0;
+
+	for (enum pump_side side = SIDE_NEAR; side <= SIDE_FAR; side++) {
+		struct endpoint *endpoint = connection_endpoint(connection, side);
+		struct connection *joined = connection_joined_at(endpoint);
+		if (joined && joined != from) {
+			connection_deadline_look(joined, connection, now_ns);
+			if (joined->moved_ns > connection->moved_ns)
+				connection->moved_ns = joined->moved_ns;
+		}
+		if (endpoint->kind)
+			unsent_bytes += endpoint->kind->unsent(endpoint);
+	}
+	if (unsent_bytes < connection->unsent_bytes)
+		connection->moved_ns = now_ns;
+	connection->unsent_bytes = unsent_bytes;
+}
