@@ -31,7 +31,7 @@ const struct keyword generation_keywords[] = {
 		  "carries." },
 	{ .name = "max_handshakes",
 	  .type = KEYWORD_COUNT,
-	  .fallback = "4",
+	  .fallback = "1",
 	  .least = 1,
 	  .most = 65536,
 	  .offset = AT(max_handshakes),

@@ -1,5 +1,6 @@
 """Fixtures: a directory that leaves nothing behind, daemons that are always ended, rows for the summary."""
 
+import os
 import resource
 import shutil
 import tempfile
@@ -30,6 +31,13 @@ def directory():
     path.chmod(0o755)
     yield path
     shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def as_before():
+    """Threads that a test starts are scheduled as it is (before_others); the next test begins as all do."""
+    yield
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
 @pytest.fixture

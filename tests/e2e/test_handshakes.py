@@ -11,7 +11,7 @@ import time
 import pytest
 
 from certificates import Authority
-from daemon import configuration, section, tunnel
+from daemon import before_others, configuration, section, tunnel
 from peers import CLIENT_STREAM, connect
 
 SECONDS = 3
@@ -64,10 +64,7 @@ def storm(daemon):
     sockets = daemon.descriptors("socket:")
     with connect(daemon.address("plain"), CLIENT_STREAM) as client:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        # Where we may, who asks is not kept waiting by who storms: there are fewer processors than programs.
-        with contextlib.suppress(PermissionError):
-            os.sched_setscheduler(process.pid, os.SCHED_BATCH, os.sched_param(0))
-            os.setpriority(os.PRIO_PROCESS, process.pid, 10)
+        before_others(daemon)  # and before who storms: there are fewer processors than programs
         times = ping_until(client, lambda: process.poll() is not None)
         count = int(process.communicate()[0])
     daemon.wait_sockets(sockets)  # what it still has to do would be in the way of the other one
@@ -81,10 +78,11 @@ def test_pings_between_handshakes(start, directory, report):
     rationed, free = (start(configuration(
         section("tls", "edge", certificate=certificate, key=key),
         tunnel("tls", "internal:echo", accept_filters=["tls:edge"], timeouts={"handshake": "2s"}),
-        tunnel("plain", "internal:echo"), max_handshakes=most, log={"connections": "false"})) for most in (4, 65536))
+        tunnel("plain", "internal:echo"), max_handshakes=most, log={"connections": "false"})) for most in (1, 65536))
     tries = [(storm(rationed), storm(free)) for _ in range(3)]
     (p99, offered), (free_p99, _) = (min(of) for of in zip(*tries))
     report(f"{offered / SECONDS:.0f} TLS handshakes a second offered: p99 of a ping {p99:.1f} ms, "
            f"{free_p99:.1f} ms without max_handshakes")
     assert offered > OFFERED * SECONDS / 4
     assert p99 < free_p99 / 1.2
+    assert p99 <= 5 or os.geteuid() != 0  # who may not be before others waits for them

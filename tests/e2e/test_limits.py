@@ -6,7 +6,6 @@ not for a processor; buckets hold a quarter of a second, so that a pause of the 
 """
 
 import contextlib
-import os
 import socket
 import ssl
 import struct
@@ -16,7 +15,7 @@ import time
 
 import pytest
 
-from daemon import DEADLINE, configuration, tunnel, wait_until
+from daemon import DEADLINE, before_others, configuration, tunnel, wait_until
 from metered import Acceptor, Readers, StallMeter, Writers, dial, dial_many
 from peers import KIB, Target, connect, transfer
 from programs import free_port
@@ -39,22 +38,6 @@ def bucket(rate, seconds=0.25):
 
 def burst_of(rate, seconds=0.25):
     return max(int(rate * seconds), 8192)
-
-
-def before_others(daemon):
-    """Where we may, the daemon and the test get processors before whatever else this machine does: what is
-    measured is how limits share bytes, not how the kernel shares processors."""
-    with contextlib.suppress(PermissionError):
-        for task in [*os.listdir(f"/proc/{daemon.pid}/task"), threading.get_native_id()]:
-            os.sched_setscheduler(int(task), os.SCHED_RR, os.sched_param(5))
-    return daemon
-
-
-@pytest.fixture(autouse=True)
-def as_before():
-    """Threads that a test starts are scheduled as it is; the next test begins as all do."""
-    yield
-    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
 def chargen(name="a", **rows):
