@@ -4,7 +4,7 @@
  * A line is formatted into a record of the calling thread's own bounded queue (1 MiB, 2500 lines with
  * a dozen fields); one log thread writes the records of all threads out in the order of their times:
  * to stderr, journal or file, as text or JSON. A full queue drops the line, counts it and says so once
- * a second. A line identical to one of the last eight within a second is counted, and told as
+ * a second. A line that says the same as one of the last eight within a second is counted, and told as
  * "repeated N times: ..." when the second is over. What a line means is the caller's business.
  */
 #ifndef PENSTOCK_LOG_H
@@ -13,6 +13,7 @@
 #include "failure.h"
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 enum log_level {
@@ -31,6 +32,7 @@ struct log_field {
 	const char *name;
 	const char *text; /* NULL: `number` counts */
 	uint64_t number;
+	size_t same_bytes; /* so many at the text's begin tell whether a line says the same; 0 = all */
 };
 
 /* Starts the log thread. target: "auto" (journal under systemd, else stderr), "stderr", "journal" or

@@ -131,16 +131,25 @@ log_record_copy(struct log_record *to, const struct log_record *from)
 				(char *)to + (from->fields[i].text - (const char *)from);
 }
 
+static bool
+is_same_text(const struct log_field *a, const struct log_field *b)
+{
+	if (a->same_bytes != b->same_bytes)
+		return false;
+	return a->same_bytes ? strncmp(a->text, b->text, a->same_bytes) == 0
+			     : strcmp(a->text, b->text) == 0;
+}
+
 bool
 log_record_same(const struct log_record *one, const struct log_record *other)
 {
 	if (one->level != other->level || one->field_count != other->field_count ||
-	    one->size_bytes != other->size_bytes || strcmp(one->text, other->text) != 0)
+	    strcmp(one->text, other->text) != 0)
 		return false;
 	for (unsigned int i = 0; i < one->field_count; i++) {
 		const struct log_field *a = &one->fields[i], *b = &other->fields[i];
 		if (strcmp(a->name, b->name) != 0 || !a->text != !b->text ||
-		    (a->text ? strcmp(a->text, b->text) != 0 : a->number != b->number))
+		    (a->text ? !is_same_text(a, b) : a->number != b->number))
 			return false;
 	}
 	return true;

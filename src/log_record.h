@@ -41,7 +41,7 @@ void log_record_fill(struct log_record *record, enum log_level level,
 
 void log_record_copy(struct log_record *to, const struct log_record *from);
 
-/* Whether both say the same: level, text and fields. */
+/* Whether both say the same: level, text and fields, of these what counts (same_bytes). */
 bool log_record_same(const struct log_record *one, const struct log_record *other);
 
 /* The forms. Each writes at most LOG_RECORD_FORM_BYTES, no newline, and returns their number.

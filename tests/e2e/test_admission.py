@@ -63,8 +63,8 @@ def test_max_connections_of_a_tunnel(start, workers):
                 assert is_refused(daemon.address("a"))
             assert echoes(daemon.address("b"))
         daemon.ended("a", ended + 5)
-    refused = daemon.wait_log("connection refused", 9, tunnel="a")
-    assert all(line["reason"] == "admission" for line in refused)
+    wait_until(lambda: daemon.count_log("connection refused") == 9, "nine refusals")
+    assert all(line["reason"] == "admission" for line in daemon.find_log("connection refused", tunnel="a"))
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -571,6 +571,34 @@ repeated_lines_are_counted(void **state)
 	free(text);
 }
 
+/* As a client that knocks from one port after the other. */
+static void
+only_what_counts_of_a_text_is_compared(void **state)
+{
+	(void)state;
+	char texts[2][100][24];
+	start(target, LOG_FORMAT_TEXT, LOG_LEVEL_INFO);
+	for (int i = 0; i < 100; i++)
+		for (int host = 0; host < 2; host++) {
+			snprintf(texts[host][i], 24, "10.0.0.%d:%d", host + 1, i * 11 + 1);
+			log_event(LOG_LEVEL_INFO,
+				  &(struct log_field){ .name = "client",
+						       .text = texts[host][i],
+						       .same_bytes = strlen("10.0.0.1:") },
+				  1, "connection refused");
+		}
+	log_stop();
+	char *text = file_text(path);
+	assert_int_equal(times(text, "info connection refused client=10.0.0.1:1\n"), 1);
+	assert_int_equal(times(text, "info connection refused client=10.0.0.2:1\n"), 1);
+	assert_int_equal(times(text, "repeated 99 times: connection refused client=10.0.0.1:1\n"),
+			 1);
+	assert_int_equal(times(text, "repeated 99 times: connection refused client=10.0.0.2:1\n"),
+			 1);
+	assert_int_equal(times(text, "\n"), 4);
+	free(text);
+}
+
 static void
 a_repeated_line_is_told_after_its_second(void **state)
 {
@@ -666,6 +694,7 @@ main(void)
 		CASE(checking_a_target_makes_nothing),
 		CASE(a_full_disk_is_told_once),
 		CASE(repeated_lines_are_counted),
+		CASE(only_what_counts_of_a_text_is_compared),
 		CASE(a_repeated_line_is_told_after_its_second),
 		CASE(many_threads_keep_their_order),
 		CASE(libevent_speaks_through_the_log),
