@@ -11,67 +11,40 @@ struct remembered {
 };
 
 struct tls_sessions {
-	struct tls_sessions *next;
-	unsigned char id[TLS_ID_BYTES];
-	unsigned int users;
-	pthread_mutex_t lock; /* for what stands below */
+	struct tls_lasting lasting;
 	uint64_t puts;
 	size_t count;
 	struct remembered at[TLS_SESSIONS_MOST];
 };
 
-static struct tls_sessions *all;
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* for the list and `users` */
-
-struct tls_sessions *
-tls_sessions_hold(const unsigned char id[TLS_ID_BYTES])
-{
-	pthread_mutex_lock(&lock);
-	struct tls_sessions *at = all;
-	while (at && memcmp(at->id, id, TLS_ID_BYTES) != 0)
-		at = at->next;
-	if (!at) {
-		at = calloc(1, sizeof(*at));
-		if (at) {
-			memcpy(at->id, id, TLS_ID_BYTES);
-			pthread_mutex_init(&at->lock, NULL);
-			at->next = all;
-			all = at;
-		}
-	}
-	if (at)
-		at->users++;
-	pthread_mutex_unlock(&lock);
-	return at;
-}
-
 static void
-sessions_free(struct tls_sessions *sessions)
+on_end(struct tls_lasting *lasting)
 {
+	struct tls_sessions *sessions = (struct tls_sessions *)lasting;
 	for (size_t i = 0; i < sessions->count; i++) {
 		free(sessions->at[i].name);
 		SSL_SESSION_free(sessions->at[i].session);
 	}
-	pthread_mutex_destroy(&sessions->lock);
-	free(sessions);
+}
+
+static struct tls_lasting_kind kind = {
+	.bytes = sizeof(struct tls_sessions),
+	.end = on_end,
+	.lock = PTHREAD_MUTEX_INITIALIZER,
+};
+/* For what is remembered, in all of them: held for a look through one. */
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+
+struct tls_sessions *
+tls_sessions_hold(const unsigned char id[TLS_ID_BYTES])
+{
+	return (struct tls_sessions *)tls_lasting_hold(&kind, id);
 }
 
 void
 tls_sessions_release(struct tls_sessions *sessions)
 {
-	if (!sessions)
-		return;
-	pthread_mutex_lock(&lock);
-	bool is_last = --sessions->users == 0;
-	for (struct tls_sessions **at = &all; is_last && *at; at = &(*at)->next) {
-		if (*at == sessions) {
-			*at = sessions->next;
-			break;
-		}
-	}
-	pthread_mutex_unlock(&lock);
-	if (is_last)
-		sessions_free(sessions);
+	tls_lasting_release(&kind, (struct tls_lasting *)sessions);
 }
 
 static struct remembered *
@@ -108,7 +81,7 @@ void
 tls_sessions_put(struct tls_sessions *sessions, const char *name, SSL_SESSION *session)
 {
 	SSL_SESSION *gone = NULL;
-	pthread_mutex_lock(&sessions->lock);
+	pthread_mutex_lock(&lock);
 	struct remembered *place = find(sessions, name);
 	if (!place)
 		place = make_place(sessions, name);
@@ -118,7 +91,7 @@ tls_sessions_put(struct tls_sessions *sessions, const char *name, SSL_SESSION *s
 		place->session = session;
 		place->put = ++sessions->puts;
 	}
-	pthread_mutex_unlock(&sessions->lock);
+	pthread_mutex_unlock(&lock);
 	SSL_SESSION_free(gone);
 }
 
@@ -126,10 +99,10 @@ SSL_SESSION *
 tls_sessions_get(struct tls_sessions *sessions, const char *name)
 {
 	SSL_SESSION *session = NULL;
-	pthread_mutex_lock(&sessions->lock);
+	pthread_mutex_lock(&lock);
 	struct remembered *place = find(sessions, name);
 	if (place && SSL_SESSION_is_resumable(place->session) && SSL_SESSION_up_ref(place->session))
 		session = place->session;
-	pthread_mutex_unlock(&sessions->lock);
+	pthread_mutex_unlock(&lock);
 	return session;
 }

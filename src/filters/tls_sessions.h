@@ -1,12 +1,12 @@
 /*
- * tls_sessions: the sessions that servers gave us, to be taken up again. Like tls_tickets they live in
- * the process under an id, so that a reload keeps them. One session for each name, at most
+ * tls_sessions: the sessions that servers gave us, to be taken up again; they outlive reloads
+ * (tls_lasting). One session for each name, at most
  * TLS_SESSIONS_MOST names; the oldest goes first. Any thread.
  */
 #ifndef PENSTOCK_FILTERS_TLS_SESSIONS_H
 #define PENSTOCK_FILTERS_TLS_SESSIONS_H
 
-#include "tls_tickets.h"
+#include "tls_lasting.h"
 
 #include <openssl/ssl.h>
 

@@ -19,58 +19,34 @@ struct dated_key {
 };
 
 struct tls_tickets {
-	struct tls_tickets *next;
-	unsigned char id[TLS_ID_BYTES];
-	unsigned int users;
+	struct tls_lasting lasting;
 	uint64_t lifetime_ns;
 	struct dated_key newest, before;
 };
 
-/* All of them, and the lock of all: it is held for a copy of a key, or to make one. */
-static struct tls_tickets *all;
+static struct tls_lasting_kind kind = {
+	.bytes = sizeof(struct tls_tickets),
+	.lock = PTHREAD_MUTEX_INITIALIZER,
+};
+/* For the keys of all: held for a copy of one, or to make one. */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
 struct tls_tickets *
 tls_tickets_hold(const unsigned char id[TLS_ID_BYTES], uint64_t lifetime_ns)
 {
+	struct tls_tickets *tickets = (struct tls_tickets *)tls_lasting_hold(&kind, id);
+	if (!tickets)
+		return NULL;
 	pthread_mutex_lock(&lock);
-	struct tls_tickets *at = all;
-	while (at && memcmp(at->id, id, TLS_ID_BYTES) != 0)
-		at = at->next;
-	if (!at) {
-		at = calloc(1, sizeof(*at));
-		if (at) {
-			memcpy(at->id, id, TLS_ID_BYTES);
-			at->next = all;
-			all = at;
-		}
-	}
-	if (at) {
-		at->users++;
-		at->lifetime_ns = lifetime_ns;
-	}
+	tickets->lifetime_ns = lifetime_ns;
 	pthread_mutex_unlock(&lock);
-	return at;
+	return tickets;
 }
 
 void
 tls_tickets_release(struct tls_tickets *tickets)
 {
-	if (!tickets)
-		return;
-	pthread_mutex_lock(&lock);
-	bool is_last = --tickets->users == 0;
-	for (struct tls_tickets **at = &all; is_last && *at; at = &(*at)->next) {
-		if (*at == tickets) {
-			*at = tickets->next;
-			break;
-		}
-	}
-	pthread_mutex_unlock(&lock);
-	if (is_last) {
-		OPENSSL_cleanse(tickets, sizeof(*tickets));
-		free(tickets);
-	}
+	tls_lasting_release(&kind, (struct tls_lasting *)tickets);
 }
 
 static bool

@@ -1,17 +1,16 @@
 /*
- * tls_tickets: the keys under which clients carry their sessions home. They live in the process, not
- * in a configuration: whoever asks with the same id, before or after a reload, gets the same keys, for
- * as long as anybody holds them. A key encrypts for one lifetime and decrypts for one more; its age
- * follows from the time given. Any thread.
+ * tls_tickets: the keys under which clients carry their sessions home; they outlive reloads (tls_lasting).
+ * A key encrypts for one lifetime and decrypts for one more; its age follows from the time given. Any
+ * thread.
  */
 #ifndef PENSTOCK_FILTERS_TLS_TICKETS_H
 #define PENSTOCK_FILTERS_TLS_TICKETS_H
 
+#include "tls_lasting.h"
+
 #include <openssl/ssl.h>
 #include <stdbool.h>
 #include <stdint.h>
-
-#define TLS_ID_BYTES 32
 
 struct tls_tickets;
 
