@@ -64,12 +64,12 @@ class Authority:
         run("openssl", "ca", "-gencrl", "-config", self._configuration(), "-out", out)
         return out
 
-    def answer(self, certificate, file):
+    def answer(self, certificate, file, days=7):
         """The OCSP answer that the certificate is good."""
         index, out = self.directory / f"{self.name}.index", self.directory / file
         index.write_text(self._entry(certificate, "V"))
         run("openssl", "ocsp", "-index", index, "-rsigner", self.certificate, "-rkey", self._key, "-CA",
-            self.certificate, "-issuer", self.certificate, "-cert", certificate, "-ndays", "7", "-respout", out)
+            self.certificate, "-issuer", self.certificate, "-cert", certificate, "-ndays", str(days), "-respout", out)
         return out
 
     def bundle(self, name, *names, **options):

@@ -1,5 +1,6 @@
 """Certificates that change are taken by themselves: whole pairs only, and never a half-edited configuration."""
 
+import re
 import shutil
 import socket
 import ssl
@@ -8,6 +9,7 @@ import pytest
 
 from certificates import Authority
 from daemon import DEADLINE, configuration, section, tunnel, wait_until
+from programs import run
 
 pytestmark = pytest.mark.sanitize
 
@@ -88,6 +90,106 @@ def test_a_link_swung_to_another_directory(start, pairs, directory):
     (live / "fresh").rename(live / "data")
     daemon.wait_log("reloaded")
     assert served(daemon) == der(pairs[1][0])
+
+
+def test_links_swung_one_by_one(start, pairs, directory):
+    """As certbot does: new files in the archive, then each link is taken away and made anew."""
+    archive, live = directory / "archive", directory / "live"
+    archive.mkdir()
+    live.mkdir()
+    names = ("fullchain", "privkey")
+    for number, pair in enumerate(pairs, 1):
+        for source, name in zip(pair, names):
+            replace(source, archive / f"{name}{number}.pem")
+    for name in names:
+        (live / f"{name}.pem").symlink_to(f"../archive/{name}1.pem")
+    daemon = start(edge(*(live / f"{name}.pem" for name in names)))
+    for name in names:
+        (live / f"{name}.pem").unlink()
+        (live / f"{name}.pem").symlink_to(f"../archive/{name}2.pem")
+    daemon.wait_log("reloaded")
+    assert served(daemon) == der(pairs[1][0])
+
+
+def test_a_file_that_is_still_being_written_is_not_taken(start, pairs, live):
+    """One that holds both, written in place: at every cut that a look may meet the old ones count."""
+    (first, second), (both, _) = pairs, live
+    both.write_bytes(first[0].read_bytes() + first[1].read_bytes())
+    daemon = start(edge(both, both))
+    whole = second[0].read_bytes() + second[1].read_bytes()
+    with open(both, "wb", buffering=0) as file:
+        file.write(whole[:len(whole) * 2 // 3])
+        daemon.wait_log("not reloaded, nothing was changed: ")
+        assert served(daemon) == der(first[0])
+        file.write(whole[len(whole) * 2 // 3:])
+    daemon.wait_log("reloaded")
+    assert served(daemon) == der(second[0])
+
+
+class Clients:
+    """A tunnel that wants certificates of its clients."""
+
+    def __init__(self, start, directory):
+        self.authority = Authority(directory)
+        self.server = self.authority.issue("server", "server.example")
+        self.client_ca, self.crl = directory / "clients.pem", directory / "clients.crl"
+        replace(self.authority.certificate, self.client_ca)
+        replace(self.authority.revoke(file="none.pem"), self.crl)
+        self.daemon = start(configuration(tunnel("t", "internal:echo", accept_filters=["tls:edge"])) + section(
+            "tls", "edge", certificate=self.server[0], key=self.server[1], client_ca=self.client_ca, crl=self.crl))
+
+    def comes_in(self, certificate, key):
+        """Whether a byte comes back."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        context.load_cert_chain(certificate, key)
+        with socket.create_connection(self.daemon.address("t"), DEADLINE) as sock:
+            try:
+                with context.wrap_socket(sock) as client:
+                    client.sendall(b"x")
+                    return client.recv(1) == b"x"
+            except OSError:
+                return False
+
+
+def test_who_is_revoked_stays_outside(start, directory):
+    clients = Clients(start, directory)
+    one, other = (clients.authority.issue(name, file=name) for name in ("one", "other"))
+    assert clients.comes_in(*one) and clients.comes_in(*other)
+    replace(clients.authority.revoke(one[0]), clients.crl)
+    clients.daemon.wait_log("reloaded")
+    assert not clients.comes_in(*one) and clients.comes_in(*other)
+
+
+def test_whom_a_removed_authority_vouches_for_stays_outside(start, directory):
+    clients = Clients(start, directory)
+    next_one = Authority(directory, "next CA")
+    old, new = clients.authority.issue("old", file="old"), next_one.issue("new", file="new")
+    assert clients.comes_in(*old) and not clients.comes_in(*new)
+    replace(next_one.revoke(file="next.pem"), clients.crl)
+    replace(next_one.certificate, clients.client_ca)
+    clients.daemon.wait_log("reloaded")
+    assert not clients.comes_in(*old) and clients.comes_in(*new)
+
+
+def stapled_until(daemon):
+    """When the answer that comes with the certificate ends."""
+    host, port = daemon.address("t")
+    told = run("openssl", "s_client", "-connect", f"{host}:{port}", "-status", data=b"").decode()
+    return re.search(r"OCSP Response Status: successful.*Next Update: (.*?)\n", told, re.S)[1]
+
+
+def test_a_fresh_answer_is_stapled(start, directory):
+    authority = Authority(directory)
+    certificate, key = authority.issue("server", "server.example")
+    staple = directory / "live.ocsp"
+    replace(authority.answer(certificate, "seven.ocsp"), staple)
+    daemon = start(configuration(tunnel("t", "internal:echo", accept_filters=["tls:edge"])) +
+                   section("tls", "edge", certificate=certificate, key=key, ocsp=staple))
+    before = stapled_until(daemon)
+    replace(authority.answer(certificate, "nine.ocsp", days=9), staple)
+    daemon.wait_log("reloaded")
+    assert stapled_until(daemon) != before
 
 
 def test_a_changed_configuration_waits_for_its_operator(start, pairs, live):
