@@ -5,6 +5,7 @@ import fcntl
 import random
 import select
 import socket
+import ssl
 import struct
 import termios
 import threading
@@ -415,3 +416,15 @@ def echo_at_random(clients, is_over):
     for client in clients:
         client.expect_fin(client)
     return sum(client.got_bytes for client in clients)
+
+
+def client_hello(name=None, protocols=()):
+    """What Python's TLS says first."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    if protocols:
+        context.set_alpn_protocols(protocols)
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    with contextlib.suppress(ssl.SSLWantReadError):
+        context.wrap_bio(incoming, outgoing, server_hostname=name).do_handshake()
+    return outgoing.read()

@@ -1,8 +1,6 @@
 """A storm of TLS handshakes: who is there already is served between them."""
 
-import contextlib
 import os
-import ssl
 import subprocess
 import sys
 import textwrap
@@ -12,7 +10,7 @@ import pytest
 
 from certificates import Authority
 from daemon import before_others, configuration, section, tunnel
-from peers import CLIENT_STREAM, connect
+from peers import CLIENT_STREAM, client_hello, connect
 
 SECONDS = 3
 OFFERED = 2000  # a second
@@ -36,13 +34,6 @@ print(count)
 """
 
 
-def client_hello():
-    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    with contextlib.suppress(ssl.SSLWantReadError):
-        ssl.create_default_context().wrap_bio(incoming, outgoing, server_hostname="server.example").do_handshake()
-    return outgoing.read()
-
-
 def ping_until(client, is_over):
     """Round trips of 64 bytes: all their times, in milliseconds, shortest first."""
     times = []
@@ -60,7 +51,7 @@ def ping_until(client, is_over):
 def storm(daemon):
     """p99 of an open connection's pings while handshakes come, and how many came."""
     command = [sys.executable, "-c", textwrap.dedent(STORM), str(daemon.address("tls")[1]), str(OFFERED), str(SECONDS),
-               client_hello().hex()]
+               client_hello("server.example").hex()]
     sockets = daemon.descriptors("socket:")
     with connect(daemon.address("plain"), CLIENT_STREAM) as client:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)

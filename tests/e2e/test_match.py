@@ -3,7 +3,6 @@
 import contextlib
 import os
 import socket
-import ssl
 import subprocess
 import time
 
@@ -11,25 +10,13 @@ import pytest
 
 from certificates import Authority
 from daemon import DEADLINE, configuration, section, tunnel, wait_until
-from peers import MIB, EchoTarget, Target
+from peers import MIB, EchoTarget, Target, client_hello as hello
 from programs import Server, free_port, peer, program, run
 from proxy_header import Header, version_1, version_2
 
 pytestmark = pytest.mark.sanitize
 
 RECORD_HEAD = 5
-
-
-def hello(name=None, protocols=()):
-    """What Python's TLS says first."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    if protocols:
-        context.set_alpn_protocols(protocols)
-    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    with contextlib.suppress(ssl.SSLWantReadError):
-        context.wrap_bio(incoming, outgoing, server_hostname=name).do_handshake()
-    return outgoing.read()
 
 
 def in_records(said, size):

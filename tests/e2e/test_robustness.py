@@ -8,13 +8,15 @@ import re
 import select
 import signal
 import socket
+import ssl
 import subprocess
 import time
 
 import pytest
 
-from daemon import DEADLINE, configuration, tunnel, wait_until
-from peers import (CLIENT_STREAM, KIB, MIB, ClosedPort, EchoTarget, Target, connect, echo_at_random, echoes, is_refused,
+from certificates import Authority
+from daemon import DEADLINE, configuration, section, tunnel, wait_until
+from peers import (CLIENT_STREAM, KIB, MIB, ClosedPort, EchoTarget, Target, client_hello, connect, echo_at_random, echoes, is_refused,
                    size_text, transfer, wait_readable)
 from programs import program
 
@@ -143,6 +145,32 @@ def test_clients_that_never_read(start, path, count, report):
         assert most < cap
         assert echoes(daemon.address("echo"))
     daemon.wait_sockets(sockets)
+
+
+def shake_hands(address):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with socket.create_connection(address, DEADLINE) as sock, context.wrap_socket(sock):
+        pass
+
+
+@pytest.mark.parametrize("part, most", [(0, 16), (0.5, 48), (1, 48)], ids=["nothing", "half a hello", "a hello"])
+def test_clients_that_do_not_finish_their_handshake(start, directory, report, part, most):
+    """They hold no more than max_memory counts for them, with a connection's own 4 KiB."""
+    count, said = 300, client_hello("server.example")
+    said = said[:int(part * len(said))]
+    certificate, key = Authority(directory).issue("server", "server.example")
+    daemon = start(configuration(tunnel("t", "internal:echo", accept_filters=["tls:edge"], timeouts={"handshake": "60s"})) +
+                   section("tls", "edge", certificate=certificate, key=key))
+    shake_hands(daemon.address("t"))
+    before = daemon.resident_bytes()
+    with contextlib.ExitStack() as stack:
+        for _ in range(count):
+            stack.enter_context(socket.create_connection(daemon.address("t"))).sendall(said)
+        shake_hands(daemon.address("t"))  # behind all of them
+        each = (daemon.resident_bytes() - before) / count
+    report(f"{count} TLS clients that say {len(said)} bytes: {each / KIB:.1f} KiB resident each")
+    assert each < (most + 4) * KIB
 
 
 @pytest.mark.sanitize
