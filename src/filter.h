@@ -101,7 +101,8 @@ struct filter_type {
 	 * (ends with name NULL), then `configure` checks them together and prepares what
 	 * connections share (reads files, may take long), or fails. `discard` frees what configure
 	 * made, also when it failed; not the object, nor the values that belong to rows.
-	 * `fits` says whether a configured section may stand in a chain of that side.
+	 * `fits` says whether a configured section may stand in a chain of that side, and prepares what
+	 * only that side needs; before any connection is opened there.
 	 * conf_bytes 0: conf is NULL. */
 	size_t conf_bytes;
 	const struct keyword *keywords;

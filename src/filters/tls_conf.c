@@ -283,20 +283,13 @@ make_alpn(struct tls_conf *conf, struct failure *why)
 	return length <= 65535 ? 0 : failure_set(why, FAILURE_CONFIG, "alpn is longer than 64 KiB");
 }
 
-/* What is shared by all sections takes no revocations of one. */
+/* Those of a section that has revocations of its own; others share a store, once they need it. */
 static int
-trust_system(const struct tls_conf *conf, SSL_CTX *context, struct failure *why)
+trust_system_alone(const struct tls_conf *conf, X509_STORE *store, struct failure *why)
 {
-	if (*conf->crl) {
-		if (X509_STORE_set_default_paths(SSL_CTX_get_cert_store(context)))
-			return 0;
-		return failure_set(why, FAILURE_MEMORY, "no memory for the system's CAs");
-	}
-	X509_STORE *store = tls_system_hold(why);
-	if (!store)
-		return -1;
-	SSL_CTX_set_cert_store(context, store);
-	return 0;
+	if (!*conf->crl || X509_STORE_set_default_paths(store))
+		return 0;
+	return failure_set(why, FAILURE_MEMORY, "no memory for the system's CAs");
 }
 
 static int
@@ -306,7 +299,7 @@ set_authorities(struct tls_conf *conf, SSL_CTX *context, enum filter_side side, 
 	const char *path = side == FILTER_NEAR ? conf->client_ca : conf->ca;
 	int result = 0;
 	if (strcmp(path, SYSTEM_CA) == 0) {
-		result = trust_system(conf, context, why);
+		result = trust_system_alone(conf, store, why);
 	} else if (*path) {
 		STACK_OF(X509_NAME) *names = sk_X509_NAME_new_null();
 		result = tls_peer_add_ca(store, path, names, why);
@@ -553,6 +546,23 @@ fits_near(const struct tls_conf *conf, struct failure *why)
 	return 0;
 }
 
+/* Reading the system's authorities takes longer than all else of a section: only for one that asks them. */
+static int
+trust_system(const struct tls_conf *conf, struct failure *why)
+{
+	if (!tls_system_exists())
+		return failure_set(why, FAILURE_CONFIG,
+				   "the system trusts no authority; install ca-certificates, or "
+				   "name a file with ca");
+	if (*conf->crl)
+		return 0;
+	X509_STORE *store = tls_system_hold(why);
+	if (!store)
+		return -1;
+	SSL_CTX_set_cert_store(conf->contexts[FILTER_FAR], store);
+	return 0;
+}
+
 static int
 fits_far(const struct tls_conf *conf, struct failure *why)
 {
@@ -562,11 +572,8 @@ fits_far(const struct tls_conf *conf, struct failure *why)
 			why, FAILURE_CONFIG,
 			"in connect_filters verify is \"required\" or \"none\", as every "
 			"server shows a certificate");
-	if (verify == TLS_VERIFY_REQUIRED && !conf->psks.count &&
-	    strcmp(conf->ca, SYSTEM_CA) == 0 && !tls_system_exists())
-		return failure_set(why, FAILURE_CONFIG,
-				   "the system trusts no authority; install ca-certificates, or "
-				   "name a file with ca");
+	if (verify == TLS_VERIFY_REQUIRED && !conf->psks.count && strcmp(conf->ca, SYSTEM_CA) == 0)
+		return trust_system(conf, why);
 	return 0;
 }
 
