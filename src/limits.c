@@ -13,7 +13,7 @@
 
 #define WORK        256  /* grants, and nodes freed, in one lock hold of limits_run */
 #define SLICE       1000 /* nodes changed in one */
-#define ROWS_A_LOCK 256  /* looked through for a key */
+#define ROWS_A_LOCK 256  /* looked through for a key, or for what passed */
 
 #define BURST_FLOOR    UINT64_C(8192)
 #define BURSTS_LEAST   250 /* a second's rate in bursts of 4 ms, the least */
@@ -948,4 +948,91 @@ limits_list(struct limits *limits, size_t *cursor, uint64_t now_ns, struct limit
 	}
 	unlock(limits);
 	return count;
+}
+
+/* The keys of the nodes from the root down to this one. */
+static size_t
+write_keys(const struct limit_bucket *bucket, char *text, size_t size)
+{
+	char key[LIMITS_KEY_TEXT];
+
+	if (!bucket)
+		return 0;
+	const struct limit_node *node = limits_tree_node((struct limit_bucket *)bucket);
+	size_t length = write_keys(bucket->child.parent, text, size);
+	limits_key_text(node->key, node->key_length, key);
+	if (!*key || length >= size)
+		return length;
+	return length +
+	       (size_t)snprintf(text + length, size - length, "%s%s", length ? " " : "", key);
+}
+
+static struct limit_top *
+top_of(const struct limit *limit, struct limit_top *const *tops, size_t count)
+{
+	size_t first = 0;
+
+	while (count) {
+		struct limit_top *middle = tops[first + count / 2];
+		if (middle->limit == limit)
+			return middle;
+		if ((uintptr_t)middle->limit < (uintptr_t)limit) {
+			first += count / 2 + 1;
+			count -= count / 2 + 1;
+		} else {
+			count /= 2;
+		}
+	}
+	return NULL;
+}
+
+/* A row that was split in between shows its nodes again. */
+static void
+forget(struct limit_top *top, uintptr_t id)
+{
+	for (size_t i = 0; i < top->count; i++)
+		if (top->nodes[i].report.id == id) {
+			top->count--;
+			memmove(&top->nodes[i], &top->nodes[i + 1],
+				(top->count - i) * sizeof(top->nodes[0]));
+			return;
+		}
+}
+
+static void
+enter_top(struct limit_top *top, struct limit_node *node, uint64_t now_ns)
+{
+	uint64_t total = node->bucket[LIMIT_UP].total + node->bucket[LIMIT_DOWN].total;
+
+	if (top->count == LIMITS_TOP_MOST && total <= top->nodes[LIMITS_TOP_MOST - 1].total)
+		return;
+	forget(top, (uintptr_t)node);
+	size_t at = top->count < LIMITS_TOP_MOST ? top->count++ : LIMITS_TOP_MOST - 1;
+	for (; at > 0 && top->nodes[at - 1].total < total; at--)
+		top->nodes[at] = top->nodes[at - 1];
+	struct limit_top_node *entry = &top->nodes[at];
+	entry->total = total;
+	entry->above[0] = '\0';
+	write_keys(node->bucket[0].child.parent, entry->above, sizeof(entry->above));
+	report(node, now_ns, &entry->report);
+}
+
+bool
+limits_top(struct limits *limits, size_t *cursor, uint64_t now_ns, struct limit_top *const *tops,
+	   size_t count)
+{
+	const struct limits_table *table = &limits->table;
+
+	lock(limits);
+	if (!*cursor)
+		limits_queue_settle(&limits->queue);
+	for (int i = 0; i < ROWS_A_LOCK && *cursor < table->count; i++, ++*cursor)
+		for (struct limit_node *node = table->rows[*cursor]; node; node = node->chained) {
+			struct limit_top *top = top_of(node->limit, tops, count);
+			if (top)
+				enter_top(top, node, now_ns);
+		}
+	bool more = *cursor < table->count;
+	unlock(limits);
+	return more;
 }

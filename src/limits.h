@@ -288,4 +288,24 @@ void limits_report(struct limit_node *node, uint64_t now_ns, struct limit_report
 size_t limits_list(struct limits *limits, size_t *cursor, uint64_t now_ns, struct limit_report *out,
 		   size_t most);
 
+#define LIMITS_TOP_MOST 10
+
+/* Those nodes of one limit that have the largest totals, up and down together. */
+struct limit_top {
+	struct limit *limit; /* held by the caller */
+	size_t count;
+	struct limit_top_node {
+		uint64_t total;
+		char above
+			[520]; /* keys of the nodes above it that have one, "outer inner"; cut off if longer */
+		struct limit_report report;
+	} nodes[LIMITS_TOP_MOST]; /* the largest first */
+};
+
+/* Fills `count` tops, empty at first, in the order of their limits' addresses, going through all nodes page by
+ * page: *cursor is 0 at first; false is returned at the end. Nodes may change in between. One short lock a
+ * page, far shorter than that of limits_list. Any thread. */
+bool limits_top(struct limits *limits, size_t *cursor, uint64_t now_ns,
+		struct limit_top *const *tops, size_t count);
+
 #endif

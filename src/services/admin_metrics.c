@@ -1,5 +1,6 @@
 #include "admin_answers.h"
 #include "admin_survey.h"
+#include "admin_top.h"
 #include "admission.h"
 #include "canary.h"
 #include "clock.h"
@@ -24,8 +25,11 @@
 
 struct metrics {
 	struct admin_survey survey;
+	bool is_surveyed;
 	size_t metric, tunnel; /* the next to be written */
 	size_t limit_metric, limit;
+	struct admin_top top;
+	size_t top_metric, top_limit;
 };
 
 #define LABEL_TEXT 700
@@ -176,7 +180,6 @@ static const struct metric {
 
 /* --- of each limit -------------------------------------------------------------------------------- */
 
-/* Nodes by key come and go and may be many: they are not metrics, but told by /v1/limits. */
 struct limit_metric {
 	const char *name, *type, *help;
 	double (*value)(const struct limit_report_direction *direction);
@@ -237,6 +240,38 @@ write_limit(struct evbuffer *page, const struct limit_metric *metric, const stru
 		evbuffer_add_printf(page, "%s{limit=\"%s\",direction=\"%s\"} %.17g\n", metric->name,
 				    conf->name, i == LIMIT_UP ? "up" : "down",
 				    metric->value(&report.direction[i]));
+}
+
+/* Nodes by key come and go and may be many: only some of them are told, by metrics of their own, so that
+ * nobody takes those for all. */
+static const struct limit_metric by_key[] = {
+	{ "penstock_limit_top_rate_bytes_per_second", "gauge",
+	  "The rate in force; 0 = unlimited. Of the ten busiest nodes of a limit by key.",
+	  rate_of },
+	{ "penstock_limit_top_level_bytes", "gauge",
+	  "Tokens there are; below 0: in debt. Of the ten busiest nodes of a limit by key.",
+	  level_of },
+	{ "penstock_limit_top_waiting_flows", "gauge",
+	  "Flows below the node that wait. Of the ten busiest nodes of a limit by key.",
+	  waiting_of },
+	{ "penstock_limit_top_bytes_total", "counter",
+	  "Bytes that passed. Of the ten busiest nodes of a limit by key: those with the most.",
+	  total_of },
+};
+#define BY_KEY (sizeof(by_key) / sizeof(by_key[0]))
+
+static void
+write_top_node(struct evbuffer *page, const struct limit_metric *metric, const char *limit,
+	       const struct limit_top_node *node)
+{
+	char key[LABEL_TEXT], above[LABEL_TEXT];
+
+	for (int i = LIMIT_UP; i <= LIMIT_DOWN; i++)
+		evbuffer_add_printf(
+			page, "%s{limit=\"%s\",above=\"%s\",key=\"%s\",direction=\"%s\"} %.17g\n",
+			metric->name, limit, escape(node->above, above),
+			escape(node->report.key, key), i == LIMIT_UP ? "up" : "down",
+			metric->value(&node->report.direction[i]));
 }
 
 /* --- of the daemon -------------------------------------------------------------------------------- */
@@ -446,6 +481,28 @@ write_limits(struct metrics *metrics, const struct generation *generation, struc
 }
 
 static bool
+write_top(struct metrics *metrics, struct evbuffer *page)
+{
+	for (; metrics->top_metric < BY_KEY; metrics->top_metric++) {
+		const struct limit_metric *metric = &by_key[metrics->top_metric];
+		if (!metrics->top_limit)
+			head(page, metric->name, metric->type, metric->help);
+		while (metrics->top_limit < metrics->top.count) {
+			const struct admin_top_limit *limit =
+				&metrics->top.limits[metrics->top_limit++];
+			for (size_t i = 0; i < limit->top.count; i++)
+				if (!admin_top_is_told(limit, i))
+					write_top_node(page, metric, limit->name,
+						       &limit->top.nodes[i]);
+			if (evbuffer_get_length(page) >= ANSWER_PAGE_BYTES)
+				return true;
+		}
+		metrics->top_limit = 0;
+	}
+	return false;
+}
+
+static bool
 write_tunnels(struct metrics *metrics, const struct generation *generation, struct evbuffer *page)
 {
 	char tunnel[LABEL_TEXT];
@@ -476,8 +533,13 @@ write_metrics(struct inquiry *inquiry, struct evbuffer *page)
 	if (inquiry->status != 200)
 		return ANSWER_DONE;
 	const struct generation *generation = status->generation;
-	if (generation &&
-	    (write_tunnels(metrics, generation, page) || write_limits(metrics, generation, page)))
+	metrics->is_surveyed = true;
+	if (generation && admin_top_gather(&metrics->top, inquiry->control->limits, generation)) {
+		inquiry->place = (int)inquiry->home;
+		return ANSWER_VISIT; /* itself, in a later turn */
+	}
+	if (generation && (write_tunnels(metrics, generation, page) ||
+			   write_limits(metrics, generation, page) || write_top(metrics, page)))
 		return ANSWER_MORE;
 	write_daemon(page, status);
 	write_handshakes(page);
@@ -491,14 +553,18 @@ write_metrics(struct inquiry *inquiry, struct evbuffer *page)
 static bool
 collect(struct inquiry *inquiry)
 {
-	admin_survey_collect(inquiry, inquiry->state);
+	struct metrics *metrics = inquiry->state;
+	if (!metrics->is_surveyed)
+		admin_survey_collect(inquiry, &metrics->survey);
 	return true;
 }
 
 static void
 end(struct inquiry *inquiry)
 {
-	admin_survey_end(inquiry->state);
+	struct metrics *metrics = inquiry->state;
+	admin_top_end(&metrics->top);
+	admin_survey_end(&metrics->survey);
 }
 
 const struct answer admin_metrics_all = {

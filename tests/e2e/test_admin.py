@@ -698,3 +698,48 @@ def test_limits_in_the_metrics(admin):
         assert seen['penstock_limit_rate_bytes_per_second{limit="all",direction="up"}'] == 8_000_000
         assert seen['penstock_limit_bytes_total{limit="all",direction="up"}'] == 50_000
         assert seen['penstock_limit_nodes{limit="each"}'] == 1
+
+
+def test_busiest_nodes_of_limits_in_the_metrics(admin):
+    """Ten of each limit and no more, however many there are: those through which most bytes passed."""
+    asked = admin(tunnel("a", "internal:echo", limit="each"), tunnel("b", "internal:echo", limit="line"),
+                  extra=LIMITS + section("limit", "line", per="connection", parent="each", rate="5MB/s"))
+    clients = []
+
+    def come(tunnel, count):
+        for i in range(count):
+            sock = socket.socket()
+            sock.settimeout(DEADLINE)
+            sock.bind((f"127.0.{i // 100 + 1}.{i % 100 + 1}", 0))
+            sock.connect(asked.daemon.address(tunnel))
+            sock.sendall(bytes(i + 1))
+            clients.append(sock)
+        for i, sock in enumerate(clients[-count:]):
+            assert len(sock.recv(i + 1, socket.MSG_WAITALL)) == i + 1
+
+    def told(seen, limit, name="bytes_total", direction="up"):
+        mark = f'penstock_limit_top_{name}{{limit="{limit}",'
+        return {re.search(r'above="(.*?)",key="(.*?)"', sample).groups(): value for sample, value in seen.items()
+                if sample.startswith(mark) and f'direction="{direction}"' in sample}
+    come("a", 20)
+    few = asked.metrics()
+    come("a", 200)
+    come("b", 5)
+    many = asked.metrics()
+    assert len(few) + 8 * 5 == len(many)  # b's, which are less than ten
+    assert many['penstock_limit_nodes{limit="each"}'] == 200
+    each = told(many, "each")
+    busiest = {("", f"127.0.2.{i}/32"): i + 100 for i in range(91, 101)}
+    assert each == busiest
+    for name, value in (("rate_bytes_per_second", 1_000_000), ("waiting_flows", 0)):
+        assert told(many, "each", name) == {key: value for key in busiest}
+    assert told(many, "each", "level_bytes").keys() == busiest.keys()
+    line = told(many, "line", direction="down")
+    assert sorted((above, count) for (above, _), count in line.items()) == [
+        (f"127.0.1.{i}/32", i) for i in range(1, 6)]
+    assert all(re.fullmatch(r"#\d+", key) for _, key in line)
+    _, _, text = asked.curl("/metrics")
+    done = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    for sock in clients:
+        sock.close()

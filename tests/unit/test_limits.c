@@ -950,6 +950,57 @@ many_nodes_are_found_listed_and_changed(void **state)
 	assert_int_equal(limits->table.nodes, 0);
 }
 
+/* Whether one after the other in each top has the total that it ought to. */
+static void
+assert_top(const struct limit_top *top, uint64_t first, uint64_t step)
+{
+	assert_int_equal(top->count, LIMITS_TOP_MOST);
+	for (size_t i = 0; i < top->count; i++)
+		assert_int_equal(top->nodes[i].total, first - i * step);
+}
+
+/* Also while rows are split: nodes that stand in them are seen twice, and told once. */
+static void
+the_busiest_of_each_limit_are_told(void **state)
+{
+	enum { MANY = 3000, LATER = 6000 };
+	static struct limit_node *nodes[2][LATER];
+	static struct limit_top tops[2];
+	struct limit *group = add("group", NULL, LIMIT_PER_SNI, 0, 0);
+	struct limit *limit[2] = { add("a", group, LIMIT_PER_SOURCE, MB, 0),
+				   add("b", NULL, LIMIT_PER_SOURCE, MB, 0) };
+	struct limit_top *order[2] = { &tops[limit[0] > limit[1]], &tops[limit[0] < limit[1]] };
+	size_t cursor = 0, calls = 0;
+	(void)state;
+
+	for (int i = 0; i < 2; i++)
+		tops[i] = (struct limit_top){ .limit = limit[i] };
+	for (uint32_t i = 0; i < MANY; i++) {
+		nodes[0][i] = node_for(limit[0], i * 256);
+		nodes[0][i]->bucket[LIMIT_UP].total = i * 7 % MANY;
+		nodes[1][i] = node_for(limit[1], i * 256);
+		nodes[1][i]->bucket[LIMIT_UP].total = i;
+		nodes[1][i]->bucket[LIMIT_DOWN].total = i;
+	}
+	uint32_t count = MANY;
+	while (limits_top(limits, &cursor, now_ns, order, 2)) {
+		calls++;
+		for (int i = 0; i < 300 && count < LATER; i++, count++)
+			for (int j = 0; j < 2; j++)
+				nodes[j][count] = node_for(limit[j], count * 256);
+	}
+	assert_true(calls > 10);
+	assert_int_equal(count, LATER);
+	assert_top(&tops[0], MANY - 1, 1);
+	assert_top(&tops[1], 2 * (MANY - 1), 2);
+	assert_string_equal(tops[0].nodes[0].above, "name");
+	assert_string_equal(tops[1].nodes[0].above, "");
+	assert_string_equal(tops[1].nodes[0].report.key, "11.183.0.0/24");
+	for (uint32_t i = 0; i < LATER; i++)
+		for (int j = 0; j < 2; j++)
+			limits_release(nodes[j][i], now_ns);
+}
+
 /* --- workers ------------------------------------------------------------------------------------ */
 
 static void
@@ -1063,9 +1114,12 @@ threads_share_a_tree(void **state)
 	struct limit *client = add("client", top, LIMIT_PER_SNI, 50 * MB, 0);
 	struct limits_worker workers[THREADS] = { { .arm_ns = 0 } };
 	static struct limit_report page[256];
+	static struct limit_top top_clients;
+	struct limit_top *order = &top_clients;
 	pthread_t threads[THREADS];
 	(void)state;
 
+	top_clients.limit = client;
 	atomic_store(&shared_ns, BEGIN);
 	for (int i = 0; i < THREADS; i++) {
 		workers[i].signal = nothing;
@@ -1080,6 +1134,9 @@ threads_share_a_tree(void **state)
 		change(i % 2 ? top : client, i % 5 * 30 * MB, 0);
 		limits_charge(top->only, LIMIT_DOWN, 1000, now_ns);
 		while (limits_list(limits, &cursor, now_ns, page, 256))
+			;
+		cursor = 0;
+		while (limits_top(limits, &cursor, now_ns, &order, 1))
 			;
 	}
 	for (int i = 0; i < THREADS; i++)
@@ -1125,6 +1182,7 @@ main(void)
 		CASE(at_the_cap_the_oldest_idle_one_goes),
 		CASE(a_successor_starts_empty),
 		CASE(many_nodes_are_found_listed_and_changed),
+		CASE(the_busiest_of_each_limit_are_told),
 		CASE(a_grant_for_another_worker_signals_it_once),
 		CASE(a_worker_that_ends_leaves_its_timer_to_another),
 		CASE(threads_share_a_tree),
