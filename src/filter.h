@@ -120,6 +120,9 @@ struct filter_type {
 		const void *state); /* bytes of both flows waiting inside; or NULL: none ever */
 	/* Bytes of memory it holds to work with, beside what waits; O(1). They count in max_memory. */
 	size_t (*held)(const void *state); /* or NULL: next to none */
+	/* The connection ends, and the filter is not ready yet: why, as far as its own peer is concerned
+	 * (FAILURE_STOPPED: for something else). For counters; only close comes after. */
+	void (*abandon)(void *state, enum failure_kind kind); /* or NULL */
 	void (*close)(void *state);
 
 	/* Name and version of the library that it runs with; static. */

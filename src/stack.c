@@ -86,6 +86,16 @@ fail:
 }
 
 void
+stack_abandon(struct stack *stack, enum failure_kind kind)
+{
+	for (size_t i = 0; stack && i < stack->count; i++) {
+		struct member *member = &stack->members[i];
+		if (member->state && member->type->abandon)
+			member->type->abandon(member->state, kind);
+	}
+}
+
+void
 stack_close(struct stack *stack)
 {
 	if (!stack)

@@ -81,6 +81,10 @@ size_t stack_kept_bytes(const struct stack *stack);
 /* Bytes of memory with which its filters work, beside those. */
 size_t stack_held_bytes(const struct stack *stack);
 
+/* The connection ends, and why, as far as the stack's own peer is concerned: filters that are not ready may
+ * count it. Only stack_close comes after. NULL is allowed. */
+void stack_abandon(struct stack *stack, enum failure_kind kind);
+
 void stack_close(struct stack *stack);
 
 #endif

@@ -65,6 +65,19 @@ tell_check(struct connection *connection, const struct failure *why)
 	check->on_end(check, why);
 }
 
+/* Whoever was shaking hands gets to know why nothing came of it: what one side did is none of the other's. */
+static void
+abandon_handshakes(const struct connection *connection, enum ended_by ended_by,
+		   const struct failure *why)
+{
+	for (enum pump_side side = SIDE_NEAR; side <= SIDE_FAR; side++) {
+		enum ended_by peer = side == SIDE_NEAR ? ENDED_BY_CLIENT : ENDED_BY_TARGET;
+		bool concerns = why && (ended_by == peer || ended_by == ENDED_BY_US);
+		stack_abandon(connection->pump.side[side].stack,
+			      concerns ? why->kind : FAILURE_STOPPED);
+	}
+}
+
 /*
  * The one way out. Without `why` both sides have ended in order; with it, whatever is open is reset:
  * the side `at_once` (or RESET_BOTH, RESET_NEITHER) now, another behind the bytes that its kernel holds.
@@ -85,6 +98,7 @@ end_connection(struct connection *connection, enum ended_by ended_by, int at_onc
 			memory_order_relaxed);
 	connection_log_end(connection, ended_by, why);
 	tell_check(connection, why);
+	abandon_handshakes(connection, ended_by, why);
 	if (!why) {
 		endpoint_close_both(connection_endpoint(connection, SIDE_NEAR),
 				    connection_endpoint(connection, SIDE_FAR));

@@ -265,11 +265,21 @@ fail_with(struct tls *tls, struct filter_io *io)
 }
 
 static void
-count_failure(const struct tls *tls, bool is_refused)
+count_failure(struct tls *tls, enum tls_failure failure)
 {
-	if (!tls->is_ready)
-		tls_counters_add((enum filter_side)tls->side,
-				 is_refused ? TLS_REFUSED : TLS_FAILED);
+	if (tls->is_ready || tls->is_counted)
+		return;
+	tls->is_counted = true;
+	tls_counters_add_failure((enum filter_side)tls->side, failure);
+}
+
+static void
+tls_abandon(void *state, enum failure_kind kind)
+{
+	count_failure(state, kind == FAILURE_TIMEOUT  ? TLS_TIMEOUT
+			     : kind == FAILURE_RESET  ? TLS_RESET
+			     : kind == FAILURE_MEMORY ? TLS_NO_MEMORY
+						      : TLS_STOPPED);
 }
 
 /* OpenSSL has failed. */
@@ -279,12 +289,16 @@ fail_by_library(struct tls *tls, struct filter_io *io)
 	enum tls_stage stage = !tls->has_heard                 ? TLS_STAGE_FIRST
 			       : tls->by_psk && !tls->is_ready ? TLS_STAGE_SECRET
 							       : TLS_STAGE_OTHER;
-	bool is_refused = tls_words_failure(io->why, stage);
-	if (tls->psk_is_unknown && !tls->by_psk && !tls->conf->identities.count)
+	enum tls_failure failure = tls_words_failure(io->why, stage);
+	if (tls->refusal)
+		failure = TLS_BAD_CERTIFICATE;
+	if (tls->psk_is_unknown && !tls->by_psk && !tls->conf->identities.count) {
 		tls_refuse(tls, FAILURE_PROTOCOL, "the peer's PSK identity is unknown");
+		failure = TLS_BAD_SECRET;
+	}
 	if (tls->refusal)
 		*io->why = *tls->refusal;
-	count_failure(tls, is_refused || tls->refusal);
+	count_failure(tls, failure);
 	return fail_with(tls, io);
 }
 
@@ -294,7 +308,7 @@ fail_truncated(struct tls *tls, struct filter_io *io)
 	failure_set(io->why, FAILURE_TRUNCATED,
 		    tls->is_ready ? "the peer ended without TLS's close_notify"
 				  : "the peer ended during the TLS handshake");
-	count_failure(tls, false);
+	count_failure(tls, TLS_ENDED);
 	return fail_with(tls, io);
 }
 
@@ -336,11 +350,12 @@ finish_handshake(struct tls *tls, struct filter_io *io)
 		failure_set(io->why, FAILURE_PROTOCOL, "the peer's certificate is refused");
 		if (tls->refusal)
 			*io->why = *tls->refusal;
-		count_failure(tls, true);
+		count_failure(tls, TLS_BAD_CERTIFICATE);
 		return fail_with(tls, io);
 	}
 	if (tls->side == FILTER_NEAR && learn(tls)) {
 		failure_set(io->why, FAILURE_MEMORY, "no memory for what TLS tells");
+		count_failure(tls, TLS_NO_MEMORY);
 		return fail_with(tls, io);
 	}
 	tls_counters_add((enum filter_side)tls->side, kind);
@@ -666,6 +681,7 @@ const struct filter_type tls_filter = {
 	.ready = tls_ready,
 	.kept = tls_kept,
 	.held = tls_held,
+	.abandon = tls_abandon,
 	.close = tls_close,
 	.library = tls_library,
 };

@@ -37,6 +37,7 @@ struct tls {
 	bool by_ticket;     /* the peer came back with a session that was let in again */
 	bool by_psk;        /* a pre-shared key was found for it */
 	bool psk_is_unknown;
+	bool is_counted; /* as a handshake that came to nothing */
 };
 
 /* The state behind an SSL of ours. */

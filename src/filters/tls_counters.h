@@ -12,12 +12,32 @@ enum tls_counter {
 	TLS_FULL,    /* handshakes with everything */
 	TLS_RESUMED, /* by ticket or session cache */
 	TLS_PSK,     /* with a pre-shared key, not resumed */
-	TLS_REFUSED, /* the peer's certificate, key or lack of one */
-	TLS_FAILED,  /* for any other reason, before they were over */
 	TLS_COUNTERS
+};
+
+/* Why there was no handshake. */
+enum tls_failure {
+	TLS_BAD_CERTIFICATE, /* the peer's is refused, or it has none */
+	TLS_BAD_SECRET,      /* the pre-shared key, or its identity */
+	TLS_NOT_TLS,         /* the peer speaks something else */
+	TLS_UNSUPPORTED,     /* no version, cipher, group, kind of key or ALPN protocol in common */
+	TLS_ALERT,           /* the peer refuses */
+	TLS_BROKEN,          /* the peer breaks the rules of TLS */
+	TLS_ENDED,           /* the peer ended first */
+	TLS_RESET,           /* the peer reset */
+	TLS_TIMEOUT,         /* a deadline passed */
+	TLS_STOPPED,         /* the connection ended for a reason that is not the peer's */
+	TLS_NO_MEMORY,
+	TLS_FAILURES
 };
 
 void tls_counters_add(enum filter_side side, enum tls_counter counter);
 uint64_t tls_counters_read(enum filter_side side, enum tls_counter counter);
+
+void tls_counters_add_failure(enum filter_side side, enum tls_failure failure);
+uint64_t tls_counters_read_failures(enum filter_side side, enum tls_failure failure);
+
+/* One word for metrics: "certificate", "timeout" ... Static. */
+const char *tls_counters_failure_name(enum tls_failure failure);
 
 #endif

@@ -9,33 +9,49 @@
 /* OpenSSL's reasons are for programmers. These are the ones that operators meet. */
 static const struct {
 	int reason;
+	enum tls_failure failure;
 	const char *words;
 } translations[] = {
-	{ SSL_R_PEER_DID_NOT_RETURN_A_CERTIFICATE, "no certificate was sent" },
-	{ SSL_R_NO_SHARED_CIPHER, "the peer offers no cipher that is allowed here" },
-	{ SSL_R_NO_CIPHERS_AVAILABLE, "no cipher is left for the TLS versions allowed here" },
-	{ SSL_R_NO_SUITABLE_SIGNATURE_ALGORITHM,
+	{ SSL_R_PEER_DID_NOT_RETURN_A_CERTIFICATE, TLS_BAD_CERTIFICATE, "no certificate was sent" },
+	{ SSL_R_NO_SHARED_CIPHER, TLS_UNSUPPORTED,
+	  "the peer offers no cipher that is allowed here" },
+	{ SSL_R_NO_CIPHERS_AVAILABLE, TLS_UNSUPPORTED,
+	  "no cipher is left for the TLS versions allowed here" },
+	{ SSL_R_NO_SUITABLE_SIGNATURE_ALGORITHM, TLS_UNSUPPORTED,
 	  "no certificate here has a kind of key that the peer accepts" },
-	{ SSL_R_NO_SUITABLE_KEY_SHARE, "the peer offers no group that is allowed here" },
-	{ SSL_R_NO_SUITABLE_GROUPS, "the peer offers no group that is allowed here" },
-	{ SSL_R_NO_SHARED_GROUPS, "the peer offers no group that is allowed here" },
-	{ SSL_R_UNSUPPORTED_PROTOCOL, "the peer speaks no TLS version that is allowed here" },
-	{ SSL_R_VERSION_TOO_LOW, "the peer speaks no TLS version that is allowed here" },
-	{ SSL_R_VERSION_TOO_HIGH, "the peer speaks no TLS version that is allowed here" },
-	{ SSL_R_WRONG_SSL_VERSION, "the peer speaks no TLS version that is allowed here" },
-	{ SSL_R_INAPPROPRIATE_FALLBACK, "the peer was made to fall back to an older TLS version" },
-	{ SSL_R_NO_APPLICATION_PROTOCOL, "the peer offers no ALPN protocol of those served here" },
-	{ SSL_R_HTTP_REQUEST, "the peer does not speak TLS but HTTP" },
-	{ SSL_R_HTTPS_PROXY_REQUEST, "the peer does not speak TLS but HTTP" },
-	{ SSL_R_DECRYPTION_FAILED_OR_BAD_RECORD_MAC, "a TLS record was changed on the way" },
-	{ SSL_R_DIGEST_CHECK_FAILED, "the TLS handshake was changed on the way" },
-	{ SSL_R_PSK_IDENTITY_NOT_FOUND, "the peer's PSK identity is unknown" },
-	{ SSL_R_CERTIFICATE_VERIFY_FAILED, "the peer's certificate is not trusted" },
-	{ SSL_R_BAD_SIGNATURE, "the peer does not hold the key of its certificate" },
-	{ SSL_R_NO_RENEGOTIATION, "the peer wants to renegotiate, which is refused" },
-	{ SSL_R_EE_KEY_TOO_SMALL, "the peer's key is too small" },
-	{ SSL_R_DH_KEY_TOO_SMALL, "the peer's key is too small" },
-	{ SSL_R_EXCESSIVE_MESSAGE_SIZE, "the peer sends too long a chain of certificates" },
+	{ SSL_R_NO_SUITABLE_KEY_SHARE, TLS_UNSUPPORTED,
+	  "the peer offers no group that is allowed here" },
+	{ SSL_R_NO_SUITABLE_GROUPS, TLS_UNSUPPORTED,
+	  "the peer offers no group that is allowed here" },
+	{ SSL_R_NO_SHARED_GROUPS, TLS_UNSUPPORTED,
+	  "the peer offers no group that is allowed here" },
+	{ SSL_R_UNSUPPORTED_PROTOCOL, TLS_UNSUPPORTED,
+	  "the peer speaks no TLS version that is allowed here" },
+	{ SSL_R_VERSION_TOO_LOW, TLS_UNSUPPORTED,
+	  "the peer speaks no TLS version that is allowed here" },
+	{ SSL_R_VERSION_TOO_HIGH, TLS_UNSUPPORTED,
+	  "the peer speaks no TLS version that is allowed here" },
+	{ SSL_R_WRONG_SSL_VERSION, TLS_UNSUPPORTED,
+	  "the peer speaks no TLS version that is allowed here" },
+	{ SSL_R_INAPPROPRIATE_FALLBACK, TLS_BROKEN,
+	  "the peer was made to fall back to an older TLS version" },
+	{ SSL_R_NO_APPLICATION_PROTOCOL, TLS_UNSUPPORTED,
+	  "the peer offers no ALPN protocol of those served here" },
+	{ SSL_R_HTTP_REQUEST, TLS_NOT_TLS, "the peer does not speak TLS but HTTP" },
+	{ SSL_R_HTTPS_PROXY_REQUEST, TLS_NOT_TLS, "the peer does not speak TLS but HTTP" },
+	{ SSL_R_DECRYPTION_FAILED_OR_BAD_RECORD_MAC, TLS_BROKEN,
+	  "a TLS record was changed on the way" },
+	{ SSL_R_DIGEST_CHECK_FAILED, TLS_BROKEN, "the TLS handshake was changed on the way" },
+	{ SSL_R_PSK_IDENTITY_NOT_FOUND, TLS_BAD_SECRET, "the peer's PSK identity is unknown" },
+	{ SSL_R_CERTIFICATE_VERIFY_FAILED, TLS_BAD_CERTIFICATE,
+	  "the peer's certificate is not trusted" },
+	{ SSL_R_BAD_SIGNATURE, TLS_BAD_CERTIFICATE,
+	  "the peer does not hold the key of its certificate" },
+	{ SSL_R_NO_RENEGOTIATION, TLS_BROKEN, "the peer wants to renegotiate, which is refused" },
+	{ SSL_R_EE_KEY_TOO_SMALL, TLS_BAD_CERTIFICATE, "the peer's key is too small" },
+	{ SSL_R_DH_KEY_TOO_SMALL, TLS_UNSUPPORTED, "the peer's key is too small" },
+	{ SSL_R_EXCESSIVE_MESSAGE_SIZE, TLS_BROKEN,
+	  "the peer sends too long a chain of certificates" },
 };
 #define TRANSLATIONS (sizeof(translations) / sizeof(translations[0]))
 
@@ -121,41 +137,52 @@ is_other_secret(int reason)
 	       reason == SSL_R_DIGEST_CHECK_FAILED || reason == SSL_R_BINDER_DOES_NOT_VERIFY;
 }
 
+/* NULL: there are none. */
 static const char *
-translate(int reason, enum tls_stage stage)
+translate(int reason, enum tls_stage stage, enum tls_failure *failure)
 {
-	if (stage == TLS_STAGE_SECRET && is_other_secret(reason))
+	if (stage == TLS_STAGE_SECRET && is_other_secret(reason)) {
+		*failure = TLS_BAD_SECRET;
 		return "the peer's shared secret is another";
+	}
 	for (size_t i = 0; i < TRANSLATIONS; i++)
-		if (translations[i].reason == reason)
+		if (translations[i].reason == reason) {
+			*failure = translations[i].failure;
 			return translations[i].words;
-	return stage == TLS_STAGE_FIRST && is_other_protocol(reason) ? "the peer does not speak TLS"
-								     : NULL;
+		}
+	if (stage != TLS_STAGE_FIRST || !is_other_protocol(reason))
+		return NULL;
+	*failure = TLS_NOT_TLS;
+	return "the peer does not speak TLS";
 }
 
-bool
+enum tls_failure
 tls_words_failure(struct failure *why, enum tls_stage stage)
 {
 	char text[TLS_WORDS_REASON];
 	unsigned long code = ERR_peek_error();
 	int reason = ERR_GET_REASON(code);
 	bool is_tls = ERR_GET_LIB(code) == ERR_LIB_SSL;
-	const char *words = is_tls ? translate(reason, stage) : NULL;
+	enum tls_failure failure = TLS_BROKEN;
+	const char *words = is_tls ? translate(reason, stage, &failure) : NULL;
 	size_t alert = is_tls && reason >= SSL_AD_REASON_OFFSET
 			       ? (size_t)(reason - SSL_AD_REASON_OFFSET)
 			       : ALERTS;
 	tls_words_reason(text);
-	if (!code || reason == ERR_R_MALLOC_FAILURE)
+	if (!code || reason == ERR_R_MALLOC_FAILURE) {
 		failure_set(why, FAILURE_MEMORY, "no memory for TLS");
-	else if (words)
+		return TLS_NO_MEMORY;
+	}
+	if (words) {
 		failure_set(why, FAILURE_PROTOCOL, "%s", words);
-	else if (alert < ALERTS && alerts[alert])
+		return failure;
+	}
+	if (alert < ALERTS && alerts[alert]) {
 		failure_set(why, FAILURE_PROTOCOL, "the peer refuses: %s", alerts[alert]);
-	else
-		failure_set(why, FAILURE_PROTOCOL, "the peer breaks the rules of TLS: %s", text);
-	return is_tls && (reason == SSL_R_PEER_DID_NOT_RETURN_A_CERTIFICATE ||
-			  reason == SSL_R_PSK_IDENTITY_NOT_FOUND ||
-			  (stage == TLS_STAGE_SECRET && is_other_secret(reason)));
+		return TLS_ALERT;
+	}
+	failure_set(why, FAILURE_PROTOCOL, "the peer breaks the rules of TLS: %s", text);
+	return TLS_BROKEN;
 }
 
 const char *

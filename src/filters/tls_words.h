@@ -5,6 +5,7 @@
 #define PENSTOCK_FILTERS_TLS_WORDS_H
 
 #include "../failure.h"
+#include "tls_counters.h"
 
 #include <openssl/ssl.h>
 #include <stdbool.h>
@@ -15,9 +16,9 @@ enum tls_stage {
 	TLS_STAGE_OTHER,
 };
 
-/* Fills *why from OpenSSL's queue of errors, which it empties. Whether it is the peer's identity that is
- * refused. */
-bool tls_words_failure(struct failure *why, enum tls_stage stage);
+/* Fills *why from OpenSSL's queue of errors, which it empties. Returns what a handshake that ends by it is
+ * counted as. */
+enum tls_failure tls_words_failure(struct failure *why, enum tls_stage stage);
 
 /* What OpenSSL says of a file or a value ("no start line"), in `text`; empties the queue. Returns it. */
 #define TLS_WORDS_REASON 80

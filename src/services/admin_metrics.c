@@ -343,12 +343,14 @@ write_handshakes(struct evbuffer *page)
 {
 	static const char *const sides[] = { [FILTER_NEAR] = "near", [FILTER_FAR] = "far" };
 	static const char *const results[TLS_COUNTERS] = {
-		[TLS_FULL] = "full",       [TLS_RESUMED] = "resumed", [TLS_PSK] = "psk",
-		[TLS_REFUSED] = "refused", [TLS_FAILED] = "failed",
+		[TLS_FULL] = "full",
+		[TLS_RESUMED] = "resumed",
+		[TLS_PSK] = "psk",
 	};
 
 	head(page, "penstock_tls_handshakes_total", "counter",
-	     "TLS handshakes, by side and result; resumed: by ticket or session cache.");
+	     "TLS handshakes that succeeded, by side and kind; resumed: by ticket or session "
+	     "cache.");
 	for (int side = FILTER_NEAR; side <= FILTER_FAR; side++)
 		for (int i = 0; i < TLS_COUNTERS; i++)
 			evbuffer_add_printf(
@@ -357,6 +359,17 @@ write_handshakes(struct evbuffer *page)
 				sides[side], results[i],
 				number(tls_counters_read((enum filter_side)side,
 							 (enum tls_counter)i)));
+	head(page, "penstock_tls_handshake_failures_total", "counter",
+	     "TLS handshakes that came to nothing, by side and reason.");
+	for (int side = FILTER_NEAR; side <= FILTER_FAR; side++)
+		for (int i = 0; i < TLS_FAILURES; i++)
+			evbuffer_add_printf(page,
+					    "penstock_tls_handshake_failures_total{side=\"%s\","
+					    "reason=\"%s\"} %llu\n",
+					    sides[side],
+					    tls_counters_failure_name((enum tls_failure)i),
+					    number(tls_counters_read_failures(
+						    (enum filter_side)side, (enum tls_failure)i)));
 }
 
 static void

@@ -4,6 +4,7 @@ socket where curl would not do such a thing."""
 import json
 import re
 import socket
+import ssl
 import subprocess
 import threading
 import time
@@ -285,6 +286,93 @@ def test_metrics_are_those_of_the_manual(admin):
     assert sorted(re.findall(r"^# HELP (\S+)", text, re.M)) == sorted(manual)
 
 
+def failed_handshakes(metrics):
+    """(side, reason) -> how many, without those that are none"""
+    found = {re.search(r'failures_total{side="(.*)",reason="(.*)"}', name): value for name, value in metrics.items()
+             if name.startswith("penstock_tls_handshake_failures_total")}
+    assert len(found) == 2 * 11
+    return {match.groups(): value for match, value in found.items() if value}
+
+
+def hello(**versions):
+    """A ClientHello."""
+    context, wire = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), ssl.MemoryBIO()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    for name, version in versions.items():
+        setattr(context, name, version)
+    with pytest.raises(ssl.SSLWantReadError):
+        context.wrap_bio(ssl.MemoryBIO(), wire).do_handshake()
+    return wire.read()
+
+
+def shake_hands(address, context):
+    with socket.create_connection(address, DEADLINE) as sock, pytest.raises((ssl.SSLError, ConnectionResetError)):
+        with context.wrap_socket(sock, server_hostname="server.example") as wrapped:
+            wrapped.recv(1)  # TLS 1.3: what the server thinks of it
+
+
+def test_failed_handshakes_by_reason(admin, directory):
+    authority = Authority(directory)
+    certificate, key = authority.issue("server", "server.example")
+    (directory / "psk").write_text("site-a:" + "ab" * 32 + "\n")
+    (directory / "psk").chmod(0o600)
+    asked = admin(
+        tunnel("a", "internal:echo", accept_filters=["tls:edge"]),
+        tunnel("quick", "internal:echo", accept_filters=["tls:edge"], timeouts={"handshake": "100ms"}),
+        tunnel("secret", "internal:echo", accept_filters=["tls:secret"]),
+        tunnel("mutual", "internal:echo", accept_filters=["tls:mutual"]),
+        tunnel("mute", "internal:mute", connect_filters=["tls:out"], timeouts={"handshake": "100ms"}),
+        tunnel("given-up", "internal:mute", connect_filters=["tls:out"]),
+        tunnel("silent", "internal:discard", listen="internal:mute"),
+        extra=section("tls", "edge", certificate=certificate, key=key, min_version="1.3") +
+        section("tls", "secret", psk=str(directory / "psk")) + section("tls", "out", verify="none") +
+        section("tls", "mutual", certificate=certificate, key=key, client_ca=str(authority.certificate), verify="required"))
+    expected = {}
+
+    def one_more(side, reason):
+        expected[side, reason] = expected.get((side, reason), 0) + 1
+        wait_until(lambda: failed_handshakes(asked.metrics()) == expected, f"{expected}")
+
+    def reach(name):
+        return socket.create_connection(asked.daemon.address(name), DEADLINE)
+
+    for said, reason in ((b"GET / HTTP/1.1\r\n\r\n", "not_tls"),
+                         (hello(maximum_version=ssl.TLSVersion.TLSv1_2), "unsupported"),
+                         (hello() + b"\x16\x03\x03\x00\x05nonse", "protocol")):
+        with reach("a") as sock:
+            sock.sendall(said)
+            one_more("near", reason)
+    with reach("a") as sock:
+        sock.sendall(hello()[:50])
+        sock.shutdown(socket.SHUT_WR)
+        one_more("near", "ended")
+    with reach("a") as sock:
+        sock.sendall(hello()[:50])
+        wait_until(lambda: asked.connections(tunnel="a"), "the connection")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, bytes([1, 0, 0, 0, 0, 0, 0, 0]))
+    one_more("near", "reset")
+    with reach("a"):
+        number = wait_until(lambda: asked.connections(tunnel="a"), "the connection")[0]["id"]
+        assert asked.post(f"/v1/connections/{number}/kill")[0] == 200
+        one_more("near", "stopped")
+    with reach("quick"):
+        one_more("near", "timeout")
+    shake_hands(asked.daemon.address("a"), ssl.create_default_context())
+    one_more("near", "alert")
+    context = ssl.create_default_context(cafile=authority.certificate)
+    shake_hands(asked.daemon.address("mutual"), context)
+    one_more("near", "certificate")
+    subprocess.run(["openssl", "s_client", "-connect", "{}:{}".format(*asked.daemon.address("secret")), "-psk", "cd" * 32,
+                    "-psk_identity", "site-a"], stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=DEADLINE)
+    one_more("near", "secret")
+    with reach("mute"):
+        one_more("far", "timeout")
+    with reach("given-up") as sock:
+        wait_until(lambda: asked.connections(tunnel="given-up"), "the connection")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, bytes([1, 0, 0, 0, 0, 0, 0, 0]))
+    one_more("far", "stopped")
+
+
 def test_metrics_of_filters(admin, directory):
     certificate, key = Authority(directory).issue("server", "server.example")
     sections = (section("tls", "edge", certificate=certificate, key=key) +
@@ -303,8 +391,9 @@ def test_metrics_of_filters(admin, directory):
 
     def handshakes(side, result):
         return seen[f'penstock_tls_handshakes_total{{side="{side}",result="{result}"}}']
-    assert [handshakes("near", result) for result in ("full", "resumed", "failed")] == [1, 1, 0]
-    assert [handshakes("far", result) for result in ("full", "resumed", "failed")] == [1, 1, 1]
+    assert [handshakes("near", result) for result in ("full", "resumed")] == [1, 1]
+    assert [handshakes("far", result) for result in ("full", "resumed")] == [1, 1]
+    assert failed_handshakes(seen) == {("far", "not_tls"): 1}
 
     def moved(flow, form):
         return seen[f'penstock_compression_bytes_total{{filter="zlib",flow="{flow}",form="{form}"}}']

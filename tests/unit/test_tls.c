@@ -582,12 +582,14 @@ expect_refused(const struct tls_conf *near, const struct paper *paper, const cha
 	static const int versions[] = { TLS1_2_VERSION, TLS1_3_VERSION };
 	for (int i = 0; i < 2; i++) {
 		struct end end;
-		uint64_t before = tls_counters_read(FILTER_NEAR, TLS_REFUSED);
+		uint64_t before = tls_counters_read_failures(FILTER_NEAR, TLS_BAD_CERTIFICATE);
 		assert_int_equal(meet(&end, near, paper, versions[i]), alert);
 		assert_refused(&end, words);
 		assert_null(end.facts.certificate);
 		if (paper)
-			assert_int_equal(tls_counters_read(FILTER_NEAR, TLS_REFUSED), before + 1);
+			assert_int_equal(
+				tls_counters_read_failures(FILTER_NEAR, TLS_BAD_CERTIFICATE),
+				before + 1);
 		end_close(&end);
 	}
 }
@@ -967,10 +969,11 @@ test_psk(void **unused)
 		meet_psk(&end, near, "site-a", 1, versions[i]);
 		assert_refused(&end, "the peer's shared secret is another");
 		end_close(&end);
-		before = tls_counters_read(FILTER_NEAR, TLS_REFUSED);
+		before = tls_counters_read_failures(FILTER_NEAR, TLS_BAD_SECRET);
 		meet_psk(&end, near, "site-c", 0, versions[i]);
 		assert_refused(&end, "the peer's PSK identity is unknown");
-		assert_int_equal(tls_counters_read(FILTER_NEAR, TLS_REFUSED), before + 1);
+		assert_int_equal(tls_counters_read_failures(FILTER_NEAR, TLS_BAD_SECRET),
+				 before + 1);
 		end_close(&end);
 
 		end_open(&left, near, FILTER_NEAR, "");
@@ -1321,14 +1324,16 @@ test_other_protocols(void **unused)
 	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
 		for (int side = 0; side < 2; side++) {
 			struct end end;
-			uint64_t before = tls_counters_read((enum filter_side)side, TLS_FAILED);
+			uint64_t before =
+				tls_counters_read_failures((enum filter_side)side, TLS_NOT_TLS);
 			end_open(&end, conf, (enum filter_side)side, "server.example");
 			evbuffer_add(end.flows[FILTER_IN].src, cases[i].text,
 				     strlen(cases[i].text));
 			end_step(&end);
 			assert_refused(&end, side ? "the peer does not speak TLS" : cases[i].words);
-			assert_int_equal(tls_counters_read((enum filter_side)side, TLS_FAILED),
-					 before + 1);
+			assert_int_equal(
+				tls_counters_read_failures((enum filter_side)side, TLS_NOT_TLS),
+				before + 1);
 			end_close(&end);
 		}
 	}
