@@ -139,6 +139,40 @@ loop_close(struct loop *loop)
 	memset(loop, 0, sizeof(*loop));
 }
 
+void
+loop_look(struct loop *loop)
+{
+	loop->looked_ns = clock_now_ns();
+	loop->woke_before_ns = loop->woke_ns ? loop->woke_ns : loop->looked_ns;
+	loop->woke_ns = 0;
+}
+
+static uint64_t
+time_between(uint64_t from_ns, uint64_t to_ns)
+{
+	return to_ns > from_ns ? to_ns - from_ns : 0;
+}
+
+static uint64_t
+later(uint64_t a_ns, uint64_t b_ns)
+{
+	return a_ns > b_ns ? a_ns : b_ns;
+}
+
+/* What was ready in front of the last look but one would have been told by it. So it became so since the turn
+ * before began: while that one worked, or in the look behind it, which may have been a long sleep and counts for
+ * nothing. */
+uint64_t
+loop_busy_ns(struct loop *loop, uint64_t since_ns, uint64_t now_ns)
+{
+	if (!loop->looked_ns)
+		return 0;
+	if (!loop->woke_ns)
+		loop->woke_ns = now_ns;
+	return time_between(later(since_ns, loop->woke_before_ns), loop->looked_ns) +
+	       time_between(later(since_ns, loop->woke_ns), now_ns);
+}
+
 static void
 queue_task(struct loop *loop, struct task_list *list, struct task *task)
 {

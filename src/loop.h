@@ -58,6 +58,10 @@ struct loop {
 	unsigned int turns;      /* in which tasks were run, so far; wraps */
 	struct event *turn;
 
+	/* When its turns began: this one's look for events, what it does since then, and what the turn before
+	 * did. 0 = nothing yet, or nobody says when. */
+	uint64_t looked_ns, woke_ns, woke_before_ns;
+
 	struct block *block;  /* where the next read lands; NULL = take one */
 	struct block *blocks; /* free ones */
 	unsigned int blocks_free;
@@ -78,6 +82,13 @@ struct loop {
 /* Opens a loop; it must be zeroed. On failure it is closed again. Its thread, or before that runs. */
 int loop_open(struct loop *loop, struct failure *why);
 void loop_close(struct loop *loop);
+
+/* To be called in front of each turn of the event loop, by whoever wants loop_busy_ns to know them. */
+void loop_look(struct loop *loop);
+/* Something that was waited for since since_ns is there, and is looked after now: how much of that time the loop
+ * was at work for others instead of looking. What came while it was at work counts as having come at once: that
+ * is wrong by one turn at most. */
+uint64_t loop_busy_ns(struct loop *loop, uint64_t since_ns, uint64_t now_ns);
 
 /* Queues the task for the next turn; nothing if it is queued already. O(1). */
 void loop_run_later(struct loop *loop, struct task *task);

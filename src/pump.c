@@ -118,13 +118,44 @@ pump_waiting(const struct pump *pump, enum pump_flow name)
 	return endpoint->kind && endpoint->kind->blame ? endpoint->kind->blame(endpoint, own) : own;
 }
 
+/* As pump_account; tells what the time was accounted to. */
+static void
+account(struct pump *pump, uint64_t now_ns, enum wait cause[2])
+{
+	uint64_t elapsed_ns = now_ns - pump->clock_ns;
+
+	for (enum pump_flow name = FLOW_UP; name <= FLOW_DOWN; name++) {
+		cause[name] = pump_waiting(pump, name).cause;
+		account_flow(&pump->flow[name], cause[name], elapsed_ns);
+	}
+	pump->clock_ns = now_ns;
+}
+
 void
 pump_account(struct pump *pump, uint64_t now_ns)
 {
-	uint64_t elapsed_ns = now_ns - pump->clock_ns;
-	account_flow(&pump->flow[FLOW_UP], pump_waiting(pump, FLOW_UP).cause, elapsed_ns);
-	account_flow(&pump->flow[FLOW_DOWN], pump_waiting(pump, FLOW_DOWN).cause, elapsed_ns);
-	pump->clock_ns = now_ns;
+	enum wait cause[2];
+	account(pump, now_ns, cause);
+}
+
+/* What the flow waited for, and what was accounted, was there so long before the worker came to it. */
+static void
+account_to_worker(struct flow *flow, enum wait cause, uint64_t busy_ns)
+{
+	if (flow->state == FLOW_ENDED)
+		return;
+	switch (cause) {
+	case WAIT_HANDSHAKE:
+	case WAIT_NEAR_READABLE:
+	case WAIT_NEAR_WRITABLE:
+	case WAIT_FAR_READABLE:
+	case WAIT_FAR_WRITABLE:
+		flow->spent_ns[cause] -= busy_ns;
+		flow->spent_ns[WAIT_TURN] += busy_ns;
+		break;
+	default:
+		break;
+	}
 }
 
 static enum step
@@ -295,16 +326,26 @@ count_kept(struct pump *pump)
 	pump->kept_bytes = kept_bytes;
 }
 
+static uint64_t
+bytes_of(const struct flow *flow)
+{
+	return flow->read_bytes + flow->bytes;
+}
+
 enum pump_result
 pump_run(struct pump *pump, struct failure *why)
 {
 	struct stream streams[2] = { pump_stream_of(pump, FLOW_UP),
 				     pump_stream_of(pump, FLOW_DOWN) };
 	uint64_t began_ns = clock_now_ns();
+	uint64_t busy_ns = loop_busy_ns(pump->loop, pump->clock_ns, began_ns);
+	enum wait waited_for[2];
+	const uint64_t bytes[2] = { bytes_of(&pump->flow[FLOW_UP]),
+				    bytes_of(&pump->flow[FLOW_DOWN]) };
 	const enum wait before[2] = { pump->flow[FLOW_UP].waiting.cause,
 				      pump->flow[FLOW_DOWN].waiting.cause };
 
-	pump_account(pump, began_ns);
+	account(pump, began_ns, waited_for);
 	enum step result = run_flows(streams, why);
 	pump->moved = streams[FLOW_UP].moved || streams[FLOW_DOWN].moved;
 
@@ -312,6 +353,8 @@ pump_run(struct pump *pump, struct failure *why)
 	pump->clock_ns = clock_now_ns();
 	for (int name = FLOW_UP; name <= FLOW_DOWN; name++) {
 		struct stream *stream = &streams[name];
+		if (bytes_of(stream->flow) != bytes[name])
+			account_to_worker(stream->flow, waited_for[name], busy_ns);
 		account_flow(stream->flow,
 			     stream->moved ? WAIT_MOVING : stream->flow->waiting.cause,
 			     pump->clock_ns - began_ns);

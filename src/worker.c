@@ -387,6 +387,7 @@ run_worker(void *context)
 
 	pthread_setname_np(pthread_self(), worker->name);
 	do {
+		loop_look(&worker->loop);
 		event_base_loop(worker->loop.base, EVLOOP_ONCE | EVLOOP_NO_EXIT_ON_EMPTY);
 		obey_limits(worker);
 	} while (!event_base_got_break(worker->loop.base));

@@ -255,6 +255,14 @@ class Daemon:
         assert self.process.returncode >= 0, f"penstockd was killed by signal {-self.process.returncode}"
 
 
+def preloaded(directory, source):
+    """The prefix of a daemon that has some of its library calls answered by this C source."""
+    file, library = directory / "preloaded.c", directory / "preloaded.so"
+    file.write_text(source)
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, file, "-ldl"], check=True)
+    return ["env", f"LD_PRELOAD={library}"]
+
+
 def run_penstockd(*arguments, cwd=None, deadline=DEADLINE):
     """Runs penstockd to its end: --check, --keywords, a start that must fail."""
     return subprocess.run([PENSTOCKD, *map(str, arguments)], cwd=cwd, capture_output=True, text=True,

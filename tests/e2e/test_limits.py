@@ -15,7 +15,7 @@ import time
 
 import pytest
 
-from daemon import DEADLINE, before_others, configuration, tunnel, wait_until
+from daemon import DEADLINE, before_others, configuration, preloaded, tunnel, wait_until
 from metered import Acceptor, Readers, StallMeter, Writers, dial, dial_many
 from peers import KIB, Target, connect, transfer
 from programs import free_port
@@ -571,12 +571,9 @@ time_t time(time_t *out)
 
 @pytest.mark.alone
 def test_steps_of_the_clock_change_nothing(start, directory, report):
-    source, library = directory / "clock.c", directory / "clock.so"
-    source.write_text(STEPPING_CLOCK)
-    subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
     rate = MB
     text = configuration(limit("l", **bucket(rate)), chargen(limit="l"), workers=2)
-    daemon = before_others(start(text, prefix=["env", f"LD_PRELOAD={library}"]))
+    daemon = before_others(start(text, prefix=preloaded(directory, STEPPING_CLOCK)))
     with Readers(dial_many(daemon.address("a"), 2)) as readers:
         for _ in range(ATTEMPTS):
             measure = Measure(readers, rate, burst_of(rate), 1.5)

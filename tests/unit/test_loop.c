@@ -218,6 +218,69 @@ test_pipes_are_few_and_come_back_empty(void **state)
 	loop_give_pipe(&loop, second);
 }
 
+/* --- who had to wait for it ------------------------------------------------------------------------ */
+
+/* The turn before looked at 1000 and worked from 1010 on, this one looked at 2000. */
+static void
+look_at_2000(uint64_t woke_ns)
+{
+	loop.woke_before_ns = 1010;
+	loop.looked_ns = 2000;
+	loop.woke_ns = woke_ns;
+}
+
+static void
+nobody_waits_for_a_loop_that_says_nothing_of_its_turns(void **state)
+{
+	(void)state;
+	assert_int_equal(loop_busy_ns(&loop, 100, 5000), 0);
+}
+
+static void
+who_is_not_first_waits_for_those_in_front(void **state)
+{
+	(void)state;
+	look_at_2000(0);
+	loop.woke_before_ns = loop.looked_ns;
+	assert_int_equal(loop_busy_ns(&loop, 2000, 2010), 0);
+	assert_int_equal(loop_busy_ns(&loop, 2000, 2500), 490);
+	assert_int_equal(loop_busy_ns(&loop, 2100, 2500), 400);
+}
+
+static void
+what_came_while_it_worked_waited_for_it(void **state)
+{
+	(void)state;
+	look_at_2000(2010);
+	assert_int_equal(loop_busy_ns(&loop, 1500, 2510), 500 + 500);
+	assert_int_equal(loop_busy_ns(&loop, 5, 2510), 990 + 500); /* not longer ago than a turn */
+}
+
+static void
+its_sleep_is_none_of_its_work(void **state)
+{
+	uint64_t woke_ns = 2000 + NS_PER_S;
+	(void)state;
+	look_at_2000(woke_ns);
+	assert_int_equal(loop_busy_ns(&loop, 2000, woke_ns), 0);
+	assert_int_equal(loop_busy_ns(&loop, 1990, woke_ns + 70), 10 + 70);
+}
+
+static void
+a_look_begins_a_turn(void **state)
+{
+	(void)state;
+	loop_look(&loop);
+	uint64_t first_ns = loop.looked_ns, woke_ns = first_ns + 10;
+	assert_true(first_ns > 0);
+	assert_int_equal(loop_busy_ns(&loop, 0, woke_ns), 0);
+	loop_look(&loop);
+	assert_int_equal(loop.woke_before_ns, woke_ns);
+	assert_int_equal(loop.woke_ns, 0);
+	loop_look(&loop); /* nothing was done: it may all have been sleep */
+	assert_int_equal(loop.woke_before_ns, loop.looked_ns);
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
 
 int
@@ -230,6 +293,11 @@ main(void)
 		TEST(test_reads_shrink_as_memory_is_used),
 		TEST(test_a_quiet_minute_frees_what_is_spare),
 		TEST(test_pipes_are_few_and_come_back_empty),
+		TEST(nobody_waits_for_a_loop_that_says_nothing_of_its_turns),
+		TEST(who_is_not_first_waits_for_those_in_front),
+		TEST(what_came_while_it_worked_waited_for_it),
+		TEST(its_sleep_is_none_of_its_work),
+		TEST(a_look_begins_a_turn),
 	};
 	return cmocka_run_group_tests_name("loop", tests, NULL, NULL);
 }
