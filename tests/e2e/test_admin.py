@@ -3,6 +3,7 @@ socket where curl would not do such a thing."""
 
 import json
 import re
+import select
 import socket
 import ssl
 import subprocess
@@ -687,6 +688,44 @@ def test_it_answers_when_descriptors_are_out(start, directory):
     assert asked.get("/v1/status")["ready"]
     for sock in crowd:
         sock.close()
+
+
+@pytest.mark.parametrize("limit", [None, "operators"])
+def test_it_answers_when_every_limit_is_saturated(admin, limit):
+    """Also under a limit of its own that gets its share of the same full uplink."""
+    limits = (section("limit", "uplink", rate="1MB/s") + section("limit", "operators", parent="uplink") +
+              section("limit", "customer", parent="uplink", rate="800kB/s") +
+              section("limit", "client", parent="customer", per="source/32", rate="700kB/s") +
+              section("limit", "each", parent="client", per="connection", rate="600kB/s"))
+    asked = admin(tunnel("a", "internal:chargen", limit="each"), tunnel("b", "internal:chargen", limit="uplink"),
+                  rows={"limit": limit} if limit else {}, extra=limits)
+    crowd = [socket.create_connection(asked.daemon.address(name)) for name in "a" * 20 + "b" * 20]
+    stop = threading.Event()
+
+    def drink():
+        while not stop.is_set():
+            for sock in select.select(crowd, [], [], 0.05)[0]:
+                sock.recv(1 << 20)
+
+    other = threading.Thread(target=drink)
+    other.start()
+    try:
+        wait_until(lambda: asked.metrics()['penstock_limit_waiting_flows{limit="uplink",direction="down"}'] >= 39,
+                   "all of them to wait")
+        took = []
+        for _ in range(5):
+            began = time.monotonic()
+            assert asked.get("/v1/status")["connections"]["open"] == 41
+            took.append(time.monotonic() - began)
+            told = {one["name"]: one for one in asked.get("/v1/limits")["limits"] if one["down"]["waiting"]}
+            assert {"uplink", "customer", "client", "each"} <= told.keys()
+        assert min(took) < 1, took
+        assert asked.post("/v1/limits/uplink", {"rate": "2MB/s"})[0] == 200
+    finally:
+        stop.set()
+        other.join()
+        for sock in crowd:
+            sock.close()
 
 
 # --- ends
