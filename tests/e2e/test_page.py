@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 from selenium import webdriver
+from selenium.common.exceptions import NoAlertPresentException
+from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-from daemon import ROOT, configuration, tunnel, wait_until
+from daemon import DEADLINE, ROOT, configuration, tunnel, wait_until
 from test_admin import Admin
 
 PICTURES = ROOT / "build" / "pages"
@@ -33,12 +35,25 @@ def browser():
     driver.quit()
 
 
+def admin_tunnels(directory):
+    """Over TCP nobody has the right to change anything. Through `door` he has: the daemon itself comes for him by the
+    UNIX socket."""
+    return (tunnel("admin", "internal:admin", listen=["127.0.0.1:0", f"unix:{directory}/admin.sock"]),
+            tunnel("door", f"unix:{directory}/admin.sock"))
+
+
+def visit(browser, daemon, name="admin"):
+    address = next(at for at in daemon.addresses(name) if isinstance(at, tuple))
+    browser.get("http://{}:{}/".format(*address))
+    wait_until(lambda: browser.find_element(By.ID, "state").text == "live", "the first refresh")
+
+
 @pytest.fixture
 def page(start, directory, browser):
     """A daemon with traffic, its page in the browser, and its API."""
     text = configuration(
         tunnel("slow", "internal:chargen", limit="each"), tunnel("echo", "internal:echo"), tunnel("dead", "127.0.0.1:9"),
-        tunnel("admin", "internal:admin", listen=["127.0.0.1:0", f"unix:{directory}/admin.sock"]), workers=2)
+        *admin_tunnels(directory), workers=2)
     text += 'limit "all" { rate = "900kB/s" }\nlimit "each" { parent = "all" per = "source/32" rate = "500kB/s" }\n'
     daemon = start(text)
     clients = [socket.create_connection(daemon.address("slow")) for _ in range(2)]
@@ -48,9 +63,7 @@ def page(start, directory, browser):
     with pytest.raises(OSError):
         with socket.create_connection(daemon.address("dead")) as dead:
             assert dead.recv(1)
-    address = next(at for at in daemon.addresses("admin") if isinstance(at, tuple))
-    browser.get("http://{}:{}/".format(*address))
-    wait_until(lambda: browser.find_element(By.ID, "state").text == "live", "the first refresh")
+    visit(browser, daemon)
     yield Admin(daemon, path=directory / "admin.sock")
     for sock in (*clients, idle):
         sock.close()
@@ -74,13 +87,24 @@ def refreshed(browser):
     return float(browser.execute_script("return document.body.dataset.refreshed || 0"))
 
 
+def turns(browser):
+    """How often it came to the time of a refresh, also while it is paused."""
+    return int(browser.execute_script("return document.body.dataset.turns || 0"))
+
+
+def wait_refresh(browser):
+    last = refreshed(browser)
+    wait_until(lambda: refreshed(browser) > last, "a refresh")
+
+
+@pytest.mark.alone
 def test_numbers_are_those_of_the_api(page, browser):
     def same():
         rows = {row[0]: row for row in table(browser, "tunnels")}
         told = {one["name"]: one for one in page.get("/v1/tunnels")["tunnels"]}
         return set(rows) == set(told) and all(
             int(rows[name][1]) == one["open"] and int(rows[name][7]) == one["admitted"]
-            for name, one in told.items() if name != "admin") and rows
+            for name, one in told.items() if name not in ("admin", "door")) and rows
     rows = wait_until(same, "the page to say what the API says")
     assert rows["slow"][1] == "2" and rows["echo"][1] == "1"
     last = refreshed(browser)
@@ -92,6 +116,7 @@ def test_numbers_are_those_of_the_api(page, browser):
     assert [row[0] for row in table(browser, "limits")] == ["all", "each 127.0.0.1/32"]
 
 
+@pytest.mark.alone
 def test_a_change_of_a_limit_is_seen_at_once(page, browser):
     assert page.post("/v1/limits/all", {"down": "700kB/s"})[0] == 200
     began = time.monotonic()
@@ -119,10 +144,13 @@ def test_by_keyboard(page, browser):
     body = browser.find_element(By.TAG_NAME, "body")
     body.send_keys("p")
     assert browser.find_element(By.ID, "state").text == "paused"
+    passed = turns(browser)
+    wait_until(lambda: turns(browser) > passed, "the end of a refresh that was under way")
     last = refreshed(browser)
     body.send_keys(Keys.TAB)
     assert browser.switch_to.active_element.get_attribute("id") == "pause"
-    time.sleep(1.5)
+    passed = turns(browser)
+    wait_until(lambda: turns(browser) >= passed + 2, "two refreshes that are left out")
     assert refreshed(browser) == last
     browser.switch_to.active_element.send_keys(Keys.ENTER)
     wait_until(lambda: refreshed(browser) > last, "it to go on")
@@ -135,7 +163,8 @@ def test_when_the_daemon_is_gone(page, browser):
 
 def test_light_dark_and_on_a_phone(page, browser):
     PICTURES.mkdir(parents=True, exist_ok=True)
-    time.sleep(5)  # something for the plots
+    wait_until(lambda: browser.execute_script("return document.querySelector('#tunnels polyline').points.length") > 5,
+               "something in the plots")
     backs = {}
     for theme in ("light", "dark"):
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": theme}]})
@@ -146,3 +175,118 @@ def test_light_dark_and_on_a_phone(page, browser):
     wait_until(lambda: browser.execute_script("return document.documentElement.clientWidth") == 390, "a small screen")
     assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
     browser.save_screenshot(str(PICTURES / "phone.png"))
+
+
+# --- with the right to change things
+
+
+@pytest.fixture
+def steering(page, browser):
+    """The same by the way that has the right."""
+    visit(browser, page.daemon, "door")
+    wait_until(lambda: browser.find_element(By.ID, "reload").is_displayed(), "the right")
+    assert "read only" not in browser.find_element(By.ID, "facts").text
+    return page
+
+
+def kill_button(browser, connection):
+    """The button in the list of the fastest, where it stands when that is asked; None = it does not."""
+    return browser.execute_script("return document.querySelector(`[data-key=fast${arguments[0]}]`)", connection["id"])
+
+
+def dialog(browser):
+    def found():
+        try:
+            return browser.switch_to.alert
+        except NoAlertPresentException:
+            return None
+    return wait_until(found, "the question")
+
+
+def ids(page, name):
+    return {one["id"] for one in page.connections(tunnel=name)}
+
+
+def test_kill_by_click(steering, browser):
+    """Asked, and told no, it does nothing; told yes, that connection is reset and no other."""
+    victim, other = steering.connections(tunnel="slow")
+    wait_until(lambda: kill_button(browser, victim), "the connection")
+    browser.find_element(By.ID, "pause").click()  # no row is replaced under the pointer
+    passed = turns(browser)
+    wait_until(lambda: turns(browser) > passed, "the end of a refresh that was under way")
+    kill_button(browser, victim).click()
+    question = dialog(browser)
+    assert question.text == f"Reset connection {victim['id']} of {victim['client']}?"
+    question.dismiss()
+    kill_button(browser, victim).click()
+    dialog(browser).accept()
+    wait_until(lambda: ids(steering, "slow") == {other["id"]}, "its end")
+    assert [line["connection"] for line in steering.daemon.find_log("connection ended", tunnel="slow")] == [str(victim["id"])]
+    assert steering.daemon.find_log("connection ended", tunnel="slow")[0]["reason"] == "stopped"
+    wait_until(lambda: browser.find_element(By.ID, "state").text == "done", "the answer")
+    browser.find_element(By.ID, "pause").click()
+    wait_until(lambda: not kill_button(browser, victim), "its row to go")
+    assert kill_button(browser, other)
+
+
+def test_kill_by_keyboard(steering, browser):
+    """The focus stays on its button while rows are replaced."""
+    victim = steering.connections(tunnel="slow")[0]
+    wait_until(lambda: kill_button(browser, victim), "the connection")
+    browser.execute_script("document.querySelector(`[data-key=fast${arguments[0]}]`).focus()", victim["id"])
+    wait_refresh(browser)
+    wait_refresh(browser)
+    assert browser.execute_script("return document.activeElement.dataset.key") == f"fast{victim['id']}"
+    ActionChains(browser).send_keys(Keys.ENTER).perform()
+    dialog(browser).accept()
+    wait_until(lambda: victim["id"] not in ids(steering, "slow"), "its end")
+
+
+def test_reload_by_click(steering, browser):
+    daemon = steering.daemon
+    daemon.write(daemon.text + tunnel("fresh", "internal:echo"))
+    browser.find_element(By.ID, "reload").click()
+    wait_until(lambda: "fresh" in [row[0] for row in table(browser, "tunnels")], "the new tunnel")
+    wait_until(lambda: "generation 2" in browser.find_element(By.ID, "facts").text, "the new generation")
+    daemon.write(daemon.text + "nonsense = 1\n")
+    browser.find_element(By.ID, "reload").click()
+    wait_until(lambda: "unknown keyword 'nonsense'" in browser.find_element(By.ID, "reloads").text, "what was wrong")
+    assert steering.get("/v1/status")["generation"] == 2
+
+
+# --- with many connections
+
+
+MANY = 9000
+
+
+def test_with_9000_connections(start, directory, browser):
+    daemon = start(configuration(tunnel("echo", "internal:echo"), tunnel("busy", "internal:chargen", limit="each"),
+                                 *admin_tunnels(directory), 'limit "each" { per = "connection" rate = "100kB/s" }\n',
+                                 workers=2, log={"connections": "false"}))
+    asked = Admin(daemon, path=directory / "admin.sock")
+    crowd = [socket.create_connection(daemon.address("echo")) for _ in range(MANY)]
+    busy = socket.create_connection(daemon.address("busy"))
+    threading.Thread(target=read_for_ever, args=(busy,), daemon=True).start()
+    wait_until(lambda: asked.metrics()['penstock_connections{tunnel="echo",state="open"}'] == MANY, "all of them")
+    began = time.monotonic()
+    visit(browser, daemon)
+    loaded = time.monotonic() - began
+    number = asked.connections(tunnel="busy")[0]["id"]
+
+    def same():
+        rows = {row[0]: row for row in table(browser, "tunnels")}
+        told = {one["name"]: one for one in asked.get("/v1/tunnels")["tunnels"]}
+        return all(int(rows[name][1]) == told[name]["open"] and int(rows[name][7]) == told[name]["admitted"]
+                   for name in ("echo", "busy"))
+    wait_until(same, "the page to say what the API says")
+    assert f"{MANY}" in {row[1] for row in table(browser, "tunnels")}
+    assert sum(int(row[1]) for row in table(browser, "workers")) >= MANY + 1
+    wait_until(lambda: table(browser, "fast")[0][0] == str(number), "the only one that is fast")
+    wait_until(lambda: table(browser, "slow")[0][0] == str(number), "the only one that is held up")
+    for _ in range(2):
+        wait_refresh(browser)
+    assert browser.get_log("browser") == []
+    assert loaded < DEADLINE, loaded
+    for sock in (*crowd, busy):
+        sock.close()
