@@ -199,7 +199,8 @@ open_far(struct tls *tls, struct failure *why)
 		tls->session_name = NULL;
 		return failure_set(why, FAILURE_MEMORY, "no memory for a TLS session");
 	}
-	SSL_SESSION *session = tls_sessions_get(tls->conf->sessions, tls->session_name);
+	SSL_SESSION *session = tls_sessions_get(tls->conf->sessions, tls->session_name,
+						strlen(tls->session_name));
 	if (session) {
 		SSL_set_session(tls->ssl, session);
 		SSL_SESSION_free(session);
@@ -336,7 +337,7 @@ static enum tls_counter
 kind_of_handshake(const struct tls *tls)
 {
 	bool has_come_back = SSL_session_reused(tls->ssl);
-	if (has_come_back && (tls->by_ticket || !tls->by_psk))
+	if (has_come_back && (tls->has_session || !tls->by_psk))
 		return TLS_RESUMED;
 	return tls->by_psk && !SSL_get0_peer_certificate(tls->ssl) ? TLS_PSK : TLS_FULL;
 }

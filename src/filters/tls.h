@@ -34,7 +34,7 @@ struct tls {
 	bool holds_buffers;    /* of OpenSSL, which a handshake has left */
 	bool out_has_ended;
 	bool ticket_is_due; /* TLS 1.3: goes out in front of the first bytes to the client */
-	bool by_ticket;     /* the peer came back with a session that was let in again */
+	bool has_session;   /* the peer came back with a session that was let in again */
 	bool by_psk;        /* a pre-shared key was found for it */
 	bool psk_is_unknown;
 	bool is_counted; /* as a handshake that came to nothing */

@@ -12,7 +12,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define SYSTEM_CA "system"
+#define SYSTEM_CA    "system"
+#define SERVERS_MOST 256 /* sessions of servers that are remembered */
 
 static const char *const verify_words[] = { "auto", "none", "optional", "required", NULL };
 static const char *const version_words[] = { "1.2", "1.3", NULL };
@@ -412,10 +413,14 @@ set_resumption(struct tls_conf *conf, SSL_CTX *context, struct failure *why)
 		return -1;
 	SSL_CTX_set_session_id_context(context, id, sizeof(id));
 	SSL_CTX_set_timeout(context, (long)(conf->session_lifetime_ns / NS_PER_S));
-	SSL_CTX_set_session_cache_mode(context, conf->session_cache ? SSL_SESS_CACHE_SERVER
-								    : SSL_SESS_CACHE_OFF);
-	SSL_CTX_sess_set_cache_size(context, (long)conf->session_cache);
+	SSL_CTX_set_session_cache_mode(context, SSL_SESS_CACHE_OFF);
 	SSL_CTX_set_num_tickets(context, 0); /* they go out with the first bytes, see tls.c */
+	if (conf->session_cache) {
+		conf->kept = tls_sessions_hold(id, conf->session_cache);
+		if (!conf->kept)
+			return failure_set(why, FAILURE_MEMORY, "no memory for sessions");
+		tls_sessions_use(context);
+	}
 	if (!conf->tickets) {
 		SSL_CTX_set_options(context, SSL_OP_NO_TICKET);
 		return 0;
@@ -451,7 +456,8 @@ on_session(SSL *ssl, SSL_SESSION *session)
 	struct tls *tls = tls_of(ssl);
 	/* With a session of TLS 1.2 at hand OpenSSL does not offer the secret to a server of 1.3. */
 	if (!tls->conf->psks.count || SSL_version(ssl) == TLS1_3_VERSION)
-		tls_sessions_put(tls->conf->sessions, tls->session_name, session);
+		tls_sessions_put(tls->conf->sessions, tls->session_name, strlen(tls->session_name),
+				 session);
 	return 0; /* the reference stays OpenSSL's */
 }
 
@@ -462,7 +468,7 @@ make_far(struct tls_conf *conf, struct failure *why)
 	SSL_CTX *context = new_context(conf, FILTER_FAR, why);
 	if (!context || make_id(conf, true, id, why))
 		return -1;
-	conf->sessions = tls_sessions_hold(id);
+	conf->sessions = tls_sessions_hold(id, SERVERS_MOST);
 	if (!conf->sessions)
 		return failure_set(why, FAILURE_MEMORY, "no memory for sessions");
 	SSL_CTX_set_session_cache_mode(context, SSL_SESS_CACHE_CLIENT | SSL_SESS_CACHE_NO_INTERNAL);
@@ -518,6 +524,7 @@ tls_conf_discard(void *opaque)
 	tls_peer_release(&conf->rules);
 	tls_psk_release(&conf->psks);
 	tls_tickets_release(conf->keys);
+	tls_sessions_release(conf->kept);
 	tls_sessions_release(conf->sessions);
 	free(conf->alpn_wire);
 }

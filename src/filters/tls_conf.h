@@ -32,6 +32,7 @@ struct tls_conf {
 	struct tls_rules rules;
 	struct tls_psks psks;
 	struct tls_tickets *keys;      /* of tickets to clients; NULL = none are given */
+	struct tls_sessions *kept;     /* of clients without tickets; NULL = none are */
 	struct tls_sessions *sessions; /* of servers */
 	unsigned char *alpn_wire;      /* RFC 7301 ProtocolNameList without its length */
 	size_t alpn_length;

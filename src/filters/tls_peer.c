@@ -499,6 +499,17 @@ tls_peer_may_return(struct tls *tls, X509 *certificate)
 	return is_let_in(tls, certificate);
 }
 
+bool
+tls_peer_is_welcome(struct tls *tls, SSL_SESSION *session)
+{
+	tls->has_session = tls_peer_may_return(tls, SSL_SESSION_get0_peer(session));
+	if (!tls->has_session) {
+		free(tls->refusal);
+		tls->refusal = NULL;
+	}
+	return tls->has_session;
+}
+
 int
 tls_peer_learn(struct tls *tls, X509 *certificate)
 {

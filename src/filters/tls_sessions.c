@@ -1,30 +1,56 @@
 #include "tls_sessions.h"
 
+#include "tls.h"
+#include "tls_conf.h"
+
 #include <pthread.h>
+#include <search.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/queue.h>
+#include <time.h>
 
 struct remembered {
-	char *name;
+	TAILQ_ENTRY(remembered) order;
 	SSL_SESSION *session;
-	uint64_t put; /* the count of puts at the time */
+	size_t length;
+	const void *name; /* behind it, if it is remembered */
 };
+
+TAILQ_HEAD(order, remembered);
 
 struct tls_sessions {
 	struct tls_lasting lasting;
-	uint64_t puts;
-	size_t count;
-	struct remembered at[TLS_SESSIONS_MOST];
+	size_t most, count;
+	void *by_name;      /* of tsearch(3) */
+	struct order order; /* put first = first */
 };
+
+static int
+compare(const void *one, const void *other)
+{
+	const struct remembered *a = one, *b = other;
+	if (a->length != b->length)
+		return a->length < b->length ? -1 : 1;
+	return memcmp(a->name, b->name, a->length);
+}
+
+static void
+forget(struct tls_sessions *sessions, struct remembered *at)
+{
+	tdelete(at, &sessions->by_name, compare);
+	TAILQ_REMOVE(&sessions->order, at, order);
+	sessions->count--;
+	SSL_SESSION_free(at->session);
+	free(at);
+}
 
 static void
 on_end(struct tls_lasting *lasting)
 {
 	struct tls_sessions *sessions = (struct tls_sessions *)lasting;
-	for (size_t i = 0; i < sessions->count; i++) {
-		free(sessions->at[i].name);
-		SSL_SESSION_free(sessions->at[i].session);
-	}
+	while (sessions->count)
+		forget(sessions, TAILQ_FIRST(&sessions->order));
 }
 
 static struct tls_lasting_kind kind = {
@@ -36,9 +62,17 @@ static struct tls_lasting_kind kind = {
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
 struct tls_sessions *
-tls_sessions_hold(const unsigned char id[TLS_ID_BYTES])
+tls_sessions_hold(const unsigned char id[TLS_ID_BYTES], size_t most)
 {
-	return (struct tls_sessions *)tls_lasting_hold(&kind, id);
+	struct tls_sessions *sessions = (struct tls_sessions *)tls_lasting_hold(&kind, id);
+	if (!sessions)
+		return NULL;
+	pthread_mutex_lock(&lock);
+	sessions->most = most;
+	if (!sessions->count)
+		TAILQ_INIT(&sessions->order);
+	pthread_mutex_unlock(&lock);
+	return sessions;
 }
 
 void
@@ -48,61 +82,105 @@ tls_sessions_release(struct tls_sessions *sessions)
 }
 
 static struct remembered *
-find(struct tls_sessions *sessions, const char *name)
+find(struct tls_sessions *sessions, const void *name, size_t length)
 {
-	for (size_t i = 0; i < sessions->count; i++)
-		if (strcmp(sessions->at[i].name, name) == 0)
-			return &sessions->at[i];
-	return NULL;
+	struct remembered wanted = { .name = name, .length = length };
+	struct remembered **found = tfind(&wanted, &sessions->by_name, compare);
+	return found ? *found : NULL;
 }
 
-/* A place for a name that has none: a free one, or the one that was put first. */
-static struct remembered *
-make_place(struct tls_sessions *sessions, const char *name)
+static bool
+is_over(const SSL_SESSION *session)
 {
-	char *copy = strdup(name);
-	if (!copy)
-		return NULL;
-	struct remembered *place = &sessions->at[sessions->count];
-	if (sessions->count == TLS_SESSIONS_MOST) {
-		place = sessions->at;
-		for (size_t i = 1; i < sessions->count; i++)
-			if (sessions->at[i].put < place->put)
-				place = &sessions->at[i];
-		free(place->name);
-	} else {
-		sessions->count++;
+	return !SSL_SESSION_is_resumable(session) ||
+	       (long)time(NULL) - SSL_SESSION_get_time(session) > SSL_SESSION_get_timeout(session);
+}
+
+static void
+make_room(struct tls_sessions *sessions)
+{
+	struct remembered *first;
+	while ((first = TAILQ_FIRST(&sessions->order)) &&
+	       (sessions->count >= sessions->most || is_over(first->session)))
+		forget(sessions, first);
+}
+
+static void
+remember(struct tls_sessions *sessions, const void *name, size_t length, SSL_SESSION *session)
+{
+	struct remembered *fresh = malloc(sizeof(*fresh) + length);
+	if (!fresh)
+		return;
+	*fresh = (struct remembered){
+		.session = session,
+		.length = length,
+		.name = memcpy(fresh + 1, name, length),
+	};
+	if (!tsearch(fresh, &sessions->by_name, compare)) {
+		free(fresh);
+		return;
 	}
-	place->name = copy;
-	return place;
+	SSL_SESSION_up_ref(session);
+	TAILQ_INSERT_TAIL(&sessions->order, fresh, order);
+	sessions->count++;
 }
 
 void
-tls_sessions_put(struct tls_sessions *sessions, const char *name, SSL_SESSION *session)
+tls_sessions_put(struct tls_sessions *sessions, const void *name, size_t length,
+		 SSL_SESSION *session)
 {
-	SSL_SESSION *gone = NULL;
 	pthread_mutex_lock(&lock);
-	struct remembered *place = find(sessions, name);
-	if (!place)
-		place = make_place(sessions, name);
-	if (place) {
-		gone = place->session;
-		SSL_SESSION_up_ref(session);
-		place->session = session;
-		place->put = ++sessions->puts;
-	}
+	struct remembered *before = find(sessions, name, length);
+	if (before)
+		forget(sessions, before);
+	make_room(sessions);
+	remember(sessions, name, length, session);
 	pthread_mutex_unlock(&lock);
-	SSL_SESSION_free(gone);
 }
 
 SSL_SESSION *
-tls_sessions_get(struct tls_sessions *sessions, const char *name)
+tls_sessions_get(struct tls_sessions *sessions, const void *name, size_t length)
 {
 	SSL_SESSION *session = NULL;
 	pthread_mutex_lock(&lock);
-	struct remembered *place = find(sessions, name);
-	if (place && SSL_SESSION_is_resumable(place->session) && SSL_SESSION_up_ref(place->session))
-		session = place->session;
+	struct remembered *found = find(sessions, name, length);
+	if (found && !is_over(found->session) && SSL_SESSION_up_ref(found->session))
+		session = found->session;
 	pthread_mutex_unlock(&lock);
 	return session;
+}
+
+/* --- OpenSSL's side, of a server ----------------------------------------------------------------- */
+
+static int
+on_session(SSL *ssl, SSL_SESSION *session)
+{
+	const struct tls_conf *conf = tls_of(ssl)->conf;
+	unsigned int length;
+	const unsigned char *name = SSL_SESSION_get_id(session, &length);
+	/* In TLS 1.3 the one that the client carries home itself is told, too. */
+	if (SSL_version(ssl) != TLS1_3_VERSION || !conf->tickets)
+		tls_sessions_put(conf->kept, name, length, session);
+	return 0; /* the reference stays OpenSSL's */
+}
+
+static SSL_SESSION *
+on_session_wanted(SSL *ssl, const unsigned char *name, int length, int *copy)
+{
+	struct tls *tls = tls_of(ssl);
+	SSL_SESSION *session = tls_sessions_get(tls->conf->kept, name, (size_t)length);
+	*copy = 0; /* the reference becomes OpenSSL's */
+	if (session && !tls_peer_is_welcome(tls, session)) {
+		SSL_SESSION_free(session);
+		return NULL;
+	}
+	return session;
+}
+
+void
+tls_sessions_use(SSL_CTX *context)
+{
+	SSL_CTX_set_session_cache_mode(context, SSL_SESS_CACHE_SERVER | SSL_SESS_CACHE_NO_INTERNAL);
+	SSL_CTX_sess_set_new_cb(context, on_session);
+	SSL_CTX_sess_set_get_cb(context, on_session_wanted);
 }

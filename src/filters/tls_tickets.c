@@ -152,23 +152,17 @@ on_ticket_key(SSL *ssl, unsigned char name[16], unsigned char *iv, EVP_CIPHER_CT
 	return result < 0 ? -1 : is_newest ? 1 : 2;
 }
 
-/* Who may not come in any more gets a full handshake, and in it a proper refusal. */
 static SSL_TICKET_RETURN
 on_ticket_shown(SSL *ssl, SSL_SESSION *session, const unsigned char *name, size_t name_length,
 		SSL_TICKET_STATUS status, void *unused)
 {
-	struct tls *tls = tls_of(ssl);
 	(void)name;
 	(void)name_length;
 	(void)unused;
 	if (status != SSL_TICKET_SUCCESS && status != SSL_TICKET_SUCCESS_RENEW)
 		return SSL_TICKET_RETURN_IGNORE_RENEW;
-	if (!tls_peer_may_return(tls, SSL_SESSION_get0_peer(session))) {
-		free(tls->refusal);
-		tls->refusal = NULL;
+	if (!tls_peer_is_welcome(tls_of(ssl), session))
 		return SSL_TICKET_RETURN_IGNORE_RENEW;
-	}
-	tls->by_ticket = true;
 	return status == SSL_TICKET_SUCCESS ? SSL_TICKET_RETURN_USE : SSL_TICKET_RETURN_USE_RENEW;
 }
 

@@ -31,7 +31,7 @@ int tls_tickets_newest(struct tls_tickets *tickets, uint64_t now_ns, struct tls_
 bool tls_tickets_find(struct tls_tickets *tickets, uint64_t now_ns, const unsigned char name[16],
 		      struct tls_ticket_key *out, bool *is_newest);
 
-/* Makes a server's context use them; what comes back is asked about with tls_peer_may_return. */
+/* Makes a server's context use them; who comes back is asked about with tls_peer_is_welcome. */
 void tls_tickets_use(SSL_CTX *context);
 
 #endif

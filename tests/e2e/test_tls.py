@@ -374,8 +374,9 @@ def test_s_server(start_data, directory, authority, server, version):
     peer("openssl s_server", "openssl", "version", command=f"openssl s_server {option} -Verify 1 -rev")
 
 
+@pytest.mark.parametrize("tickets", ["true", "false"], ids=["tickets", "cache"])
 @pytest.mark.parametrize("version", VERSIONS)
-def test_resumption_and_its_end(start, directory, authority, server, version):
+def test_resumption_and_its_end(start, directory, authority, server, version, tickets):
     """A session is taken up again, also after a reload; not once its certificate may not come in any more."""
     option, session = f"-tls{version.replace('.', '_')}", directory / "session"
     other, me = Authority(directory, "other CA"), authority.issue("me")
@@ -384,7 +385,7 @@ def test_resumption_and_its_end(start, directory, authority, server, version):
     with EchoTarget() as target:
         def text(**rows):
             return (configuration(tunnel("t", target.text, accept_filters=["tls:edge"])) +
-                    near(server, **{"client_ca": authority.certificate, "crl": none, **rows}))
+                    near(server, **{"client_ca": authority.certificate, "crl": none, "tickets": tickets, **rows}))
 
         daemon = start(text())
         assert "New, TLSv" in s_client(daemon, "t", authority, option, *who, "-sess_out", session)

@@ -1110,30 +1110,81 @@ expect_after_reload(const struct setting *before, const struct setting *after,
 
 #define LIST(...) ((const struct setting[SETTINGS]){ __VA_ARGS__ })
 
+#define EDGE(...) LIST({ "certificate", "server.pem" }, { "tickets", tickets[i] }, __VA_ARGS__)
+
 static void
 test_sessions_across_reloads(void **unused)
 {
+	static const char *const tickets[] = { "true", "false" };
 	(void)unused;
 	write_crl("crl.pem", &client, 7);
 	write_crl("empty-crl.pem", NULL, 7);
-	const struct setting *plain =
-		LIST({ "certificate", "server.pem" }, { "client_ca", "ca.pem" });
-	expect_after_reload(plain, plain, &client, true, NULL);
-	expect_after_reload(plain,
-			    LIST({ "certificate", "server.pem" }, { "client_ca", "other-ca.pem" }),
-			    &client, false, "unknown CA");
-	expect_after_reload(plain,
-			    LIST({ "certificate", "server.pem" }, { "client_ca", "ca.pem" },
-				 { "crl", "crl.pem" }),
-			    &client, false, "certificate revoked");
-	expect_after_reload(plain,
-			    LIST({ "certificate", "server.pem" }, { "client_ca", "ca.pem" },
-				 { "allow", "cn:nobody" }),
-			    &client, false, "nothing in allow");
-	expect_after_reload(plain,
-			    LIST({ "certificate", "server.pem" }, { "client_ca", "ca.pem" },
-				 { "allow", "cn:client" }),
-			    &client, false, NULL);
+	for (int i = 0; i < 2; i++) {
+		const struct setting *plain = EDGE({ "client_ca", "ca.pem" });
+		expect_after_reload(plain, plain, &client, true, NULL);
+		expect_after_reload(plain, EDGE({ "client_ca", "other-ca.pem" }), &client, false,
+				    "unknown CA");
+		expect_after_reload(plain, EDGE({ "client_ca", "ca.pem" }, { "crl", "crl.pem" }),
+				    &client, false, "certificate revoked");
+		expect_after_reload(plain,
+				    EDGE({ "client_ca", "ca.pem" }, { "allow", "cn:nobody" }),
+				    &client, false, "nothing in allow");
+		expect_after_reload(plain,
+				    EDGE({ "client_ca", "ca.pem" }, { "allow", "cn:client" }),
+				    &client, false, NULL);
+	}
+}
+
+/* A session that could be taken up until that time. */
+static SSL_SESSION *
+session_until(long end_s)
+{
+	SSL_SESSION *session = SSL_SESSION_new();
+	assert_non_null(session);
+	assert_int_equal(SSL_SESSION_set1_id(session, (const unsigned char *)"id", 2), 1);
+	SSL_SESSION_set_time(session, end_s - 3600);
+	SSL_SESSION_set_timeout(session, 3600);
+	return session;
+}
+
+static bool
+is_kept(struct tls_sessions *sessions, const char *name)
+{
+	SSL_SESSION *session = tls_sessions_get(sessions, name, strlen(name));
+	SSL_SESSION_free(session);
+	return session;
+}
+
+static void
+test_so_many_sessions_are_kept(void **unused)
+{
+	const unsigned char id[TLS_ID_BYTES] = { 1 };
+	SSL_SESSION *good = session_until(time(NULL) + 600), *over = session_until(time(NULL) - 1);
+	(void)unused;
+	struct tls_sessions *sessions = tls_sessions_hold(id, 3);
+	tls_sessions_put(sessions, "a", 1, good);
+	tls_sessions_put(sessions, "b", 1, good);
+	tls_sessions_put(sessions, "ab", 2, good);
+	tls_sessions_put(sessions, "a", 1, good); /* is the newest now */
+	assert_true(is_kept(sessions, "a") && is_kept(sessions, "b") && is_kept(sessions, "ab"));
+	tls_sessions_put(sessions, "c", 1, over);
+	assert_false(is_kept(sessions, "b"));
+	assert_false(is_kept(sessions, "c"));
+	assert_true(is_kept(sessions, "a") && is_kept(sessions, "ab"));
+
+	struct tls_sessions *again = tls_sessions_hold(id, 2);
+	tls_sessions_release(sessions);
+	tls_sessions_put(again, "d", 1, good);
+	assert_true(is_kept(again, "d"));
+	assert_false(is_kept(again, "a") || is_kept(again, "ab"));
+	tls_sessions_put(again, "e", 1, good);
+	assert_true(is_kept(again, "d") && is_kept(again, "e"));
+	tls_sessions_release(again);
+	again = tls_sessions_hold(id, 2); /* nobody held it: gone */
+	assert_false(is_kept(again, "d") || is_kept(again, "e"));
+	tls_sessions_release(again);
+	SSL_SESSION_free(good);
+	SSL_SESSION_free(over);
 }
 
 static void
@@ -1637,6 +1688,7 @@ main(void)
 		cmocka_unit_test(test_no_sessions_at_all),
 		cmocka_unit_test(test_ticket_waits_for_data),
 		cmocka_unit_test(test_sessions_across_reloads),
+		cmocka_unit_test(test_so_many_sessions_are_kept),
 		cmocka_unit_test(test_ticket_keys_rotate),
 		cmocka_unit_test(test_sessions_of_servers),
 		cmocka_unit_test(test_psk_tickets),
