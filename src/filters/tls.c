@@ -199,8 +199,8 @@ open_far(struct tls *tls, struct failure *why)
 		tls->session_name = NULL;
 		return failure_set(why, FAILURE_MEMORY, "no memory for a TLS session");
 	}
-	SSL_SESSION *session = tls_sessions_get(tls->conf->sessions, tls->session_name,
-						strlen(tls->session_name));
+	SSL_SESSION *session =
+		tls_sessions_get(tls->conf->sessions, tls->session_name, strlen(tls->session_name));
 	if (session) {
 		SSL_set_session(tls->ssl, session);
 		SSL_SESSION_free(session);
