@@ -1,6 +1,7 @@
 #include "admission.h"
 
 #include "clock.h"
+#include "name_index.h"
 
 #include <pthread.h>
 #include <stdbool.h>
@@ -30,7 +31,7 @@ struct sources {
 
 static struct {
 	pthread_mutex_t lock;
-	struct tunnel_live *first;
+	struct name_index names;
 	atomic_uint_fast64_t open, most;
 } roster = { .lock = PTHREAD_MUTEX_INITIALIZER };
 
@@ -40,16 +41,15 @@ admission_hold(const char *name, struct failure *why)
 	struct tunnel_live *live;
 
 	pthread_mutex_lock(&roster.lock);
-	for (live = roster.first; live; live = live->next)
-		if (!strcmp(live->name, name))
-			break;
+	live = name_index_find(&roster.names, name);
 	if (!live) {
 		live = calloc(1, sizeof(*live));
 		if (live) {
 			live->name = strdup(name);
 			live->sources = calloc(1, sizeof(*live->sources));
 		}
-		if (!live || !live->name || !live->sources) {
+		if (!live || !live->name || !live->sources ||
+		    name_index_add(&roster.names, live->name, live) < 0) {
 			if (live) {
 				free(live->name);
 				free(live->sources);
@@ -59,8 +59,6 @@ admission_hold(const char *name, struct failure *why)
 			failure_set(why, FAILURE_MEMORY, "no memory for tunnel \"%s\"", name);
 		} else {
 			pthread_mutex_init(&live->sources->lock, NULL);
-			live->next = roster.first;
-			roster.first = live;
 		}
 	}
 	if (live)
@@ -90,12 +88,8 @@ admission_release(struct tunnel_live *live)
 		return;
 	pthread_mutex_lock(&roster.lock);
 	bool last = !--live->users;
-	if (last) {
-		struct tunnel_live **link = &roster.first;
-		while (*link != live)
-			link = &(*link)->next;
-		*link = live->next;
-	}
+	if (last)
+		name_index_remove(&roster.names, live->name);
 	pthread_mutex_unlock(&roster.lock);
 	if (!last)
 		return;

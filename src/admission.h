@@ -47,7 +47,6 @@ struct tunnel_live {
 	atomic_uint_fast64_t refused[REFUSALS];
 	atomic_bool drained;     /* by an operator: nobody is let in until the next reload */
 	struct sources *sources; /* by source; its own lock */
-	struct tunnel_live *next;
 	char *name;
 	unsigned int users; /* generations; under the roster's lock */
 };

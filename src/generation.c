@@ -189,6 +189,29 @@ generation_find_section(const struct generation *generation, const struct filter
 	return NULL;
 }
 
+struct tunnel_conf *
+generation_add_tunnel(struct generation *generation, const char *name, struct origin origin)
+{
+	struct tunnel_conf **tunnels =
+		reallocarray(generation->tunnels, generation->tunnel_count + 1, sizeof(*tunnels));
+	struct tunnel_conf *tunnel = calloc(1, sizeof(*tunnel));
+	char *copy = strdup(name);
+	if (tunnels)
+		generation->tunnels = tunnels;
+	if (!tunnels || !tunnel || !copy ||
+	    name_index_add(&generation->tunnel_names, copy, tunnel) < 0) {
+		free(tunnel);
+		free(copy);
+		return NULL;
+	}
+	tunnel->name = copy;
+	tunnel->origin = origin;
+	tunnel->generation = &generation->counted;
+	tunnel->timeouts = generation->timeouts;
+	tunnels[generation->tunnel_count++] = tunnel;
+	return tunnel;
+}
+
 struct limit_conf *
 generation_add_limit(struct generation *generation, const char *name, struct origin origin)
 {
@@ -198,7 +221,8 @@ generation_add_limit(struct generation *generation, const char *name, struct ori
 	char *copy = strdup(name);
 	if (limits)
 		generation->limits = limits;
-	if (!limits || !limit || !copy) {
+	if (!limits || !limit || !copy ||
+	    name_index_add(&generation->limit_names, copy, limit) < 0) {
 		free(limit);
 		free(copy);
 		return NULL;
@@ -212,10 +236,7 @@ generation_add_limit(struct generation *generation, const char *name, struct ori
 struct limit_conf *
 generation_find_limit(const struct generation *generation, const char *name)
 {
-	for (size_t i = 0; i < generation->limit_count; i++)
-		if (strcmp(generation->limits[i]->name, name) == 0)
-			return generation->limits[i];
-	return NULL;
+	return name_index_find(&generation->limit_names, name);
 }
 
 static void
@@ -234,6 +255,8 @@ static void
 discard(struct counted *counted)
 {
 	struct generation *generation = (struct generation *)counted;
+	name_index_clear(&generation->tunnel_names);
+	name_index_clear(&generation->limit_names);
 	discard_tunnels(generation->fronts, generation->front_count);
 	discard_tunnels(generation->tunnels, generation->tunnel_count);
 	for (size_t i = 0; i < generation->section_count; i++)
@@ -283,10 +306,7 @@ fail:
 struct tunnel_conf *
 generation_find(const struct generation *generation, const char *name)
 {
-	for (size_t i = 0; i < generation->tunnel_count; i++)
-		if (strcmp(generation->tunnels[i]->name, name) == 0)
-			return generation->tunnels[i];
-	return NULL;
+	return name_index_find(&generation->tunnel_names, name);
 }
 
 const struct tunnel_conf *

@@ -8,6 +8,7 @@
 #include "counted.h"
 #include "keyword.h"
 #include "limit_conf.h"
+#include "name_index.h"
 #include "tunnel_conf.h"
 
 /* One section of a filter, as chains name it. */
@@ -49,6 +50,7 @@ struct generation {
 
 	struct tunnel_conf **tunnels; /* owned, in the order of the files */
 	size_t tunnel_count;
+	struct name_index tunnel_names;
 
 	struct tunnel_conf **fronts; /* owned: what stands before tunnels that share an address */
 	size_t front_count;
@@ -58,6 +60,7 @@ struct generation {
 
 	struct limit_conf **limits; /* owned; parents before what is below them */
 	size_t limit_count;
+	struct name_index limit_names;
 
 	char **files; /* all that was read, the main file first: what origins point to; owned */
 	size_t file_count;
@@ -84,17 +87,21 @@ struct filter_section *generation_add_section(struct generation *generation,
 struct filter_section *generation_find_section(const struct generation *generation,
 					       const struct filter_type *type, const char *title);
 
+/* A tunnel of that name, zeroed but for what it has from its generation, or NULL without memory. */
+struct tunnel_conf *generation_add_tunnel(struct generation *generation, const char *name,
+					  struct origin origin);
+
 /* A limit of that name, zeroed, or NULL without memory. */
 struct limit_conf *generation_add_limit(struct generation *generation, const char *name,
 					struct origin origin);
 
-/* The limit of that name, or NULL. O(limits). */
+/* The limit of that name, the first if there are several, or NULL. O(log limits). */
 struct limit_conf *generation_find_limit(const struct generation *generation, const char *name);
 
 /* What has counters of its own: each tunnel, and behind them each front of several. NULL = no more. */
 const struct tunnel_conf *generation_counted(const struct generation *generation, size_t index);
 
-/* The tunnel of that name, or NULL. O(tunnels). */
+/* The tunnel of that name, the first if there are several, or NULL. O(log tunnels). */
 struct tunnel_conf *generation_find(const struct generation *generation, const char *name);
 
 #endif

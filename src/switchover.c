@@ -56,22 +56,10 @@ accepts_for(const struct tunnel_conf *conf, size_t index)
 	return conf->fronts[index] ? conf->fronts[index] : conf;
 }
 
-static struct listener *
-find(const struct listeners *listeners, const char *key)
-{
-	for (size_t i = 0; i < listeners->count; i++)
-		if (!strcmp(listeners->at[i]->key, key))
-			return listeners->at[i];
-	return NULL;
-}
-
 static bool
 contains(const struct listeners *listeners, const struct listener *listener)
 {
-	for (size_t i = 0; i < listeners->count; i++)
-		if (listeners->at[i] == listener)
-			return true;
-	return false;
+	return name_index_find(&listeners->keys, listener->key) == listener;
 }
 
 /* How many listeners an address stands for: a name of systemd's for as many as it passed, but at least
@@ -96,15 +84,17 @@ listen_for(const struct tunnel_conf *conf, const struct listeners *open, unsigne
 		for (unsigned int number = 0; number < count; number++) {
 			char key[KEY_BYTES];
 			key_of(conf, i, number, key, sizeof(key));
-			if (find(listeners, key))
+			if (name_index_find(&listeners->keys, key))
 				continue; /* a tunnel before this one shares it */
-			struct listener *listener = find(open, key);
+			struct listener *listener = name_index_find(&open->keys, key);
 			if (!listener)
 				listener = listener_open(key, address, number, accepts_for(conf, i),
 							 workers, why);
 			if (!listener)
 				return -1;
 			listeners->at[listeners->count++] = listener;
+			if (name_index_add(&listeners->keys, listener->key, listener) < 0)
+				return failure_set(why, FAILURE_MEMORY, "no memory for listeners");
 		}
 	}
 	return 0;
@@ -120,7 +110,7 @@ switchover_prepare(struct generation *next, const struct generation *current,
 	for (size_t i = 0; i < next->tunnel_count; i++)
 		for (size_t j = 0; j < next->tunnels[i]->listen.count; j++)
 			most += listeners_of(&next->tunnels[i]->listen.at[j]);
-	listeners->count = 0;
+	*listeners = (struct listeners){ 0 };
 	listeners->at = calloc(most ? most : 1, sizeof(struct listener *));
 	if (!listeners->at)
 		return failure_set(why, FAILURE_MEMORY, "no memory for %zu listeners", most);
@@ -168,7 +158,7 @@ switchover_commit(struct generation *next, const struct listeners *listeners)
 			for (unsigned int number = 0; number < count; number++) {
 				char key[KEY_BYTES];
 				key_of(conf, j, number, key, sizeof(key));
-				struct listener *listener = find(listeners, key);
+				struct listener *listener = name_index_find(&listeners->keys, key);
 				if (listener)
 					listener_adopt(listener, accepts_for(conf, j));
 			}
@@ -197,6 +187,7 @@ switchover_close(struct listeners *old, const struct listeners *kept)
 		if (!contains(kept, old->at[i]))
 			listener_close(old->at[i]);
 	free(old->at);
+	name_index_clear(&old->keys);
 	old->at = NULL;
 	old->count = 0;
 }

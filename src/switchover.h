@@ -9,11 +9,13 @@
 #include "generation.h"
 #include "limits.h"
 #include "listener.h"
+#include "name_index.h"
 
 /* The listeners of one generation; those that stay are in the lists of both. */
 struct listeners {
 	struct listener **at; /* owned array */
 	size_t count;
+	struct name_index keys;
 };
 
 /* Makes `next` ready: targets, live counters, limits, listeners for `workers` workers. `current` (NULL at
