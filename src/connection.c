@@ -164,6 +164,12 @@ join_active(struct connection *connection)
 	home->active_end = &connection->next_active;
 }
 
+bool
+connection_is_silence(enum wait cause)
+{
+	return cause == WAIT_MOVING || cause == WAIT_NEAR_READABLE || cause == WAIT_FAR_READABLE;
+}
+
 /* Something is about to happen to it: from now on what it does is kept. */
 void
 connection_note_active(struct connection *connection)
@@ -171,6 +177,7 @@ connection_note_active(struct connection *connection)
 	struct pump *pump = &connection->pump;
 	if (connection->active_link)
 		return;
+	connection->is_silent = false;
 	pump_account(pump, clock_now_ns());
 	/* One that is younger than a slot gets what is kept of it at the next beat, if it lives so long. */
 	if (pump->clock_ns - connection->opened_ns >= SLOT_NS) {
@@ -193,6 +200,8 @@ look_at_active(struct connection *connection, uint64_t now_ns)
 
 	leave_active(connection);
 	if (rests) {
+		connection->is_silent = connection_is_silence(pump->flow[FLOW_UP].waiting.cause) &&
+					connection_is_silence(pump->flow[FLOW_DOWN].waiting.cause);
 		give_recent(connection);
 		return;
 	}

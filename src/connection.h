@@ -21,10 +21,13 @@ struct connection {
 	struct pump pump;
 	const struct tunnel_conf *conf;
 	struct connections *home;
+	/* What a walk through all of them looks at stands together: of most it is all that is looked at. */
 	struct connection *next, **link;
 	struct connection *next_active, **active_link; /* active_link NULL = not among them */
-	struct recent *recent;                         /* NULL = nothing of note in ten seconds */
-	uint64_t looked_ns;                            /* when the last slot was closed */
+	bool is_own;           /* the daemon's: a check, or what is joined to one */
+	bool is_silent;        /* not among the active ones: nothing has held it up since it was */
+	struct recent *recent; /* NULL = nothing of note in ten seconds */
+	uint64_t looked_ns;    /* when the last slot was closed */
 	struct dialling *dialling;
 	struct tunnel_check *check;   /* whose it is and that waits for it; NULL = nobody's */
 	struct tunnel_limits *limits; /* NULL = none */
@@ -46,7 +49,6 @@ struct connection {
 	bool has_target;   /* `target` counts as active */
 	bool is_judged;    /* its source is counted */
 	bool has_looked;   /* for a ClientHello, to choose its tunnel */
-	bool is_own;       /* the daemon's: a check, or what is joined to one */
 	bool slow;         /* half-open or blocked when the timer was last set */
 };
 
@@ -77,6 +79,9 @@ void connection_count_state(const struct connection *connection, int64_t change)
 /* The closing line, if the configuration wants one. Without `why` it has ended in order. */
 void connection_log_end(const struct connection *connection, enum ended_by ended_by,
 			const struct failure *why);
+
+/* Whether who waits for this is not held up: nobody has anything for him, or he moves. */
+bool connection_is_silence(enum wait cause);
 
 /* Something is about to happen to it: from now on what it does is kept. */
 void connection_note_active(struct connection *connection);

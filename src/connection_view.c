@@ -195,20 +195,6 @@ report_flow(struct connection *connection, enum pump_flow name, uint64_t now_ns,
 	out->recent_bytes = window->sums.bytes[name];
 }
 
-static bool
-is_silence(enum wait cause)
-{
-	return cause == WAIT_MOVING || cause == WAIT_NEAR_READABLE || cause == WAIT_FAR_READABLE;
-}
-
-/* Whether neither flow is held up now. */
-static bool
-is_silent(const struct pump *pump)
-{
-	return is_silence(pump->flow[FLOW_UP].waiting.cause) &&
-	       is_silence(pump->flow[FLOW_DOWN].waiting.cause);
-}
-
 static struct recent_window
 look(struct connection *connection, uint64_t now_ns)
 {
@@ -260,7 +246,7 @@ kept_waiting_ns(const struct recent_window *window)
 	for (int name = FLOW_UP; name <= FLOW_DOWN; name++) {
 		uint64_t ns = 0;
 		for (int cause = 0; cause < WAITS; cause++)
-			if (!is_silence((enum wait)cause))
+			if (!connection_is_silence((enum wait)cause))
 				ns += window->sums.spent_ns[name][cause];
 		if (ns > most_ns)
 			most_ns = ns;
@@ -288,7 +274,7 @@ connection_view_rank(struct connection *connection, enum connection_order order,
 	case ORDER_IDLE:
 		return UINT64_MAX - connection->moved_ns;
 	case ORDER_WAIT:
-		if (!connection->active_link && is_silent(pump))
+		if (!connection->active_link && connection->is_silent)
 			return 0;
 		window = look(connection, now_ns);
 		return kept_waiting_ns(&window);

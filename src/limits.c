@@ -14,6 +14,7 @@
 #define WORK        256  /* grants, and nodes freed, in one lock hold of limits_run */
 #define SLICE       1000 /* nodes changed in one */
 #define ROWS_A_LOCK 256  /* looked through for a key, or for what passed */
+#define ROWS_AHEAD  8
 
 #define BURST_FLOOR    UINT64_C(8192)
 #define BURSTS_LEAST   250 /* a second's rate in bursts of 4 ms, the least */
@@ -950,6 +951,61 @@ limits_list(struct limits *limits, size_t *cursor, uint64_t now_ns, struct limit
 	return count;
 }
 
+/* Nodes are all over the memory: what is looked at of those in later rows is fetched meanwhile. */
+static void
+fetch_ahead(const struct limits_table *table, size_t row)
+{
+	const struct limit_node *node = row < table->count ? table->rows[row] : NULL;
+
+	if (!node)
+		return;
+	__builtin_prefetch(&node->bucket[LIMIT_UP].total);
+	__builtin_prefetch(&node->bucket[LIMIT_DOWN].total);
+	__builtin_prefetch(&node->limit);
+}
+
+static uint64_t
+measure(const struct limit_node *node, enum limit_measure by, uint64_t now_ns)
+{
+	const struct limit_bucket *up = &node->bucket[LIMIT_UP], *down = &node->bucket[LIMIT_DOWN];
+
+	switch (by) {
+	case LIMIT_BY_ACTIVE:
+		return active_flows(up, now_ns) + active_flows(down, now_ns);
+	case LIMIT_BY_WAITING:
+		return up->flows_waiting + down->flows_waiting;
+	default:
+		return up->total + down->total;
+	}
+}
+
+bool
+limits_sift(struct limits *limits, size_t *cursor, uint64_t now_ns, enum limit_measure by,
+	    uint64_t least, struct limit_report *out, size_t most, size_t *count)
+{
+	const struct limits_table *table = &limits->table;
+
+	*count = 0;
+	lock(limits);
+	if (!*cursor)
+		limits_queue_settle(&limits->queue);
+	for (int i = 0; i < ROWS_A_LOCK && *cursor < table->count; i++, ++*cursor) {
+		size_t before = *count;
+		fetch_ahead(table, *cursor + ROWS_AHEAD);
+		struct limit_node *node = table->rows[*cursor];
+		for (; node && *count < most; node = node->chained)
+			if (measure(node, by, now_ns) >= least)
+				report(node, now_ns, &out[(*count)++]);
+		if (node && before) {
+			*count = before;
+			break;
+		}
+	}
+	bool more = *cursor < table->count;
+	unlock(limits);
+	return more;
+}
+
 /* The keys of the nodes from the root down to this one. */
 static size_t
 write_keys(const struct limit_bucket *bucket, char *text, size_t size)
@@ -1026,12 +1082,14 @@ limits_top(struct limits *limits, size_t *cursor, uint64_t now_ns, struct limit_
 	lock(limits);
 	if (!*cursor)
 		limits_queue_settle(&limits->queue);
-	for (int i = 0; i < ROWS_A_LOCK && *cursor < table->count; i++, ++*cursor)
+	for (int i = 0; i < ROWS_A_LOCK && *cursor < table->count; i++, ++*cursor) {
+		fetch_ahead(table, *cursor + ROWS_AHEAD);
 		for (struct limit_node *node = table->rows[*cursor]; node; node = node->chained) {
 			struct limit_top *top = top_of(node->limit, tops, count);
 			if (top)
 				enter_top(top, node, now_ns);
 		}
+	}
 	bool more = *cursor < table->count;
 	unlock(limits);
 	return more;

@@ -288,6 +288,12 @@ void limits_report(struct limit_node *node, uint64_t now_ns, struct limit_report
 size_t limits_list(struct limits *limits, size_t *cursor, uint64_t now_ns, struct limit_report *out,
 		   size_t most);
 
+/* As limits_list, but only nodes that have so much of something, up and down together; what is left out costs
+ * next to nothing. *count is how many are given; false is returned when there is no more. */
+enum limit_measure { LIMIT_BY_TOTAL, LIMIT_BY_ACTIVE, LIMIT_BY_WAITING };
+bool limits_sift(struct limits *limits, size_t *cursor, uint64_t now_ns, enum limit_measure by,
+		 uint64_t least, struct limit_report *out, size_t most, size_t *count);
+
 #define LIMITS_TOP_MOST 10
 
 /* Those nodes of one limit that have the largest totals, up and down together. */

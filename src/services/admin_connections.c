@@ -11,8 +11,8 @@
 #include <string.h>
 #include <strings.h>
 
-#define REPORTS_MOST 32  /* in a page */
-#define LOOKS_MOST   512 /* at connections, in one visit: a fraction of a millisecond */
+#define REPORTS_MOST 32 /* in a page */
+#define LOOKS_MOST   64 /* at connections, between two at the clock */
 #define SORTED_MOST  500
 #define SORTED_USUAL 50
 
@@ -202,7 +202,9 @@ collect_list(struct inquiry *inquiry)
 
 	if (!list->walk)
 		list->walk = connection_view_begin(connections);
-	for (int looks = 0; looks < LOOKS_MOST; looks++) {
+	for (int looks = 1;; looks++) {
+		if (looks % LOOKS_MOST == 0 && clock_now_ns() - now_ns > PLACE_NS)
+			return true;
 		if (!list->is_sorted && list->count == list->most)
 			return true;
 		connection = connection_view_next(connections, list->walk, now_ns);
@@ -210,8 +212,6 @@ collect_list(struct inquiry *inquiry)
 			break;
 		look(list, connection, now_ns);
 	}
-	if (connection)
-		return true;
 	connection_view_end(connections, list->walk);
 	list->walk = 0;
 	list->is_over = ++list->worker == control->workers;

@@ -28,6 +28,12 @@ static const char *const order_names[] = {
 	[ORDER_WAITING] = "waiting",
 };
 
+static const enum limit_measure measures[] = {
+	[ORDER_TOTAL] = LIMIT_BY_TOTAL,
+	[ORDER_ACTIVE] = LIMIT_BY_ACTIVE,
+	[ORDER_WAITING] = LIMIT_BY_WAITING,
+};
+
 struct list {
 	char name[65]; /* "" = all */
 	enum order order;
@@ -112,11 +118,34 @@ fetch(struct inquiry *inquiry)
 	list->fetched = limits_list(inquiry->control->limits, &list->cursor, clock_now_ns(),
 				    list->reports, FETCHED_MOST);
 	list->is_over = !list->fetched;
-	for (size_t i = 0; list->order && i < list->fetched; i++)
+}
+
+static void
+sift(struct inquiry *inquiry, uint64_t now_ns)
+{
+	struct list *list = inquiry->state;
+	bool is_full = list->count == list->most;
+	size_t count;
+
+	list->is_over =
+		!limits_sift(inquiry->control->limits, &list->cursor, now_ns, measures[list->order],
+			     is_full ? list->sorted[list->most - 1].rank + 1 : 0, list->reports,
+			     FETCHED_MOST, &count);
+	for (size_t i = 0; i < count; i++)
 		if (!*list->name || !strcmp(list->name, list->reports[i].name))
 			sort_in(list, &list->reports[i]);
-	if (list->order)
-		list->fetched = 0;
+}
+
+static void
+fetch_sorted(struct inquiry *inquiry)
+{
+	const struct list *list = inquiry->state;
+	uint64_t began_ns = clock_now_ns(), now_ns = began_ns;
+
+	while (!list->is_over && now_ns - began_ns < PLACE_NS) {
+		sift(inquiry, now_ns);
+		now_ns = clock_now_ns();
+	}
 }
 
 /* Tells nodes apart, and nothing of where they are. */
@@ -205,7 +234,10 @@ write_list(struct inquiry *inquiry, struct evbuffer *page)
 		return ANSWER_VISIT; /* itself, in a later turn */
 	}
 	if (!list->is_over) {
-		fetch(inquiry);
+		if (list->order)
+			fetch_sorted(inquiry);
+		else
+			fetch(inquiry);
 		inquiry->place = (int)inquiry->home;
 		return ANSWER_VISIT;
 	}

@@ -55,18 +55,45 @@ admin_survey_end(struct admin_survey *survey)
 	free(survey->workers);
 }
 
+/* Jansson gives some bytes at a time: an evbuffer is asked for room only now and then. */
+struct print {
+	struct evbuffer *page;
+	size_t count;
+	char text[4096];
+};
+
 static int
-append(const char *text, size_t count, void *page)
+flush(struct print *print)
 {
-	return evbuffer_add(page, text, count);
+	size_t count = print->count;
+	print->count = 0;
+	return evbuffer_add(print->page, print->text, count);
+}
+
+static int
+append(const char *text, size_t count, void *context)
+{
+	struct print *print = context;
+
+	if (count > sizeof(print->text) - print->count && flush(print) < 0)
+		return -1;
+	if (count > sizeof(print->text))
+		return evbuffer_add(print->page, text, count);
+	memcpy(print->text + print->count, text, count);
+	print->count += count;
+	return 0;
 }
 
 void
 admin_survey_print(struct inquiry *inquiry, struct evbuffer *page, json_t *value, const char *after)
 {
+	struct print print;
+
+	print.page = page;
+	print.count = 0;
 	if (!value ||
-	    json_dump_callback(value, append, page, JSON_COMPACT | JSON_REAL_PRECISION(13)) < 0 ||
-	    evbuffer_add_printf(page, "%s", after) < 0)
+	    json_dump_callback(value, append, &print, JSON_COMPACT | JSON_REAL_PRECISION(13)) < 0 ||
+	    append(after, strlen(after), &print) < 0 || flush(&print) < 0)
 		inquiry_fail(inquiry, 503, "no memory for this");
 	json_decref(value);
 }

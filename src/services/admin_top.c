@@ -2,6 +2,7 @@
 
 #include "clock.h"
 #include "generation.h"
+#include "inquiry.h"
 #include "limit_conf.h"
 
 #include <stdlib.h>
@@ -52,13 +53,15 @@ begin(struct admin_top *top, const struct generation *generation, uint64_t now_n
 bool
 admin_top_gather(struct admin_top *top, struct limits *limits, const struct generation *generation)
 {
-	uint64_t now_ns = clock_now_ns();
+	uint64_t began_ns = clock_now_ns(), now_ns = began_ns;
 
 	if (!top->has_begun)
 		top->is_over = !begin(top, generation, now_ns);
 	top->has_begun = true;
-	if (!top->is_over)
+	while (!top->is_over && now_ns - began_ns < PLACE_NS) {
 		top->is_over = !limits_top(limits, &top->cursor, now_ns, top->order, top->count);
+		now_ns = clock_now_ns();
+	}
 	return !top->is_over;
 }
 

@@ -20,7 +20,7 @@ struct admin_top {
 	bool has_begun, is_over;
 };
 
-/* Goes through a page of nodes. true: there is more; false is final. Without memory there are none. The generation has to
+/* Goes through nodes for at most PLACE_NS and a page. true: there is more; false is final. Without memory there are none. The generation has to
  * stay as long as what is here is read. */
 bool admin_top_gather(struct admin_top *top, struct limits *limits,
 		      const struct generation *generation);

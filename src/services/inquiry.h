@@ -18,6 +18,9 @@ struct inquiry;
 
 #define PLACE_CONTROL (-1)
 
+/* Who goes through many things at a place stops after so long, to go on in a later turn of its loop. */
+#define PLACE_NS (NS_PER_MS / 4)
+
 enum answer_step {
 	ANSWER_DONE,  /* all is written */
 	ANSWER_MORE,  /* there is more; come again when this page is sent */

@@ -103,9 +103,9 @@ def test_idle_daemon_uses_no_cpu(start, report):
         daemon = start(configuration(tunnel("plain", target.text), workers=2))
         with many(daemon.address("plain"), 1000, expects=CLIENT_STREAM):
             wait_until(lambda: target.connections == 1000, "all to arrive at the target")
-            wait_until(lambda: spent_while(daemon, 0.2) == 0, "quiet")
+            wait_until(lambda: spent_while(daemon, 0.2) < 0.01, "quiet")
             spent = spent_while(daemon, seconds)
-    report(f"idle with 1000 connections: {spent:.2f} s of CPU in {seconds} s")
+    report(f"idle with 1000 connections: {spent:.3f} s of CPU in {seconds} s")
     assert spent < 0.01 * seconds
 
 

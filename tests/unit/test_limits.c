@@ -959,6 +959,42 @@ assert_top(const struct limit_top *top, uint64_t first, uint64_t step)
 		assert_int_equal(top->nodes[i].total, first - i * step);
 }
 
+static void
+only_what_has_so_much_is_sifted_out(void **state)
+{
+	enum { MANY = 3000 };
+	static struct limit_node *nodes[MANY];
+	static struct limit_report page[256];
+	static uint8_t seen[MANY];
+	struct limit *client = add("client", NULL, LIMIT_PER_SOURCE, MB, 0);
+	size_t cursor = 0, count, calls = 0;
+	bool more = true;
+	(void)state;
+
+	for (uint32_t i = 0; i < MANY; i++) {
+		nodes[i] = node_for(client, i * 256);
+		nodes[i]->bucket[LIMIT_UP].total = i / 2;
+		nodes[i]->bucket[LIMIT_DOWN].total = i - i / 2;
+	}
+	while (more) {
+		calls++;
+		more = limits_sift(limits, &cursor, now_ns, LIMIT_BY_TOTAL, 2000, page, 256,
+				   &count);
+		for (size_t i = 0; i < count; i++)
+			seen[page[i].direction[LIMIT_UP].total +
+			     page[i].direction[LIMIT_DOWN].total]++;
+	}
+	assert_true(calls > MANY / 256); /* one after the other, each in a short lock */
+	for (uint32_t i = 0; i < MANY; i++)
+		assert_int_equal(seen[i], i >= 2000);
+	cursor = 0;
+	more = limits_sift(limits, &cursor, now_ns, LIMIT_BY_WAITING, 1, page, 256, &count);
+	assert_true(more);
+	assert_int_equal(count, 0);
+	for (uint32_t i = 0; i < MANY; i++)
+		limits_release(nodes[i], now_ns);
+}
+
 /* Also while rows are split: nodes that stand in them are seen twice, and told once. */
 static void
 the_busiest_of_each_limit_are_told(void **state)
@@ -1182,6 +1218,7 @@ main(void)
 		CASE(at_the_cap_the_oldest_idle_one_goes),
 		CASE(a_successor_starts_empty),
 		CASE(many_nodes_are_found_listed_and_changed),
+		CASE(only_what_has_so_much_is_sifted_out),
 		CASE(the_busiest_of_each_limit_are_told),
 		CASE(a_grant_for_another_worker_signals_it_once),
 		CASE(a_worker_that_ends_leaves_its_timer_to_another),
