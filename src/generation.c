@@ -31,13 +31,13 @@ const struct keyword generation_keywords[] = {
 		  "carries." },
 	{ .name = "max_handshakes",
 	  .type = KEYWORD_COUNT,
-	  .fallback = "1",
+	  .fallback = "64",
 	  .least = 1,
 	  .most = 65536,
 	  .offset = AT(max_handshakes),
 	  .effect = EFFECT_LIVE,
 	  .unit = "handshakes",
-	  .help = "Most handshakes of filters that each worker goes on with before it looks after "
+	  .help = "Most steps of filters' handshakes that each worker does before it looks after "
 		  "the other connections again." },
 	{ .name = "max_memory",
 	  .type = KEYWORD_SIZE,

@@ -53,7 +53,7 @@ struct loop {
 	struct mailbox *mailbox;
 
 	struct task_list tasks;  /* for the next turn */
-	struct task_list heavy;  /* first come, first served, so many a turn: */
+	struct task_list heavy;  /* first come, first served, at most so many a turn: */
 	unsigned int heavy_most; /* set by the owner, at least 1 */
 	unsigned int turns;      /* in which tasks were run, so far; wraps */
 	struct event *turn;
@@ -92,8 +92,9 @@ uint64_t loop_busy_ns(struct loop *loop, uint64_t since_ns, uint64_t now_ns);
 
 /* Queues the task for the next turn; nothing if it is queued already. O(1). */
 void loop_run_later(struct loop *loop, struct task *task);
-/* Queues one that takes long: at most heavy_most of these run in a turn, in the order they came, so that what
- * comes from the sockets does not wait for all of them. Nothing if it is queued already, there or above. */
+/* Queues one that takes long. In the order they came, one of these runs in each turn and at most heavy_most, for a
+ * millisecond or as long as the rest of the turn took (loop_look): what comes from the sockets does not wait for
+ * all of them, nor they for it. Nothing if it is queued already, there or above. */
 void loop_run_heavy(struct loop *loop, struct task *task);
 /* Takes it out of the queue again; a task not queued is left alone. O(queued). */
 void loop_forget(struct loop *loop, struct task *task);

@@ -265,12 +265,8 @@ must_queue(struct connection *connection)
 
 	if (!pump_is_handshaking(&connection->pump))
 		return false;
-	if (home->handshakes_turn != loop->turns) {
-		home->handshakes_turn = loop->turns;
-		home->handshakes = 0;
-	}
-	if (!loop->heavy.first && home->handshakes < loop->heavy_most) {
-		home->handshakes++;
+	if (!loop->heavy.first && home->handshake_looked_ns != loop->looked_ns) {
+		home->handshake_looked_ns = loop->looked_ns; /* one comes first, as it came */
 		return false;
 	}
 	connection_endpoint(connection, SIDE_NEAR)->want_readable = false;

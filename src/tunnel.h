@@ -49,10 +49,9 @@ struct connections {
 	struct slab recents;  /* what is kept of those */
 	struct walk *walks;
 	uint64_t walks_begun;
-	unsigned int handshakes_most; /* that are gone on with in one turn (max_handshakes) */
-	unsigned int handshakes,
-		handshakes_turn; /* so many in the turn of that number (loop.turns) */
-	uint64_t complained_ns;  /* when lack of descriptors was last a line */
+	uint64_t
+		handshake_looked_ns; /* the turn in which one was gone on with at once (loop.looked_ns) */
+	uint64_t complained_ns; /* when lack of descriptors was last a line */
 	void (*on_empty)(struct connections *connections); /* the last one has ended; may be NULL */
 };
 

@@ -58,22 +58,19 @@ def storm(daemon):
         before_others(daemon)  # and before who storms: there are fewer processors than programs
         times = ping_until(client, lambda: process.poll() is not None)
         count = int(process.communicate()[0])
-    daemon.wait_sockets(sockets)  # what it still has to do would be in the way of the other one
+    daemon.wait_sockets(sockets)  # what it still has to do would be in the way of the next one
     return times[len(times) * 99 // 100], count
 
 
 @pytest.mark.alone
 def test_pings_between_handshakes(start, directory, report):
-    """Rationed handshakes and all at once, in turn: what else the machine does befalls both."""
+    """The best of three storms: what else the machine does is not the daemon's."""
     certificate, key = Authority(directory).issue("server", "server.example")
-    rationed, free = (start(configuration(
+    daemon = start(configuration(
         section("tls", "edge", certificate=certificate, key=key),
         tunnel("tls", "internal:echo", accept_filters=["tls:edge"], timeouts={"handshake": "2s"}),
-        tunnel("plain", "internal:echo"), max_handshakes=most, log={"connections": "false"})) for most in (1, 65536))
-    tries = [(storm(rationed), storm(free)) for _ in range(3)]
-    (p99, offered), (free_p99, _) = (min(of) for of in zip(*tries))
-    report(f"{offered / SECONDS:.0f} TLS handshakes a second offered: p99 of a ping {p99:.1f} ms, "
-           f"{free_p99:.1f} ms without max_handshakes")
+        tunnel("plain", "internal:echo"), log={"connections": "false"}))
+    p99, offered = min(storm(daemon) for _ in range(3))
+    report(f"{offered / SECONDS:.0f} TLS handshakes a second offered: p99 of a ping {p99:.1f} ms")
     assert offered > OFFERED * SECONDS / 4
-    assert p99 < free_p99 / 1.2
     assert p99 <= 5 or os.geteuid() != 0  # who may not be before others waits for them
