@@ -149,6 +149,7 @@ def test_two_thousand_certificates_do_not_trip_the_watchdog(machine):
     assert machine.show("MainPID") == pid and machine.show("NRestarts") == "0"
 
 
+@pytest.mark.alone
 def test_watchdog_ends_a_stuck_worker(machine):
     machine.write(CONFIG, configuration(tunnel("a", "internal:echo", "127.0.0.1:7001"), workers=2))
     machine.drop_in("[Service]\nWatchdogSec=2s\n")
