@@ -134,12 +134,13 @@ take_stored(struct listener *listener)
 }
 
 static int
-listen_tcp(struct listener *listener, const struct address *address, struct failure *why)
+listen_tcp(struct listener *listener, const struct address *address, bool is_beside,
+	   struct failure *why)
 {
 	unsigned int kept = take_stored(listener);
 	listener->is_tcp = true;
 	listener->bound = address->numeric;
-	if (!kept && listener->bound.port && probe_tcp(&listener->bound, why) < 0)
+	if (!kept && !is_beside && listener->bound.port && probe_tcp(&listener->bound, why) < 0)
 		return -1;
 	for (unsigned int i = 0; i < listener->socket_count; i++) {
 		int fd = listener->sockets[i];
@@ -312,7 +313,8 @@ larger(unsigned int a, unsigned int b)
 
 struct listener *
 listener_open(const char *key, const struct address *address, unsigned int index,
-	      const struct tunnel_conf *conf, unsigned int workers, struct failure *why)
+	      const struct tunnel_conf *conf, unsigned int workers, bool is_beside,
+	      struct failure *why)
 {
 	int fd = -1, result;
 
@@ -335,13 +337,29 @@ listener_open(const char *key, const struct address *address, unsigned int index
 		return listener;
 	}
 	if (shared)
-		result = listen_tcp(listener, address, why);
+		result = listen_tcp(listener, address, is_beside, why);
 	else
 		result = listen_unix(listener, address, why);
 	if (result == 0)
 		return listener;
 	listener_close(listener);
 	return NULL;
+}
+
+static bool
+is_every_address(const struct socket_address *address)
+{
+	static const uint8_t zeros[sizeof(address->ip)];
+	return memcmp(address->ip, zeros, sizeof(zeros)) == 0;
+}
+
+bool
+listener_overlaps(const struct listener *listener, const struct address *address)
+{
+	const struct socket_address *numeric = &address->numeric;
+	return listener->is_tcp && address->kind == ADDRESS_IP &&
+	       listener->bound.family == numeric->family && listener->bound.port == numeric->port &&
+	       (is_every_address(&listener->bound) || is_every_address(numeric));
 }
 
 void

@@ -30,11 +30,17 @@ struct listener {
 
 /* Opens the address for `workers` workers: bound and listening, nobody accepts yet. A socket that a
  * socket unit has opened for that address, or that systemd kept of the last run, is used instead of a
- * new one; of systemd:NAME it is the one numbered `index`. An address that some other process listens on is refused, though SO_REUSEPORT would share it; so is a UNIX socket's
- * file if somebody listens there, while a stale one is replaced. Control thread. */
+ * new one; of systemd:NAME it is the one numbered `index`. An address that some other process listens
+ * on is refused, though SO_REUSEPORT would share it; `is_beside`: the port is held by a listener of ours
+ * that overlaps, so that this cannot be found out. Refused is a UNIX socket's file, too, if somebody listens
+ * there, while a stale one is replaced. Control thread. */
 struct listener *listener_open(const char *key, const struct address *address, unsigned int index,
-			       const struct tunnel_conf *conf, unsigned int workers,
+			       const struct tunnel_conf *conf, unsigned int workers, bool is_beside,
 			       struct failure *why);
+
+/* Whether it holds the port of `address` at every address of the machine, or at one where `address` means
+ * every one: the kernel lets us have both, and a client gets to the exact one. */
+bool listener_overlaps(const struct listener *listener, const struct address *address);
 
 /* Has systemd keep the sockets over a restart, if it keeps any; before acceptors take them. From then on
  * a UNIX socket's file stays when the listener is closed. */

@@ -62,6 +62,15 @@ contains(const struct listeners *listeners, const struct listener *listener)
 	return name_index_find(&listeners->keys, listener->key) == listener;
 }
 
+static bool
+overlaps(const struct listeners *listeners, const struct address *address)
+{
+	for (size_t i = 0; i < listeners->count; i++)
+		if (listener_overlaps(listeners->at[i], address))
+			return true;
+	return false;
+}
+
 /* How many listeners an address stands for: a name of systemd's for as many as it passed, but at least
  * one, which then fails to open. */
 static unsigned int
@@ -88,8 +97,10 @@ listen_for(const struct tunnel_conf *conf, const struct listeners *open, unsigne
 				continue; /* a tunnel before this one shares it */
 			struct listener *listener = name_index_find(&open->keys, key);
 			if (!listener)
-				listener = listener_open(key, address, number, accepts_for(conf, i),
-							 workers, why);
+				listener = listener_open(
+					key, address, number, accepts_for(conf, i), workers,
+					overlaps(open, address) || overlaps(listeners, address),
+					why);
 			if (!listener)
 				return -1;
 			listeners->at[listeners->count++] = listener;

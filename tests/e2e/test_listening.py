@@ -147,6 +147,26 @@ def test_wildcards(start, wildcard, host, other):
         connect((other, port))
 
 
+@pytest.mark.parametrize("wildcard, host", [("0.0.0.0", "127.0.0.1"), ("[::]", "[::1]")])
+@pytest.mark.parametrize("exact_first", [False, True])
+def test_exact_address_beside_the_wildcard(start, directory, wildcard, host, exact_first):
+    """Each may be there alone, be joined by the other, and take its place; the exact one wins."""
+    port = free_port("0.0.0.0", "::")
+    every = tunnel("every", "internal:echo", f"{wildcard}:{port}")
+    exact = tunnel("exact", "internal:echo", f"{host}:{port}")
+    both = configuration(*((exact, every) if exact_first else (every, exact)), workers=2)
+    daemon = start(both)
+    for number, text in enumerate((both, configuration(every), both, configuration(exact), configuration(every),
+                                   configuration(exact), both)):
+        if number:
+            daemon.reload(text)
+        assert echoes((host.strip("[]"), port))
+        wait_until(lambda: len(daemon.find_log("connection ended")) == number + 1, "the connection's end")
+        assert daemon.find_log("connection ended")[-1]["tunnel"] == ("exact" if exact in text else "every")
+    said = refused_start(directory, configuration(exact))
+    assert "in use" in said, said
+
+
 def test_unix_and_ipv6_targets(start, directory):
     with EchoTarget(path=str(directory / "target")) as unix, EchoTarget(host="::1") as v6:
         daemon = start(configuration(tunnel("unix", unix.text), tunnel("v6", v6.text), workers=2))
