@@ -594,11 +594,18 @@ wish_comparison(void *context, struct admin_wish *wish)
 	wish->over(wish, &why);
 }
 
+/* The first workers may bring somebody here before the last one has begun. */
+static const struct generation *
+generation_now(const struct control *control)
+{
+	return control->generation ? control->generation : control->next;
+}
+
 static int
 drain_tunnel(void *context, const char *name, struct failure *why)
 {
 	struct control *control = context;
-	const struct tunnel_conf *conf = generation_find(control->generation, name);
+	const struct tunnel_conf *conf = generation_find(generation_now(control), name);
 
 	if (!conf)
 		return failure_set(why, FAILURE_CONFIG, "there is no tunnel \"%.64s\"", name);
@@ -610,7 +617,7 @@ static int
 set_log_level(void *context, int level, struct failure *why)
 {
 	struct control *control = context;
-	const struct log_conf *conf = &control->generation->log;
+	const struct log_conf *conf = &generation_now(control)->log;
 
 	if (log_retarget(conf->target, (enum log_format)conf->format, (enum log_level)level, why) <
 	    0)

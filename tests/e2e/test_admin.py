@@ -1,6 +1,7 @@
 """internal:admin: what it tells, what it does when asked to, and whom it refuses. The client is curl, or a bare
 socket where curl would not do such a thing."""
 
+import contextlib
 import json
 import re
 import select
@@ -535,6 +536,29 @@ def test_drain_a_tunnel_until_the_next_reload(admin):
         assert asked.post("/v1/reload")[0] == 200
         assert echoes(daemon.address("a"))
     assert daemon.wait_log('tunnel "a" drained until the next reload')
+
+
+def test_changes_before_the_last_worker_has_begun(start, directory):
+    """The first one lets clients in as soon as it can."""
+    path, text = directory / "admin.sock", json.dumps({"level": "info"})
+    requests = "".join(f"POST {target} HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nX-Penstock: 1\r\n"
+                       f"Content-Length: {len(body)}\r\n\r\n{body}"
+                       for target, body in (("/v1/tunnels/a/drain", "{}"), ("/v1/log-level", text)))
+    asked = Admin(None, path=path)
+
+    def is_asked():
+        with contextlib.suppress(OSError):
+            sock = asked.raw()
+            sock.sendall(requests.encode())
+            return sock
+        return None
+
+    for _ in range(6):
+        daemon = start(configuration(tunnel("a", "internal:echo"), tunnel("admin", "internal:admin", f"unix:{path}"),
+                                     workers=128), wait=False)
+        with wait_until(is_asked, "the socket of admin") as sock:
+            assert [head.split()[1] for head, _ in receive(sock, 2)] == ["200", "200"]
+        daemon.stop()
 
 
 def test_kill(admin):
