@@ -279,6 +279,8 @@ check_bind(const struct check *check, const struct config_place *place)
 	const struct tunnel_conf *tunnel = tunnel_of(check, place);
 	sa_family_t family = tunnel->bind.numeric.family;
 	bool is_of_use = false;
+	if (family == AF_UNSPEC)
+		return; /* "": the kernel's choice */
 	for (size_t i = 0; i < tunnel->connect.count; i++) {
 		const struct address *address = &tunnel->connect.at[i];
 		is_of_use =

@@ -1,5 +1,7 @@
 #include "config_report.h"
 
+#include "utf8.h"
+
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
@@ -67,6 +69,7 @@ add(struct config_report *report, bool is_error, struct origin origin, const cha
 	for (char *at = text; *at; at++)
 		if ((unsigned char)*at < ' ' || *at == 0x7f)
 			*at = '?';
+	utf8_mend(text);
 	insert(report, (struct config_finding){ is_error, origin, text });
 }
 

@@ -1,5 +1,7 @@
 #include "failure.h"
 
+#include "utf8.h"
+
 #include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -50,6 +52,7 @@ fill(struct failure *why, enum failure_kind kind, const char *text)
 {
 	why->kind = kind;
 	snprintf(why->text, sizeof(why->text), "%s", text);
+	utf8_mend(why->text);
 }
 
 int

@@ -28,7 +28,7 @@ enum failure_kind {
 
 struct failure {
 	enum failure_kind kind;
-	char text[232];
+	char text[232]; /* UTF-8, whatever was quoted and wherever it was cut */
 };
 
 /* Fills *why (may be NULL) and returns -1, so that the common line is one return. `why` and the

@@ -1,6 +1,7 @@
 #include "log_record.h"
 
 #include "clock.h"
+#include "utf8.h"
 
 #include <assert.h>
 #include <inttypes.h>
@@ -29,38 +30,14 @@ static_assert(sizeof(((struct log_record *)0)->fields) >= LOG_FIELDS * sizeof(st
 								  LOG_FIELDS_BYTES + LOG_FIELDS + 7,
 	      "a record has room for the longest line");
 
-/* The length of the UTF-8 sequence at `text` (RFC 3629: no overlong form, no surrogate), 0 if it is
- * not one or if it is a control character: a terminal obeys U+0080 to U+009F as it does ESC. */
+/* The length of the character at `text`, 0 if it is none or a control character: a terminal obeys U+0080 to
+ * U+009F as it does ESC. */
 static size_t
 printable_bytes(const char *text)
 {
-	const unsigned char *at = (const unsigned char *)text;
 	uint32_t code;
-	size_t bytes;
-
-	if (at[0] < 0x80)
-		return at[0] >= 0x20 && at[0] != 0x7f;
-	if (at[0] >= 0xc2 && at[0] <= 0xdf) {
-		bytes = 2;
-		code = at[0] & 0x1f;
-	} else if ((at[0] & 0xf0) == 0xe0) {
-		bytes = 3;
-		code = at[0] & 0x0f;
-	} else if (at[0] >= 0xf0 && at[0] <= 0xf4) {
-		bytes = 4;
-		code = at[0] & 0x07;
-	} else {
-		return 0;
-	}
-	for (size_t i = 1; i < bytes; i++) {
-		if ((at[i] & 0xc0) != 0x80) /* the final NUL too */
-			return 0;
-		code = code << 6 | (at[i] & 0x3f);
-	}
-	if (code < 0xa0 || (bytes == 3 && (code < 0x800 || (code >= 0xd800 && code <= 0xdfff))) ||
-	    (bytes == 4 && (code < 0x10000 || code > 0x10ffff)))
-		return 0;
-	return bytes;
+	size_t bytes = utf8_character(text, &code);
+	return bytes && (code < 0x20 || (code >= 0x7f && code < 0xa0)) ? 0 : bytes;
 }
 
 /* How much of a text cut after `length` bytes stays, so that no character is cut in two. */

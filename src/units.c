@@ -78,6 +78,9 @@ static const struct dimension frequency = { "frequency", "50/s", "0/s", frequenc
 static const struct unit no_units[] = { { NULL, 0 } };
 static const struct dimension count = { "count", "1000", "0", no_units };
 
+/* Who counts by it multiplies the two, and adds two such products. */
+#define FREQUENCY_MOST (UINT64_MAX / 2)
+
 static bool
 is_digit(char c)
 {
@@ -274,6 +277,10 @@ units_parse_frequency(const char *text, struct frequency *out, struct failure *w
 	const struct unit *unit;
 	if (parse(&frequency, text, &number, &unit, why))
 		return -1;
+	if (number > FREQUENCY_MOST / unit->scale)
+		return failure_set(why, FAILURE_CONFIG,
+				   "'%.60s' is too often; the most is %" PRIu64 "%s", text,
+				   FREQUENCY_MOST / unit->scale, unit->name);
 	out->count = number;
 	out->period_ns = unit->scale;
 	return 0;

@@ -114,7 +114,7 @@ write_head(struct client *client, int status, const char *content_type, const ch
 static void
 write_failure(struct client *client, int status, const char *text, const char *allow)
 {
-	char body[512];
+	char body[2 * sizeof(((struct inquiry *)0)->failure) + 32];
 	int length = snprintf(body, sizeof(body), "{\"error\":\"");
 	for (; *text && (size_t)length < sizeof(body) - 16; text++) {
 		if ((unsigned char)*text < ' ')

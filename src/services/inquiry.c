@@ -1,5 +1,7 @@
 #include "inquiry.h"
 
+#include "utf8.h"
+
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -95,6 +97,7 @@ inquiry_fail(struct inquiry *inquiry, int status, const char *format, ...)
 	va_start(arguments, format);
 	vsnprintf(inquiry->failure, sizeof(inquiry->failure), format, arguments);
 	va_end(arguments);
+	utf8_mend(inquiry->failure);
 	inquiry->status = status;
 	return -1;
 }

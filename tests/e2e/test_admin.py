@@ -511,6 +511,28 @@ def test_reload(admin):
     assert asked.metrics()['penstock_reloads_total{result="failed"}'] == 1
 
 
+def test_answers_are_json_whatever_they_quote(admin):
+    asked = admin(tunnel("a", "internal:echo"))
+    good = asked.daemon.text
+    asked.daemon.config.write_bytes(good.encode() + b'max_memory = "\xe4\xff"\n')
+    code, answer = asked.post("/v1/reload")
+    assert code == 409 and "'??' does not begin with a digit" in answer["error"]
+    assert "'??'" in asked.get("/v1/status")["reload"]["failure"]
+    code, answer = asked.post("/v1/tunnels/%ff%e2%86%92/drain")
+    assert code == 404 and '"?→"' in answer["error"]
+    code, answer = asked.post("/v1/limits/" + 64 * "%22", {"rate": "1MB/s"})
+    assert code == 404 and 64 * '"' in answer["error"]
+    # Wherever the report is cut off.
+    names = ["x" * length for length in range(3, 7)]
+    for name in names:
+        hops = [f"{name}{hop}" for hop in range(16)]
+        asked.daemon.write(good + "".join(
+            tunnel(hop, f"internal:{then}", f"internal:{hop}") for hop, then in zip(hops, hops[1:] + hops[:1])))
+        code, answer = asked.post("/v1/reload")
+        assert code == 409 and "form a cycle" in answer["error"]
+        assert "form a cycle" in asked.get("/v1/status")["reload"]["failure"]
+
+
 def test_many_reloads_at_once_all_get_an_answer(admin):
     asked = admin(tunnel("a", "internal:echo"))
     answers = []

@@ -483,7 +483,7 @@ test_addresses(void **state)
 	       " internal:echo }\n"
 	       " connect = { 127.0.0.1:80,\n systemd:a,\n b:0, unix:/y }\n bind = ::1 }\n"
 	       "tunnel b { listen = { unix:/y,\n unix:/x, 0.0.0.0:81, \"[::]:81\" }\n"
-	       " connect = { 127.0.0.1:81,\n \"[::1]:81\", 10.0.0.1:81 } }\n",
+	       " connect = { 127.0.0.1:81,\n \"[::1]:81\", 10.0.0.1:81 } bind = \"\" }\n",
 	       "t.conf:2: tunnel \"a\" listens on 127.0.0.1:80, where tunnel \"a\" listens already "
 	       "(t.conf:1); choose another address\n"
 	       "t.conf:3: 'localhost:1' is a host name; listen on an IP address, such as "
@@ -731,7 +731,7 @@ test_garbage(void **state)
 		      "t.conf: no tunnel is declared; write tunnel \"NAME\" { listen = { "
 		      "\"IP:PORT\" } connect = { \"HOST:PORT\" } }\n");
 	char report[256], word[61] = "";
-	memset(word, '\xff', sizeof(word) - 1);
+	memset(word, '?', sizeof(word) - 1); /* what is no UTF-8 */
 	snprintf(
 		report, sizeof(report),
 		"t.conf:1: unknown keyword '%s' at the top level; penstockd --keywords lists all\n",

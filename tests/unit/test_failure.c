@@ -81,6 +81,25 @@ long_text_is_cut(void **state)
 }
 
 static void
+a_text_is_utf8_whatever_it_quotes(void **state)
+{
+	(void)state;
+	struct failure why;
+	char cut[sizeof(why.text) + 1];
+	failure_set(&why, FAILURE_CONFIG, "%s",
+		    "a → b, \xff\xe4, \xed\xa0\x80, \xc0\x80, \xf4\x90\x80\x80");
+	assert_string_equal(why.text, "a → b, ??, ???, ??, ????");
+	failure_set(&why, FAILURE_CONFIG, "'%.4s'", "ab→");
+	assert_string_equal(why.text, "'ab?\?'");
+	memset(cut, 'x', sizeof(why.text));
+	memcpy(cut + sizeof(why.text) - 3, "→", sizeof("→"));
+	failure_set(&why, FAILURE_CONFIG, "%s", cut);
+	assert_string_equal(why.text + sizeof(why.text) - 4, "x??");
+	failure_set_errno(&why, 5, "%s", "\xe2");
+	assert_string_equal(why.text, "?: Input/output error");
+}
+
+static void
 every_kind_has_its_own_name(void **state)
 {
 	(void)state;
@@ -101,6 +120,7 @@ main(void)
 		cmocka_unit_test(an_errno_gives_kind_and_reason),
 		cmocka_unit_test(a_failure_may_quote_itself),
 		cmocka_unit_test(long_text_is_cut),
+		cmocka_unit_test(a_text_is_utf8_whatever_it_quotes),
 		cmocka_unit_test(every_kind_has_its_own_name),
 	};
 	return cmocka_run_group_tests_name("failure", tests, NULL, NULL);

@@ -203,6 +203,11 @@ test_frequencies(void **state)
 	assert_string_equal(why.text,
 			    "'9/week' has the unknown unit '/week'; the units of a frequency "
 			    "are /s, /min, /h, /d");
+	assert_int_equal(units_parse_frequency("106751/d", &frequency, &why), 0);
+	assert_true(frequency.count <= UINT64_MAX / 2 / frequency.period_ns);
+	assert_int_equal(units_parse_frequency("213504/d", &frequency, &why), -1);
+	assert_string_equal(why.text, "'213504/d' is too often; the most is 106751/d");
+	assert_int_equal(units_parse_frequency("18446744073709551615", &frequency, &why), -1);
 }
 
 static void
