@@ -818,6 +818,18 @@ confine(const struct generation *first, struct failure *why)
 	return result;
 }
 
+/* What is opened must not become one of them, or lines are written into it. */
+static void
+fill_standard_streams(void)
+{
+	int fd;
+	do
+		fd = open("/dev/null", O_RDWR);
+	while (fd >= 0 && fd <= STDERR_FILENO);
+	if (fd >= 0)
+		close(fd);
+}
+
 static int
 run(struct control *control, struct generation *first)
 {
@@ -849,6 +861,8 @@ int
 main(int argc, char **argv)
 {
 	struct command command;
+
+	fill_standard_streams();
 	int status = command_parse(&command, argc, argv);
 
 	if (status >= 0)

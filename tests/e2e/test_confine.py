@@ -9,7 +9,7 @@ import subprocess
 import pytest
 
 from daemon import DEADLINE, PENSTOCKD, configuration, run_penstockd, tunnel
-from peers import echoes
+from peers import connect, echoes
 
 LOW_PORT = 1 << 10  # CAP_NET_BIND_SERVICE
 
@@ -103,6 +103,16 @@ def test_reading_outside(start, directory):
     assert f"{outside}/more.conf: lies outside of what the running daemon may read (needs a restart)\n" in done.stdout
     daemon.stop()
     assert echoes(start(daemon.config.read_text()).address("a"))
+
+
+@pytest.mark.root
+def test_ports_of_clients_are_known_inside(start, directory):
+    """The only port that the kernel has for a source is the target's: a connection would be one to itself."""
+    net = 'ip link set lo up && echo 7777 7777 >/proc/sys/net/ipv4/ip_local_port_range && exec "$0" "$@"'
+    daemon = start(configuration(tunnel("a", "127.0.0.1:7777", f"unix:{directory}/sock")),
+                   prefix=["unshare", "--net", "sh", "-c", net])
+    with connect(daemon.address("a"), expects=None):
+        assert daemon.ended("a")["reason"] == "refused"
 
 
 def test_landlock_can_be_switched_off(start, directory):

@@ -1,5 +1,6 @@
 """What the log tells, and how connections are shared by workers."""
 
+import os
 import re
 
 import pytest
@@ -119,6 +120,15 @@ def test_json(start, directory):
         line["tunnel"]: line for line in lines() if "up" in line}
     assert ended["a"]["up"] == 1000 and ended["a"]["reason"] == "ok"  # numbers are numbers
     assert ended["b"]["reason"] == "refused" and ended["b"]["target"] == 'unix:/no "way"'
+
+
+def test_started_without_standard_streams(start, directory):
+    """None of what it opens takes their places, so no line is written into a connection."""
+    path = directory / "log"
+    daemon = start(configuration(tunnel("a", "internal:echo"), log={"target": f"file:{path}"}), wait=False,
+                   prefix=["sh", "-c", 'exec "$0" "$@" <&- >&- 2>&-'])
+    wait_until(lambda: path.exists() and " ready " in path.read_text(), "ready")
+    assert [os.readlink(f"/proc/{daemon.pid}/fd/{number}") for number in range(3)] == ["/dev/null"] * 3
 
 
 def test_quiet_and_level(start):
