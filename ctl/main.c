@@ -327,5 +327,7 @@ main(int argc, char **argv)
 	client_begin(socket);
 	command->run(&options, argv + optind + 1);
 	client_end();
+	if (fflush(stdout) || ferror(stdout))
+		client_fail("cannot write what the daemon answered");
 	return EXIT_SUCCESS;
 }

@@ -137,6 +137,15 @@ def test_wrong_usage(ctl, arguments):
     assert "penstockctl" in asked.run(*arguments, status=2)
 
 
+def test_an_answer_that_cannot_be_written(ctl):
+    asked = ctl(tunnel("a", "internal:echo"))
+    for arguments in (["status"], ["--json", "tunnels"]):
+        with open("/dev/full", "w") as full:
+            done = subprocess.run([PENSTOCKCTL, *arguments], env=asked.env, stdout=full, stderr=subprocess.PIPE,
+                                  text=True, check=False)
+        assert done.returncode == 1 and done.stderr.startswith("penstockctl: cannot write"), done.stderr
+
+
 def test_numbers_that_are_none(ctl):
     asked = ctl(tunnel("a", "internal:echo"))
     assert "is no connection's number" in asked.run("kill", "../reload", status=1)
