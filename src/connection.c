@@ -80,11 +80,6 @@ connection_log_end(const struct connection *connection, enum ended_by ended_by,
 
 	if (!connection->home->logged || !log_wants(level))
 		return;
-	if (why && why->kind == FAILURE_DESCRIPTORS) { /* one for all of them, once a second */
-		if (pump->clock_ns - connection->home->complained_ns < NS_PER_S)
-			return;
-		connection->home->complained_ns = pump->clock_ns;
-	}
 	struct log_field fields[] = {
 		{ .name = "tunnel", .text = connection->conf->name },
 		{ .name = "connection", .number = connection->id },
@@ -106,7 +101,9 @@ connection_log_end(const struct connection *connection, enum ended_by ended_by,
 		{ .name = "why", .text = why ? why->text : "" },
 	};
 	unsigned int count = sizeof(fields) / sizeof(fields[0]);
-	log_event(level, fields, why ? count : count - 1, "connection ended");
+	bool is_short = why && why->kind == FAILURE_DESCRIPTORS; /* it has not begun, as others */
+	(is_short ? log_event : log_entry)(level, fields, why ? count : count - 1,
+					   "connection ended");
 }
 
 void

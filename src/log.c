@@ -2,6 +2,7 @@
 
 #include "clock.h"
 #include "log_record.h"
+#include "log_repeats.h"
 #include "log_sink.h"
 #include "systemd.h"
 
@@ -21,8 +22,6 @@
 
 #define RING_BYTES     (1024 * 1024)
 #define OUTPUT_BYTES   (32 * 1024)
-#define REPEATS        8 /* different lines remembered */
-#define REPEAT_NS      NS_PER_S
 #define TELL_DROPS_NS  NS_PER_S
 #define TELL_BROKEN_NS (60 * NS_PER_S)
 #define DOZE_MS        10 /* lines are gathered that long before the next write */
@@ -48,17 +47,10 @@ struct ring {
 	size_t end; /* head when this drain began */
 };
 
-/* A line that may come again within the second. */
-struct repeat {
-	uint64_t since_ns; /* 0 = none */
-	unsigned int count;
-	struct log_record record;
-};
-
 /* The log thread's own things. */
 struct writer {
 	struct log_sink *sink;
-	struct repeat repeats[REPEATS];
+	struct log_repeats repeats;
 	uint64_t pass_ns; /* monotonic time of this drain */
 	uint64_t told_dropped, told_dropped_ns;
 	uint64_t told_broken_ns;
@@ -212,8 +204,9 @@ wake_for(const struct ring *ring)
 		signal_fd(wake_fd);
 }
 
-__attribute__((format(printf, 4, 0))) static void
-write_line(enum log_level level, const struct log_field *fields, unsigned int count,
+/* `whole`: the line is never left out. */
+__attribute__((format(printf, 5, 0))) static void
+write_line(bool whole, enum log_level level, const struct log_field *fields, unsigned int count,
 	   const char *format, va_list args)
 {
 	if (!atomic_load(&running)) {
@@ -233,6 +226,8 @@ write_line(enum log_level level, const struct log_field *fields, unsigned int co
 		size_t head = atomic_load_explicit(&ring->head, memory_order_relaxed);
 		struct log_record *record = record_at(ring, head);
 		log_record_fill(record, level, fields, count, format, args);
+		if (whole)
+			record->kind = NULL;
 		atomic_store(&ring->head, count_behind(head, record));
 	}
 	wake_for(ring);
@@ -251,7 +246,7 @@ log_line(enum log_level level, const char *format, ...)
 		return;
 	va_list args;
 	va_start(args, format);
-	write_line(level, NULL, 0, format, args);
+	write_line(false, level, NULL, 0, format, args);
 	va_end(args);
 }
 
@@ -263,7 +258,19 @@ log_event(enum log_level level, const struct log_field *fields, unsigned int cou
 		return;
 	va_list args;
 	va_start(args, format);
-	write_line(level, fields, count, format, args);
+	write_line(false, level, fields, count, format, args);
+	va_end(args);
+}
+
+void
+log_entry(enum log_level level, const struct log_field *fields, unsigned int count,
+	  const char *format, ...)
+{
+	if (!log_wants(level))
+		return;
+	va_list args;
+	va_start(args, format);
+	write_line(true, level, fields, count, format, args);
 	va_end(args);
 }
 
@@ -354,8 +361,9 @@ send_to_journal(struct writer *self, const struct log_record *record)
 }
 
 static void
-write_record(struct writer *self, const struct log_record *record)
+write_record(void *context, const struct log_record *record)
 {
+	struct writer *self = context;
 	if (self->sink->kind == LOG_SINK_JOURNAL) {
 		send_to_journal(self, record);
 		return;
@@ -370,60 +378,6 @@ write_record(struct writer *self, const struct log_record *record)
 	self->used_bytes += bytes;
 	if (bytes == 0)
 		atomic_fetch_add(&lost, 1);
-}
-
-/* The log thread: repeated lines */
-
-static void
-tell_repeat(struct writer *self, struct repeat *repeat)
-{
-	if (repeat->since_ns && repeat->count > 0) {
-		struct log_record record;
-		const struct log_record *first = &repeat->record;
-		fill(&record, (enum log_level)first->level, first->fields, first->field_count,
-		     "repeated %u time%s: %s", repeat->count, repeat->count == 1 ? "" : "s",
-		     first->text);
-		write_record(self, &record);
-	}
-	repeat->since_ns = 0;
-	repeat->count = 0;
-}
-
-/* Tells those whose second is over. Returns whether others still wait. */
-static bool
-tell_repeats(struct writer *self)
-{
-	bool waiting = false;
-	for (int i = 0; i < REPEATS; i++) {
-		struct repeat *repeat = &self->repeats[i];
-		if (self->pass_ns - repeat->since_ns >= REPEAT_NS)
-			tell_repeat(self, repeat);
-		waiting |= repeat->count > 0;
-	}
-	return waiting;
-}
-
-/* Counts a line that was written within the second; else remembers it, in the place of the one that
- * was repeated least, then of the oldest. */
-static bool
-is_repeated(struct writer *self, const struct log_record *record)
-{
-	struct repeat *least = &self->repeats[0];
-
-	for (int i = 0; i < REPEATS; i++) {
-		struct repeat *repeat = &self->repeats[i];
-		if (repeat->since_ns && log_record_same(&repeat->record, record)) {
-			repeat->count++;
-			return true;
-		}
-		if (repeat->count < least->count ||
-		    (repeat->count == least->count && repeat->since_ns < least->since_ns))
-			least = repeat;
-	}
-	tell_repeat(self, least);
-	log_record_copy(&least->record, record);
-	least->since_ns = self->pass_ns;
-	return false;
 }
 
 /* The log thread: its turns */
@@ -475,8 +429,7 @@ drain(struct writer *self, uint64_t until_ns)
 		const struct log_record *record = record_at(ring, tail);
 		if (record->time_ns > until_ns)
 			break;
-		if (!is_repeated(self, record))
-			write_record(self, record);
+		log_repeats_take(&self->repeats, record);
 		atomic_store_explicit(&ring->tail, count_behind(tail, record),
 				      memory_order_release);
 		found = true;
@@ -581,7 +534,7 @@ run(void *context)
 		if (stopping || ordered)
 			look();
 		self->pass_ns = clock_now_ns();
-		bool pending = tell_repeats(self);
+		bool pending = log_repeats_pass(&self->repeats, self->pass_ns);
 		bool found = drain(self, ordered ? ordered : UINT64_MAX);
 		pending |= tell_dropped(self, stopping);
 		if (stopping && !ordered)
@@ -594,8 +547,7 @@ run(void *context)
 		else if (!atomic_load(&ordered_ns)) /* its wake-up may have been taken */
 			rest(ASLEEP, pending ? PENDING_MS : -1);
 	}
-	for (int i = 0; i < REPEATS; i++)
-		tell_repeat(self, &self->repeats[i]);
+	log_repeats_end(&self->repeats);
 	flush(self);
 	discard();
 	log_sink_close(self->sink);
@@ -640,6 +592,8 @@ log_start(const char *target, enum log_format format, enum log_level level, stru
 	if (prepare(why) < 0)
 		return -1;
 	memset(&writer, 0, sizeof(writer));
+	writer.repeats.write = write_record;
+	writer.repeats.context = &writer;
 	writer.sink = log_sink_open(target, format, why);
 	if (!writer.sink)
 		return -1;

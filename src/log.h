@@ -4,8 +4,9 @@
  * A line is formatted into a record of the calling thread's own bounded queue (1 MiB, 2500 lines with
  * a dozen fields); one log thread writes the records of all threads out in the order of their times:
  * to stderr, journal or file, as text or JSON. A full queue drops the line, counts it and says so once
- * a second. A line that says the same as one of the last eight within a second is counted, and told as
- * "repeated N times: ..." when the second is over. What a line means is the caller's business.
+ * a second. A line that says the same as one of the last eight within a second is counted, and so is one
+ * of whose kind (format and first field) a second has had twenty; log_repeats tells how. What a line means
+ * is the caller's business.
  */
 #ifndef PENSTOCK_LOG_H
 #define PENSTOCK_LOG_H
@@ -68,6 +69,11 @@ void log_line(enum log_level level, const char *format, ...) __attribute__((form
 /* The same with fields (at most 24, all together at most 900 bytes; what does not fit is left out).
  * In text form the fields follow the text as name=value, quoted where they hold spaces. */
 void log_event(enum log_level level, const struct log_field *fields, unsigned int count,
+	       const char *format, ...) __attribute__((format(printf, 4, 5)));
+
+/* The same for a line of a list that has to be whole: who came, who did what, all that is wrong. It is
+ * written as often as it is said. Not for what strangers can cause without anything else being limited. */
+void log_entry(enum log_level level, const struct log_field *fields, unsigned int count,
 	       const char *format, ...) __attribute__((format(printf, 4, 5)));
 
 /* Lines lost since the start of the process, for the metrics: dropped by a full queue, or not taken by

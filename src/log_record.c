@@ -65,6 +65,7 @@ log_record_fill(struct log_record *record, enum log_level level, const struct lo
 		unsigned int count, const char *format, va_list args)
 {
 	record->time_ns = log_record_now_ns();
+	record->kind = format;
 	record->level = (uint16_t)level;
 	record->field_count = 0;
 
@@ -108,13 +109,16 @@ log_record_copy(struct log_record *to, const struct log_record *from)
 				(char *)to + (from->fields[i].text - (const char *)from);
 }
 
-static bool
-is_same_text(const struct log_field *a, const struct log_field *b)
+bool
+log_record_same_field(const struct log_field *one, const struct log_field *other)
 {
-	if (a->same_bytes != b->same_bytes)
+	if (strcmp(one->name, other->name) != 0 || !one->text != !other->text ||
+	    one->same_bytes != other->same_bytes)
 		return false;
-	return a->same_bytes ? strncmp(a->text, b->text, a->same_bytes) == 0
-			     : strcmp(a->text, b->text) == 0;
+	if (!one->text)
+		return one->number == other->number;
+	return one->same_bytes ? strncmp(one->text, other->text, one->same_bytes) == 0
+			       : strcmp(one->text, other->text) == 0;
 }
 
 bool
@@ -123,12 +127,9 @@ log_record_same(const struct log_record *one, const struct log_record *other)
 	if (one->level != other->level || one->field_count != other->field_count ||
 	    strcmp(one->text, other->text) != 0)
 		return false;
-	for (unsigned int i = 0; i < one->field_count; i++) {
-		const struct log_field *a = &one->fields[i], *b = &other->fields[i];
-		if (strcmp(a->name, b->name) != 0 || !a->text != !b->text ||
-		    (a->text ? !is_same_text(a, b) : a->number != b->number))
+	for (unsigned int i = 0; i < one->field_count; i++)
+		if (!log_record_same_field(&one->fields[i], &other->fields[i]))
 			return false;
-	}
 	return true;
 }
 

@@ -23,6 +23,7 @@ struct iovec;
  * they and `text` point to. So a record is moved with log_record_copy alone. */
 struct log_record {
 	uint64_t time_ns; /* CLOCK_REALTIME */
+	const char *kind; /* the format; static; NULL = a line that is never left out */
 	const char *text;
 	uint32_t size_bytes; /* a multiple of 8 */
 	uint16_t level;      /* enum log_level */
@@ -34,14 +35,17 @@ struct log_record {
 uint64_t log_record_now_ns(void);
 
 /* Makes a record of now; what is too long is cut or left out. The arguments are copied, except for
- * the fields' names. */
+ * the fields' names and the format itself, which becomes the kind. */
 void log_record_fill(struct log_record *record, enum log_level level,
 		     const struct log_field *fields, unsigned int count, const char *format,
 		     va_list args) __attribute__((format(printf, 5, 0)));
 
 void log_record_copy(struct log_record *to, const struct log_record *from);
 
-/* Whether both say the same: level, text and fields, of these what counts (same_bytes). */
+/* Whether both have the same name and, as far as it counts (same_bytes), the same value. */
+bool log_record_same_field(const struct log_field *one, const struct log_field *other);
+
+/* Whether both say the same: level, text and fields, of these what counts. */
 bool log_record_same(const struct log_record *one, const struct log_record *other);
 
 /* The forms. Each writes at most LOG_RECORD_FORM_BYTES, no newline, and returns their number.

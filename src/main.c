@@ -166,7 +166,7 @@ say_listening(const struct listeners *listeners, const struct listeners *before)
 			{ .name = "tunnel", .text = listener->conf->name },
 			{ .name = "address", .text = listener_text(listener, text) },
 		};
-		log_event(LOG_LEVEL_NOTICE, fields, 2, "listening");
+		log_entry(LOG_LEVEL_NOTICE, fields, 2, "listening");
 	}
 }
 
@@ -272,10 +272,10 @@ log_report(const struct config_report *report)
 		const struct config_finding *finding = &report->at[i];
 		enum log_level level = finding->is_error ? LOG_LEVEL_ERROR : LOG_LEVEL_WARNING;
 		if (finding->origin.line)
-			log_line(level, "%s:%u: %s", finding->origin.file, finding->origin.line,
-				 finding->text);
+			log_entry(level, NULL, 0, "%s:%u: %s", finding->origin.file,
+				  finding->origin.line, finding->text);
 		else
-			log_line(level, "%s: %s", finding->origin.file, finding->text);
+			log_entry(level, NULL, 0, "%s: %s", finding->origin.file, finding->text);
 	}
 }
 

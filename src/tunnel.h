@@ -51,7 +51,6 @@ struct connections {
 	uint64_t walks_begun;
 	uint64_t
 		handshake_looked_ns; /* the turn in which one was gone on with at once (loop.looked_ns) */
-	uint64_t complained_ns; /* when lack of descriptors was last a line */
 	void (*on_empty)(struct connections *connections); /* the last one has ended; may be NULL */
 };
 

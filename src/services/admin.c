@@ -135,8 +135,9 @@ static void
 end_answer(struct client *client)
 {
 	if (client->inquiry->log[0])
-		log_line(LOG_LEVEL_NOTICE, "%s, by %s%s%s", client->inquiry->log, client->name,
-			 client->peer.common_name[0] ? " cn=" : "", client->peer.common_name);
+		log_entry(LOG_LEVEL_NOTICE, NULL, 0, "%s, by %s%s%s", client->inquiry->log,
+			  client->name, client->peer.common_name[0] ? " cn=" : "",
+			  client->peer.common_name);
 	inquiry_leave(client->inquiry);
 	client->inquiry = NULL;
 	expect_within(client, IDLE_NS);

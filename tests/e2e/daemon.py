@@ -169,9 +169,10 @@ class Daemon:
         return [line for line in self.lines()[since:] if line.matches(text, fields)]
 
     def count_log(self, text):
-        """How often that was said: a line said again within a second is only counted by the daemon."""
-        told = [re.match(rf"(?:repeated (\d+) times?: )?{re.escape(text)}", line.text) for line in self.lines()]
-        return sum(int(match[1] or 1) for match in told if match)
+        """How often that was said: what is said again and again within a second is only counted by the daemon."""
+        counted = r"repeated (\d+) times?: |left out (\d+) lines? like: "
+        told = [re.match(rf"(?:{counted})?{re.escape(text)}", line.text) for line in self.lines()]
+        return sum(int(match[1] or match[2] or 1) for match in told if match)
 
     def wait_log(self, text, count=1, since=0, alive=False, deadline=DEADLINE, **fields):
         """The first line (or, with count, the list of lines) with that text and those fields."""

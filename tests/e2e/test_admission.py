@@ -52,6 +52,18 @@ def test_deny_ipv6(start):
     assert echoes(daemon.address("b"))
 
 
+def test_refusals_of_many_clients_are_capped_and_counted(start):
+    """The log of one tunnel's refusals does not grow with those who knock; nor does it hide another's."""
+    daemon = start(configuration(*(tunnel(name, "internal:echo", deny=["127.0.0.0/8"]) for name in "ab")))
+    for number in range(200):
+        assert is_refused_from(f"127.0.1.{number + 1}", daemon.address("a"))
+    assert is_refused_from("127.0.1.1", daemon.address("b"))
+    wait_until(lambda: daemon.count_log("connection refused") == 201, "all to be told")
+    assert len(daemon.find_log("connection refused", tunnel="a")) < 200
+    assert daemon.find_log("left out", tunnel="a") and not daemon.find_log("left out", tunnel="b")
+    assert daemon.find_log("connection refused", tunnel="b")
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_max_connections_of_a_tunnel(start, workers):
     daemon = start(configuration(tunnel("a", "internal:echo", max_connections=5), tunnel("b", "internal:echo"), workers=workers))

@@ -27,7 +27,7 @@ PATIENCE = 30           # of a client
 MEMORY_BYTES = 8 << 20  # how much more may be resident at the end than after a tenth of the time
 
 # What may be said above the level of info, and when.
-EXPECTED = [r"listening", r"ready", r"reloaded", r"repeated \d+ times?: ", r"draining: ", r"stopped",
+EXPECTED = [r"listening", r"ready", r"reloaded", r"repeated \d+ times?: ", r"left out \d+ lines? like: ", r"draining: ", r"stopped",
             r"out of descriptors: ", r".*/penstock.conf:\d+: unknown keyword 'nonsense'", r"not reloaded, nothing was changed: .*nonsense"]
 
 

@@ -374,7 +374,7 @@ a_stopped_reader_stops_nobody(void **state)
 	fill_stderr();
 	start("stderr", LOG_FORMAT_TEXT, LOG_LEVEL_INFO);
 	for (int i = 0; i < MANY; i++)
-		log_line(LOG_LEVEL_INFO, "line number %d of those that nobody reads", i);
+		log_entry(LOG_LEVEL_INFO, NULL, 0, "line number %d of those that nobody reads", i);
 	assert_true(log_dropped() - dropped > 10000);
 	uint64_t before_ns = clock_now_ns();
 	log_stop();
@@ -420,7 +420,7 @@ dropped_lines_are_told(void **state)
 	fill_stderr();
 	start("stderr", LOG_FORMAT_TEXT, LOG_LEVEL_INFO);
 	for (int i = 0; i < MANY; i++)
-		log_line(LOG_LEVEL_INFO, "line number %d of those that are read late", i);
+		log_entry(LOG_LEVEL_INFO, NULL, 0, "line number %d of those that are read late", i);
 	dropped = log_dropped() - dropped;
 	assert_true(dropped > 0);
 	pthread_create(&reader, NULL, read_to_end, NULL);
@@ -482,12 +482,12 @@ lines_right_behind_a_retarget_go_there(void **state)
 	for (int i = 0; i < 300; i++) {
 		bool other = i % 2 == 0;
 		char line[32];
-		log_line(LOG_LEVEL_INFO, "for %d, %d before", !other, i);
+		log_entry(LOG_LEVEL_INFO, NULL, 0, "for %d, %d before", !other, i);
 		assert_int_equal(log_retarget(other ? other_target : target, LOG_FORMAT_TEXT,
 					      LOG_LEVEL_INFO, NULL),
 				 0);
 		snprintf(line, sizeof(line), "for %d, %d behind", other, i);
-		log_line(LOG_LEVEL_INFO, "%s", line);
+		log_entry(LOG_LEVEL_INFO, NULL, 0, "%s", line);
 		assert_true(file_gets(other ? other_path : path, line));
 	}
 	log_stop();
@@ -559,7 +559,8 @@ repeated_lines_are_counted(void **state)
 	for (int i = 0; i < 100; i++) {
 		log_event(LOG_LEVEL_WARNING, &one, 1, "no descriptors");
 		log_event(LOG_LEVEL_WARNING, &two, 1, "no descriptors");
-		log_line(LOG_LEVEL_INFO, "another line %d", i);
+		log_entry(LOG_LEVEL_INFO, NULL, 0, "another line %d", i);
+		log_line(LOG_LEVEL_INFO, "one of many %d", i);
 	}
 	log_stop();
 	char *text = file_text(path);
@@ -567,7 +568,9 @@ repeated_lines_are_counted(void **state)
 	assert_int_equal(times(text, "warning no descriptors port=2\n"), 1);
 	assert_int_equal(times(text, "warning repeated 99 times: no descriptors port=1\n"), 1);
 	assert_int_equal(times(text, "warning repeated 99 times: no descriptors port=2\n"), 1);
-	assert_int_equal(times(text, "another line"), 100);
+	assert_int_equal(times(text, "info another line"), 100);
+	assert_int_equal(times(text, "info one of many"), 20);
+	assert_int_equal(times(text, "info left out 80 lines like: one of many 0\n"), 1);
 	free(text);
 }
 
@@ -619,7 +622,7 @@ write_lines(void *context)
 {
 	const struct log_field fields[] = { { .name = "thread", .number = (uintptr_t)context } };
 	for (int i = 0; i < LINES; i++)
-		log_event(LOG_LEVEL_INFO, fields, 1, "line %d", i);
+		log_entry(LOG_LEVEL_INFO, fields, 1, "line %d", i);
 	return NULL;
 }
 
