@@ -2,6 +2,8 @@
 
 #include "config.h"
 #include "config_diff.h"
+#include "config_kinds.h"
+#include "config_parse.h"
 #include "filters/registry.h"
 #include "nearest.h"
 #include "services/services.h"
@@ -41,7 +43,7 @@ print_version(void)
 {
 	printf("penstockd %s\n", PENSTOCK_VERSION);
 	printf("libevent %s\n", event_get_version());
-	printf("libconfuse %s\n", config_library());
+	printf("libconfuse %s\n", config_parse_library());
 	printf("jansson %s\n", jansson_version_str());
 	for (size_t i = 0; registry_filters[i]; i++)
 		if (registry_filters[i]->library)
@@ -81,7 +83,7 @@ command_parse(struct command *command, int argc, char **argv)
 			command->argument = optarg;
 			break;
 		case 'K':
-			config_print_keywords(stdout);
+			config_kinds_print(stdout);
 			return EXIT_SUCCESS;
 		case 'V':
 			print_version();

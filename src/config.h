@@ -1,15 +1,15 @@
 /*
- * config: the operator's file becomes a generation. The only place that knows libconfuse; with its
- * parts config_text (the file's words), config_value (a word becomes a value), config_check (what the
- * values mean together) and config_report the only source of user-facing configuration errors.
+ * config: the operator's file becomes a generation. Its parts, in the order a file goes through them:
+ * config_text (the file's words), config_parse (libconfuse: sections and what is written in them, by the
+ * kinds of config_kinds), config_apply and config_value (a word becomes a value), config_check with
+ * config_chains, config_limits and config_groups (what the values mean together), config_report. Together
+ * they are the only source of user-facing configuration errors.
  */
 #ifndef PENSTOCK_CONFIG_H
 #define PENSTOCK_CONFIG_H
 
 #include "config_report.h"
 #include "generation.h"
-
-#include <stdio.h>
 
 struct service;
 
@@ -22,12 +22,5 @@ struct service;
  * Control thread or start-up: libconfuse keeps global state. */
 struct generation *config_load(const char *path, const struct service *const *services,
 			       struct config_report *report);
-
-/* The version of libconfuse that it runs with. */
-const char *config_library(void);
-
-/* Every keyword with type, default, range, effect and sentence, one a line, sections indented: what
- * `penstockd --keywords` prints and the manual is checked against. */
-void config_print_keywords(FILE *out);
 
 #endif

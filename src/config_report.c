@@ -92,6 +92,13 @@ config_report_warning(struct config_report *report, struct origin origin, const 
 }
 
 void
+config_report_no_memory(struct config_report *report)
+{
+	config_report_error(report, (struct origin){ report->files[0], 0 },
+			    "no memory to read the configuration; free some");
+}
+
+void
 config_report_print(const struct config_report *report, FILE *out)
 {
 	for (size_t i = 0; i < report->count; i++) {

@@ -41,6 +41,9 @@ void config_report_error(struct config_report *report, struct origin origin, con
 void config_report_warning(struct config_report *report, struct origin origin, const char *format,
 			   ...) __attribute__((format(printf, 3, 4)));
 
+/* Of the configuration as a whole; its file is known. */
+void config_report_no_memory(struct config_report *report);
+
 /* One line each: "file:line: text", a warning as "file:line: warning: text". */
 void config_report_print(const struct config_report *report, FILE *out);
 

@@ -1,6 +1,7 @@
 /* config: good files become what they say; every mistake of a bad one is named with its line, and no
  * file whatever disturbs the next. Each test runs in a directory of its own, where t.conf is the file. */
 #include "config.h"
+#include "config_kinds.h"
 #include "pair.h"
 
 #include <dirent.h>
@@ -826,7 +827,7 @@ test_keywords(void **state)
 	char *text = NULL;
 	size_t size;
 	FILE *out = open_memstream(&text, &size);
-	config_print_keywords(out);
+	config_kinds_print(out);
 	fclose(out);
 	assert_non_null(strstr(text,
 			       "\nmax_memory: size; default 0; 8MiB to 1024TiB, or 0; effect live; "

@@ -1,0 +1,372 @@
+#include "config_parse.h"
+
+#include "config_value.h"
+#include "nearest.h"
+
+#include <assert.h>
+#include <confuse.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define UNKNOWN_MOST 20 /* unknown keywords reported for a file: each costs a parse */
+
+struct run {
+	struct config_report *report;
+	struct config_document *document;
+	struct config_text *text;
+	struct config_section *open; /* the innermost section */
+	char *unknown;               /* a keyword that stopped the parse */
+	unsigned int unknown_line;
+};
+
+/* libconfuse's callbacks have no argument of ours. */
+static struct run *parsing;
+
+void
+config_parse_release(struct config_document *document)
+{
+	while (document->first) {
+		struct config_section *section = document->first;
+		document->first = section->next;
+		while (section->first) {
+			struct config_written *written = section->first;
+			section->first = written->next;
+			free(written->text);
+			free(written);
+		}
+		free(section->title);
+		free(section);
+	}
+	while (document->include_count)
+		free(document->includes[--document->include_count].path);
+	free(document->includes);
+	document->includes = NULL;
+}
+
+static struct config_section *
+add_section(struct run *run, const struct config_kind *kind, const char *title, unsigned int line)
+{
+	struct config_section *section = calloc(1, sizeof(*section));
+	char *copy = title ? strdup(title) : NULL;
+	if (!section || (title && !copy)) {
+		free(section);
+		free(copy);
+		config_report_no_memory(run->report);
+		return NULL;
+	}
+	section->parent = run->open;
+	section->kind = kind;
+	section->title = copy;
+	section->line = line;
+	section->last = &section->first;
+	*run->document->last = section;
+	run->document->last = &section->next;
+	run->open = section;
+	return section;
+}
+
+static void
+add_written(struct run *run, const struct keyword *row, const char *text, unsigned int line,
+	    bool is_first)
+{
+	struct config_written *written = calloc(1, sizeof(*written));
+	char *copy = text ? strdup(text) : NULL;
+	if (!written || (text && !copy)) {
+		free(written);
+		free(copy);
+		config_report_no_memory(run->report);
+		return;
+	}
+	*written = (struct config_written){ NULL, row, copy, line, is_first };
+	*run->open->last = written;
+	run->open->last = &written->next;
+}
+
+static void
+add_include(struct run *run, char *path, struct origin origin)
+{
+	struct config_document *document = run->document;
+	struct config_include *includes =
+		reallocarray(document->includes, document->include_count + 1, sizeof(*includes));
+	if (includes)
+		document->includes = includes;
+	if (!path || !includes) {
+		free(path);
+		config_report_no_memory(run->report);
+		return;
+	}
+	includes[document->include_count++] = (struct config_include){ path, origin };
+}
+
+/* ------------------------------------------------------------------ libconfuse */
+
+/* An option no operator can write, with a default that libconfuse hands over when a section begins:
+ * the only way to learn where that is. */
+#define BEGIN "{begin}"
+static char begin_default[] = "begin";
+
+static int
+on_begin(cfg_t *cfg, cfg_opt_t *opt, const char *value, void *result)
+{
+	(void)opt;
+	*(const char **)result = value;
+	const struct config_kind *kind = config_kinds_section(parsing->open->kind, cfg_name(cfg));
+	struct config_section *section = NULL;
+	if (kind)
+		section = add_section(parsing, kind, cfg_title(cfg), (unsigned int)cfg->line);
+	if (section)
+		section->parsed = cfg;
+	return 0;
+}
+
+static int
+on_value(cfg_t *cfg, cfg_opt_t *opt, const char *value, void *result)
+{
+	*(const char **)result = value;
+	const struct keyword *row = config_kinds_keyword(parsing->open->kind, cfg_opt_name(opt));
+	if (row)
+		add_written(parsing, row, value, (unsigned int)cfg->line, cfg_opt_size(opt) <= 1);
+	return 0;
+}
+
+/* Called behind a section's closing brace, with its parent. */
+static int
+on_end(cfg_t *cfg, cfg_opt_t *opt)
+{
+	struct config_section *section = parsing->open;
+	(void)cfg;
+	if (!section->parsed || strcmp(section->kind->name, cfg_opt_name(opt)) != 0)
+		return 0; /* no memory at its begin */
+	const cfg_t *parsed = section->parsed;
+	for (cfg_opt_t *list = parsed->opts; list->name; list++)
+		if ((list->flags & CFGF_LIST) && (list->flags & CFGF_MODIFIED) &&
+		    list->nvalues == 0)
+			add_written(parsing, config_kinds_keyword(section->kind, list->name), NULL,
+				    section->line, true);
+	section->is_whole = true;
+	section->parsed = NULL;
+	parsing->open = section->parent;
+	return 0;
+}
+
+static int
+on_include(cfg_t *cfg, cfg_opt_t *opt, int count, const char **values)
+{
+	(void)opt;
+	assert(count == 1); /* config_text sees to it */
+	const char *file = parsing->document->file, *slash = strrchr(file, '/');
+	char *path;
+	if (values[0][0] == '/' || !slash)
+		path = strdup(values[0]);
+	else if (asprintf(&path, "%.*s/%s", (int)(slash - file), file, values[0]) < 0)
+		path = NULL;
+	add_include(parsing, path, config_parse_origin(parsing->document, (unsigned int)cfg->line));
+	return 0;
+}
+
+/* What would be right where libconfuse says what is wrong. */
+static const struct {
+	const char *wrong, *right;
+} advice[] = {
+	{ "unexpected token",
+	  "write KEYWORD = VALUE, KEYWORD = { VALUE, VALUE } or SECTION { ... }" },
+	{ "unexpected closing brace", "leave it out, or open a section before it" },
+	{ "missing equal sign", "write KEYWORD = VALUE" },
+	{ "missing opening brace",
+	  "write SECTION { ... }, or SECTION \"NAME\" { ... } for a tunnel" },
+	{ "missing title", "write SECTION \"NAME\" { ... }" },
+	{ "attempt to append", "write = instead of +=" },
+	{ "missing parenthesis", "write include(\"FILE\")" },
+	{ "premature end of file", "finish the last statement" },
+	{ "", "see penstock.conf(5)" },
+};
+
+static void __attribute__((format(printf, 2, 0)))
+on_error(cfg_t *cfg, const char *format, va_list args)
+{
+	char wrong[512];
+	unsigned int line = (unsigned int)cfg->line;
+	if (strncmp(format, "no such option", 14) == 0) {
+		free(parsing->unknown);
+		parsing->unknown = strdup(va_arg(args, const char *));
+		parsing->unknown_line = line;
+		return;
+	}
+	vsnprintf(wrong, sizeof(wrong), format, args);
+	if (parsing->text->is_cut && strncmp(wrong, "premature", 9) == 0)
+		return; /* that end is ours */
+	size_t i = 0;
+	while (strncmp(wrong, advice[i].wrong, strlen(advice[i].wrong)) != 0)
+		i++;
+	config_report_error(parsing->report, config_parse_origin(parsing->document, line), "%s; %s",
+			    wrong, advice[i].right);
+}
+
+/* Frees what make_options made. */
+static void
+free_options(cfg_opt_t *options)
+{
+	for (cfg_opt_t *option = options; option && option->name; option++)
+		free_options(option->subopts);
+	free(options);
+}
+
+/* Options for libconfuse: every value a text, every section as often as it likes. */
+static cfg_opt_t *
+make_options(const struct config_kind *kind)
+{
+	/* One more for {begin} or include, and the end. */
+	size_t count = config_kinds_count_keywords(kind) + config_kinds_count_inside(kind) + 2;
+	cfg_opt_t *options = calloc(count, sizeof(*options));
+	cfg_opt_t *option = options;
+	if (!options)
+		return NULL;
+	for (const struct keyword *row = kind->keywords; row->name; row++)
+		*option++ =
+			config_value_is_list(row)
+				? (cfg_opt_t)CFG_STR_LIST_CB(row->name, NULL, CFGF_NODEFAULT,
+							     on_value)
+				: (cfg_opt_t)CFG_STR_CB(row->name, NULL, CFGF_NODEFAULT, on_value);
+	for (const struct config_kind *const *inside = kind->inside; *inside; inside++) {
+		cfg_opt_t *subopts = make_options(*inside);
+		if (!subopts)
+			goto fail;
+		*option = (cfg_opt_t)CFG_SEC((*inside)->name, subopts,
+					     CFGF_MULTI | ((*inside)->has_title ? CFGF_TITLE : 0));
+		option++->validcb = on_end;
+	}
+	if (kind->name)
+		*option = (cfg_opt_t)CFG_STR_LIST_CB(BEGIN, begin_default, CFGF_NONE, on_begin);
+	else
+		*option = (cfg_opt_t)CFG_FUNC("include", on_include);
+	return options;
+
+fail:
+	free_options(options);
+	return NULL;
+}
+
+/* Parses run->text into run->document. True if it was read to the end. */
+static bool
+parse(struct run *run)
+{
+	bool is_read = false;
+	size_t errors = run->report->errors;
+	cfg_opt_t *options = make_options(&config_kinds_file);
+	cfg_t *cfg = options ? cfg_init(options, CFGF_NONE) : NULL;
+	run->document->last = &run->document->first;
+	run->open = NULL;
+	if (cfg && add_section(run, &config_kinds_file, NULL, 0)) {
+		cfg_set_error_function(cfg, on_error);
+		parsing = run;
+		is_read = cfg_parse_buf(cfg, run->text->bytes) == CFG_SUCCESS;
+		parsing = NULL;
+	}
+	if (!is_read && !run->unknown && !run->text->is_cut && errors == run->report->errors)
+		config_report_error(
+			run->report,
+			config_parse_origin(run->document, cfg ? (unsigned int)cfg->line : 0),
+			"the text from here on cannot be read; see penstock.conf(5)");
+	cfg_free(cfg);
+	free_options(options);
+	return is_read;
+}
+
+/* ------------------------------------------------------------------ unknown keywords */
+
+static void
+offer_words(struct nearest *nearest, const struct config_kind *kind)
+{
+	for (const struct keyword *row = kind->keywords; row->name; row++)
+		nearest_offer(nearest, row->name);
+	for (const struct config_kind *const *inside = kind->inside; *inside; inside++)
+		nearest_offer(nearest, (*inside)->name);
+	if (!kind->name)
+		nearest_offer(nearest, "include");
+}
+
+/* The kind of section a keyword belongs to, if to any. */
+static const struct config_kind *
+find_home(const struct config_kind *kind, const char *name)
+{
+	if (config_kinds_keyword(kind, name) || config_kinds_section(kind, name) ||
+	    (!kind->name && strcmp(name, "include") == 0))
+		return kind;
+	for (const struct config_kind *const *inside = kind->inside; *inside; inside++) {
+		const struct config_kind *home = find_home(*inside, name);
+		if (home)
+			return home;
+	}
+	return NULL;
+}
+
+static void
+refuse_unknown(struct run *run)
+{
+	struct origin origin = config_parse_origin(run->document, run->unknown_line);
+	const struct config_kind *kind = run->open->kind;
+	const struct config_kind *home = find_home(&config_kinds_file, run->unknown);
+	const char *where = kind->name ? "in section " : "at the top level";
+	const char *name = kind->name ? kind->name : "";
+	struct nearest nearest;
+	nearest_start(&nearest, run->unknown);
+	offer_words(&nearest, kind);
+	if (home)
+		config_report_error(
+			run->report, origin, "'%.60s' does not belong %s%s; write it %s%s",
+			run->unknown, where, name,
+			home->name ? "in section " : "at the top level, behind a closing }",
+			home->name ? home->name : "");
+	else if (nearest.best)
+		config_report_error(run->report, origin,
+				    "unknown keyword '%.60s' %s%s; did you mean '%s'?",
+				    run->unknown, where, name, nearest.best);
+	else
+		config_report_error(run->report, origin,
+				    "unknown keyword '%.60s' %s%s; penstockd --keywords lists all",
+				    run->unknown, where, name);
+}
+
+/* ------------------------------------------------------------------ the whole */
+
+static void
+mark_unfinished(struct run *run)
+{
+	struct config_section *last = NULL;
+	for (struct config_section *section = run->document->first; section;
+	     section = section->next)
+		if (section->parent == run->document->first)
+			last = section;
+	for (; last; last = last->next)
+		last->is_whole = false;
+}
+
+/* Until nothing unknown stops it any more. */
+void
+config_parse(struct config_document *document, struct config_text *text,
+	     struct config_report *report)
+{
+	struct run run = { .report = report, .document = document, .text = text };
+	bool goes_on;
+	unsigned int tries = 0;
+	do {
+		bool is_read = parse(&run);
+		if (text->open || !is_read)
+			mark_unfinished(&run);
+		if (!run.unknown)
+			return;
+		refuse_unknown(&run);
+		goes_on = tries++ < UNKNOWN_MOST &&
+			  config_text_blank(text, run.unknown_line, run.unknown);
+		if (goes_on)
+			config_parse_release(document);
+		free(run.unknown);
+		run.unknown = NULL;
+	} while (goes_on);
+}
+
+const char *
+config_parse_library(void)
+{
+	return confuse_version;
+}
