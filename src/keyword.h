@@ -1,6 +1,6 @@
 /*
  * keyword: the shape of a row. Every word an operator may write in the file is one row, standing in
- * the module that obeys it; config.c converts the text and stores the value at the row's offset.
+ * the module that obeys it; config_value converts the text and stores the value at the row's offset.
  * Manual, samples and `--keywords` are made from or checked against these rows.
  */
 #ifndef PENSTOCK_KEYWORD_H
