@@ -96,6 +96,16 @@ def test_closing_line(start):
             assert 0 <= int(line["duration_ms"]) < 5000
 
 
+def test_each_connection_has_its_line(start):
+    """However many end in a second, and however alike they are."""
+    daemon = start(configuration(tunnel("a", "internal:echo"), workers=2))
+    for _ in range(100):
+        assert echoes(daemon.address("a"), 1)
+    lines = daemon.ended("a", count=100)
+    assert sorted(int(line["connection"]) for line in lines) == list(range(1, 101))
+    assert all(line.text == "connection ended" for line in lines)
+
+
 def test_every_line_has_the_shape(start):
     daemon = start(configuration(tunnel("a", "internal:echo"), tunnel("b", "255.255.255.255:9"), log={"level": "debug"}))
     assert echoes(daemon.address("a")) and is_refused(daemon.address("b"))

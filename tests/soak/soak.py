@@ -256,7 +256,16 @@ class Soak:
         known = re.compile("|".join(EXPECTED))
         strange = [str(line) for line in self.daemon.lines()
                    if not known.match(line.text) and not (line.level == "info" and re.match(r"connection (ended|refused)", line.text))]
-        return [f"a log line that nothing explains: {line}" for line in strange[:20]]
+        complaints = [f"a log line that nothing explains: {line}" for line in strange[:20]]
+        # Connections are numbered: each has its line, or is counted among those that had no descriptors.
+        numbers = [int(line["connection"]) for line in self.daemon.find_log("connection ended") if line.text == "connection ended"]
+        told = self.daemon.count_log("connection ended")
+        print(f"{max(numbers)} connections, {len(numbers)} lines about their ends, {told - len(numbers)} more counted in others")
+        if len(set(numbers)) != len(numbers):
+            complaints.append(f"{len(numbers) - len(set(numbers))} connections ended twice")
+        if max(numbers) != told:
+            complaints.append(f"of {max(numbers)} connections {told} have ended as the log says")
+        return complaints
 
 
 def main():
