@@ -152,29 +152,6 @@ apply_global(struct config_load *load, const struct config_kind *kind, void *obj
 		       seen);
 }
 
-static struct tunnel_conf *
-add_tunnel(struct config_load *load, const char *name, struct origin origin)
-{
-	struct generation *generation = load->generation;
-	struct tunnel_conf **tunnels =
-		reallocarray(generation->tunnels, generation->tunnel_count + 1, sizeof(*tunnels));
-	struct tunnel_conf *tunnel = calloc(1, sizeof(*tunnel));
-	if (tunnels)
-		generation->tunnels = tunnels;
-	if (tunnel)
-		tunnel->name = strdup(name);
-	if (!tunnels || !tunnel || !tunnel->name) {
-		free(tunnel);
-		config_report_no_memory(load->report);
-		return NULL;
-	}
-	tunnel->origin = origin;
-	tunnel->generation = &generation->counted;
-	tunnel->timeouts = generation->timeouts;
-	tunnels[generation->tunnel_count++] = tunnel;
-	return tunnel;
-}
-
 /* `other` is where a section of that kind and title was declared before, or NULL. */
 static void
 check_title(struct config_load *load, const struct config_section *section, struct origin origin,
@@ -213,9 +190,12 @@ apply_tunnel(struct config_load *load, const struct config_document *document,
 	static const struct origin nowhere[CONFIG_KINDS_ROWS_MOST];
 	const struct tunnel_conf *other = generation_find(load->generation, section->title);
 	check_title(load, section, origin, other ? &other->origin : NULL);
-	struct tunnel_conf *tunnel = add_tunnel(load, section->title, origin);
-	if (!tunnel)
+	struct tunnel_conf *tunnel =
+		generation_add_tunnel(load->generation, section->title, origin);
+	if (!tunnel) {
+		config_report_no_memory(load->report);
 		return;
+	}
 	apply_written(load, document, section, tunnel, seen);
 	apply_defaults(load, section->kind, section, origin, tunnel, seen);
 	apply_inside(load, document, section, &config_kinds_timeouts, &tunnel->timeouts, &first);
