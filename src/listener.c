@@ -391,18 +391,24 @@ listener_adopt(struct listener *listener, const struct tunnel_conf *conf)
 		log_line(LOG_LEVEL_WARNING, "%s", why.text);
 }
 
+bool
+listener_is_lost(const struct listener *listener)
+{
+	struct stat state;
+	return listener->path &&
+	       (lstat(listener->path, &state) < 0 || state.st_dev != listener->path_device ||
+		state.st_ino != listener->path_inode);
+}
+
 void
 listener_close(struct listener *listener)
 {
-	struct stat state;
-
 	if (!listener)
 		return;
 	for (unsigned int i = 0; i < listener->socket_count; i++)
 		if (listener->sockets[i] >= 0)
 			close(listener->sockets[i]);
-	if (listener->path && !listener->is_stored && lstat(listener->path, &state) == 0 &&
-	    state.st_dev == listener->path_device && state.st_ino == listener->path_inode)
+	if (listener->path && !listener->is_stored && !listener_is_lost(listener))
 		unlink(listener->path);
 	free(listener->path);
 	free(listener->text);

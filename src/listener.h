@@ -50,6 +50,9 @@ void listener_store(struct listener *listener);
  * something to undo: until systemd_settle, clients may still enter a queue that nobody serves. */
 bool listener_forget(struct listener *listener);
 
+/* Whether its file is gone or has become somebody else's, so that no client gets here any more. */
+bool listener_is_lost(const struct listener *listener);
+
 /* Gives an open listener to the tunnel that its address belongs to now. */
 void listener_adopt(struct listener *listener, const struct tunnel_conf *conf);
 

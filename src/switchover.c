@@ -96,6 +96,10 @@ listen_for(const struct tunnel_conf *conf, const struct listeners *open, unsigne
 			if (name_index_find(&listeners->keys, key))
 				continue; /* a tunnel before this one shares it */
 			struct listener *listener = name_index_find(&open->keys, key);
+			if (listener && listener_is_lost(listener)) {
+				listener_forget(listener); /* the new one is stored as the same */
+				listener = NULL;
+			}
 			if (!listener)
 				listener = listener_open(
 					key, address, number, accepts_for(conf, i), workers,

@@ -295,6 +295,8 @@ take_amount(struct inquiry *inquiry, const json_t *value, const char *name,
 	} else {
 		return inquiry_fail(inquiry, 400, "%s: write an amount, as \"10MB\"", name);
 	}
+	if (amount == UINT64_MAX)
+		amount--; /* that would be nothing */
 	for (int i = 0; i < 2; i++)
 		if (direction < 0 || direction == i)
 			to[i] = amount;

@@ -837,7 +837,7 @@ def test_limits_are_listed_and_changed(admin):
         assert node()["up"]["rate"] == 3_000_000
         assert asked.post("/v1/limits/each", {"key": "127.0.0.1/32", "charge": "500MB", "direction": "up"})[0] == 200
         assert node()["up"]["level"] < -400_000_000 < 0 < node()["down"]["level"]
-        assert asked.post("/v1/limits/each", {"key": "127.0.0.1/32", "credit": "1GB"})[0] == 200
+        assert asked.post("/v1/limits/each", {"key": "127.0.0.1/32", "credit": f"{2**64 - 1}B"})[0] == 200
         assert node()["up"]["level"] == 100_000
         assert asked.post("/v1/limits/each", {"key": "127.0.0.1/32", "reset": True})[0] == 200
         assert node()["up"]["total"] == 0
@@ -853,6 +853,7 @@ def test_limits_are_listed_and_changed(admin):
     ("all", {"rate": "fast"}, 400),
     ("all", {"rate": -1}, 400),
     ("all", {"burst": "1B"}, 400),
+    ("all", {"burst": f"{2**64 - 1}B"}, 400),
     ("all", {"size": 1}, 400),
     ("all", {"charge": "1MB", "direction": "left"}, 400),
     ("all", {}, 400),

@@ -93,6 +93,30 @@ def test_socket_file_survives_reload(start, directory):
     assert echoes(str(path))
 
 
+def test_lost_socket_file_is_made_anew_by_a_reload(start, directory):
+    path, taken = directory / "sock", directory / "taken"
+    daemon = start(configuration(tunnel("a", "internal:echo", f"unix:{path}"), workers=2))
+    with connect(str(path), expects=CLIENT_STREAM) as client:
+        transfer(client, client, 10)
+        path.unlink()
+        taken.write_text("somebody else's")
+        path.symlink_to(taken)
+        mode = taken.stat().st_mode
+        daemon.reload(expect=f"not reloaded, nothing was changed: {path} is there and is no socket")
+        assert taken.stat().st_mode == mode
+        path.unlink()
+        daemon.reload()
+        assert echoes(str(path))
+        transfer(client, client, 10)
+        client.finish()
+        client.expect_fin(client)
+    inode = path.stat().st_ino
+    daemon.reload()
+    assert echoes(str(path)) and path.stat().st_ino == inode
+    daemon.stop()
+    assert not path.is_socket() and taken.exists()
+
+
 def test_mode_of_the_socket_file(start, directory):
     daemon = start(configuration(tunnel("a", "internal:echo", f"unix:{directory}/a"),
                                  tunnel("b", "internal:echo", f"unix:{directory}/b", unix_mode="0660", unix_owner=":nogroup")))
