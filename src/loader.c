@@ -116,21 +116,22 @@ join(struct loader *loader)
 	return false;
 }
 
-void
+bool
 loader_stop(struct loader *loader)
 {
 	if (!loader)
-		return;
+		return true;
 	pthread_mutex_lock(&loader->lock);
 	loader->is_left = true;
 	loader->message.deliver = on_late;
 	pthread_mutex_unlock(&loader->lock);
 	mailbox_close(loader->mailbox);
 	if (loader->is_busy && !join(loader))
-		return;
+		return false;
 	if (loader->generation)
 		counted_release(&loader->generation->counted);
 	config_report_release(&loader->report);
 	pthread_mutex_destroy(&loader->lock);
 	free(loader);
+	return true;
 }

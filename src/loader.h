@@ -33,7 +33,8 @@ bool loader_is_busy(const struct loader *loader);
 
 /* Frees it; on_loaded will not be called any more. What is being loaded is thrown away, which is waited
  * for two seconds at most: a thread that takes longer is left behind with what it works on. Only at the
- * end of the process. NULL is allowed. */
-void loader_stop(struct loader *loader);
+ * end of the process, which must then end without its exit handlers: the libraries still need what those take
+ * away. Returns whether no thread was left. NULL is allowed. */
+bool loader_stop(struct loader *loader);
 
 #endif

@@ -736,13 +736,14 @@ start(struct control *control, struct generation *first, struct failure *why)
 	return load(control, first, why);
 }
 
-static void
+/* Returns whether no thread is left that still works. */
+static bool
 stop(struct control *control)
 {
 	static const struct listeners none;
 	struct failure why;
+	bool is_quiet = loader_stop(control->loader);
 
-	loader_stop(control->loader);
 	renewal_stop(control->renewal);
 	admin_stop();
 	failure_set(&why, FAILURE_STOPPED, "the daemon stops");
@@ -768,6 +769,7 @@ stop(struct control *control)
 	if (control->base)
 		event_base_free(control->base);
 	libevent_global_shutdown();
+	return is_quiet;
 }
 
 /* Signals wait while nobody would handle them: before the loop turns, and again when it has ended, since
@@ -852,8 +854,10 @@ run(struct control *control, struct generation *first)
 			counted_release(&first->counted);
 		status = EXIT_FAILURE;
 	}
-	stop(control);
+	bool is_quiet = stop(control);
 	log_stop();
+	if (!is_quiet)
+		_exit(status);
 	return status;
 }
 

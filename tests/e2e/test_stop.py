@@ -3,10 +3,12 @@
 import re
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
-from daemon import configuration, tunnel, wait_until
+from certificates import Authority
+from daemon import configuration, section, tunnel, wait_until
 from peers import CLIENT_STREAM, KIB, EchoTarget, Target, connect, echoes, is_closed, transfer
 
 pytestmark = pytest.mark.sanitize
@@ -68,6 +70,22 @@ def test_second_term_stops_at_once(start):
             assert time.monotonic() - began < 2
             client.expect_reset()
             peer.expect_reset()
+
+
+def test_term_while_a_reload_takes_its_time(start, directory):
+    """The thread that loads is left behind, in the middle of its certificates."""
+    certificate = Authority(directory).certificate.read_bytes()
+    good = configuration(tunnel("a", "internal:echo"))
+    for _ in range(2):
+        daemon = start(good)
+        (daemon.config.parent / "many.pem").write_bytes(certificate * 400)
+        daemon.write(good + "".join(section("tls", f"t{number}", ca="many.pem") for number in range(4000)))
+        daemon.signal(signal.SIGHUP)
+        loader = lambda: any("loader" in Path(task, "comm").read_text() for task in Path(f"/proc/{daemon.pid}/task").iterdir())
+        wait_until(loader, "the reload to begin")
+        daemon.signal(signal.SIGTERM)
+        assert daemon.wait_exit() == 0
+        assert not daemon.find_log("reloaded") + daemon.find_log("not reloaded")
 
 
 def test_many_terms(start):
