@@ -6,7 +6,6 @@
 #include "filter.h"
 #include "units.h"
 
-#include <arpa/inet.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,9 +21,8 @@ struct diff {
 static void
 put_prefix(FILE *out, const struct prefix *prefix)
 {
-	char text[INET6_ADDRSTRLEN] = "";
-	inet_ntop(prefix->base.family, prefix->base.ip, text, sizeof(text));
-	fprintf(out, "%s/%u", text, prefix->bits);
+	char text[SOCKET_ADDRESS_TEXT];
+	fputs(prefix_format(prefix, text), out);
 }
 
 static void

@@ -49,12 +49,12 @@ def test_diff_of_equal_files(directory):
 
 def test_diff_tells_rows_and_effects(directory):
     old = configuration(
-        tunnel("a", "internal:echo", allow="10.0.0.0/8", backlog=10, timeouts={"idle": "5s"}),
+        tunnel("a", "internal:echo", allow="10.0.0.0/8", deny=["unix", "uid:1"], backlog=10, timeouts={"idle": "5s"}),
         tunnel("gone", "internal:echo"),
         'limit "up" { rate = "1MB/s" }\n', 'zlib "z" { level = 1 }\n',
         workers=1, timeouts={"connect": "10s"}, log={"level": "info"})
     new = configuration(
-        tunnel("a", "internal:echo", allow=["10.0.0.0/8", "::1"], backlog=20, unix_mode="0660",
+        tunnel("a", "internal:echo", allow=["10.0.0.0/8", "::1"], deny=["unix", "uid:2"], backlog=20, unix_mode="0660",
                max_new_per_source="5/min", timeouts={"idle": "7s"})[:-2] + 'match { sni = "a.example" }\n}\n',
         tunnel("b", ["internal:echo", "127.0.0.1:1"]),
         'limit "up" { rate = "8Mbit/s" }\n', 'limit "more" { rate = "3MB/s" }\n', 'zlib "z" { level = 2 }\n',
@@ -65,7 +65,8 @@ def test_diff_tells_rows_and_effects(directory):
         "timeouts connect: 10s -> 20s (new connections)",
         'limit "more" is new (live)',
         'zlib "z" level: 1 -> 2 (new connections)',
-        'tunnel "a" allow: { 10.0.0.0/8 } -> { 10.0.0.0/8, ::1/128 } (new connections)',
+        'tunnel "a" allow: { 10.0.0.0/8 } -> { 10.0.0.0/8, ::1 } (new connections)',
+        'tunnel "a" deny: { unix, uid:1 } -> { unix, uid:2 } (new connections)',
         'tunnel "a" backlog: 10 -> 20 (live)',
         'tunnel "a" unix_mode: 0600 -> 0660 (live)',
         'tunnel "a" max_new_per_source: 0 -> 5/min (new connections)',
@@ -73,7 +74,7 @@ def test_diff_tells_rows_and_effects(directory):
         'tunnel "a" timeouts idle: 5s -> 7s (new connections)',
         'tunnel "b" is new (new connections)',
         'tunnel "gone" is gone: it accepts no more, its connections go on',
-        "13 differences: 4 live, 8 for new connections, 1 after a restart",
+        "14 differences: 4 live, 9 for new connections, 1 after a restart",
     ]
 
 
