@@ -204,6 +204,22 @@ tell_whole(struct diff *diff, enum config_change_kind kind, const char *section,
 			   .kind = kind, .section = section, .title = title, .inside = "" });
 }
 
+/* Without the section nothing is checked, whatever its defaults are. */
+static void
+compare_checks(struct diff *diff, const struct tunnel_conf *before, const struct tunnel_conf *after)
+{
+	bool was_there = before->check.origin.line, is_there = after->check.origin.line;
+	struct config_change where = { .kind = is_there ? CONFIG_ADDED : CONFIG_REMOVED,
+				       .section = "tunnel",
+				       .title = after->name,
+				       .inside = "check" };
+
+	if (was_there != is_there)
+		tell(diff, &where);
+	for (const struct keyword *row = check_keywords; was_there && is_there && row->name; row++)
+		compare_row(diff, &where, row, &before->check, &after->check);
+}
+
 static bool
 is_inherited(const struct keyword *row, const struct timeouts *own, const struct timeouts *global)
 {
@@ -221,6 +237,7 @@ compare_tunnel(struct diff *diff, const struct generation *old, const struct gen
 	where.inside = "match";
 	for (const struct keyword *row = match_keywords; row->name; row++)
 		compare_row(diff, &where, row, &before->match, &after->match);
+	compare_checks(diff, before, after);
 	where.inside = "timeouts";
 	for (const struct keyword *row = timeouts_keywords; row->name; row++)
 		if (!is_inherited(row, &before->timeouts, &old->timeouts) ||
@@ -312,7 +329,9 @@ config_diff_effect(const struct config_change *change)
 {
 	if (change->row)
 		return change->row->effect;
-	return strcmp(change->section, "limit") == 0 ? EFFECT_LIVE : EFFECT_NEW_CONNECTIONS;
+	return strcmp(change->section, "limit") == 0 || strcmp(change->inside, "check") == 0
+		       ? EFFECT_LIVE
+		       : EFFECT_NEW_CONNECTIONS;
 }
 
 static void
@@ -336,7 +355,7 @@ print_change(const struct config_change *change, void *context)
 			change->after, effects[effect]);
 	else if (change->kind == CONFIG_ADDED)
 		fprintf(print->out, "is new (%s)\n", effects[effect]);
-	else if (strcmp(change->section, "tunnel") == 0)
+	else if (strcmp(change->section, "tunnel") == 0 && !*change->inside)
 		fputs("is gone: it accepts no more, its connections go on\n", print->out);
 	else
 		fprintf(print->out, "is gone (%s)\n", effects[effect]);

@@ -16,7 +16,7 @@ struct config_change {
 	enum config_change_kind kind;
 	const char *section; /* its word: "tunnel", "limit", "log" ...; "" = outside of sections */
 	const char *title;   /* "" = it has none */
-	const char *inside;  /* a section inside of it: "timeouts", "match"; "" = none */
+	const char *inside;  /* a section inside of it: "timeouts", "match", "check"; "" = none */
 	const struct keyword *row;  /* CONFIG_CHANGED; else NULL: the whole section */
 	const char *before, *after; /* CONFIG_CHANGED: as an operator could write them */
 };
@@ -29,7 +29,7 @@ int config_diff_each(const struct generation *old, const struct generation *next
 		     void *context);
 
 /* From when on it counts. A section as a whole does for the connections that are made from then on; a limit
- * does at once. */
+ * and a check do at once. */
 enum keyword_effect config_diff_effect(const struct config_change *change);
 
 /* Writes them for people, one a line, with their effects, and a last line that sums up. Returns -1

@@ -12,6 +12,7 @@
 #include <event2/event.h>
 #include <inttypes.h>
 #include <poll.h>
+#include <signal.h>
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
@@ -293,6 +294,7 @@ trial_run(const struct tunnel_conf *conf, FILE *out)
 	struct trial trial = { .out = out };
 	int result = -1;
 
+	signal(SIGPIPE, SIG_IGN); /* that the target has gone is for write to tell */
 	if (loop_open(&trial.loop, &trial.why) < 0) {
 		fprintf(out, "%s\n", trial.why.text);
 		return -1;

@@ -1,4 +1,5 @@
 #include "admin_answers.h"
+#include "admin_survey.h"
 #include "admission.h"
 #include "config_diff.h"
 
@@ -102,8 +103,8 @@ list_change(const struct config_change *change, void *context)
 				touched(listing->old, change));
 	if (change->row) {
 		json_object_set_new(one, "keyword", json_string(change->row->name));
-		json_object_set_new(one, "before", json_string(change->before));
-		json_object_set_new(one, "after", json_string(change->after));
+		json_object_set_new(one, "before", admin_survey_text(change->before));
+		json_object_set_new(one, "after", admin_survey_text(change->after));
 	}
 	json_array_append_new(listing->list, one);
 }

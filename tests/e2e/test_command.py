@@ -1,7 +1,9 @@
 """The command line: what penstockd does without becoming a daemon."""
 
+import contextlib
 import re
 import socket
+import threading
 
 import pytest
 
@@ -78,6 +80,20 @@ def test_diff_tells_rows_and_effects(directory):
     ]
 
 
+def test_diff_of_checks(directory):
+    def a(check):
+        return configuration(tunnel("a", "internal:echo")[:-2] + check + "}\n")
+
+    none, usual, quick = a(""), a("check { }\n"), a('check { interval = "1s" fall = 2 }\n')
+    assert diff(directory, none, usual)[:-1] == ['tunnel "a" check is new (live)']
+    assert diff(directory, quick, none)[:-1] == ['tunnel "a" check is gone (live)']
+    assert diff(directory, usual, quick) == [
+        'tunnel "a" check interval: 10s -> 1s (live)',
+        'tunnel "a" check fall: 3 -> 2 (live)',
+        "2 differences: 2 live, 0 for new connections, 0 after a restart",
+    ]
+
+
 def test_diff_with_a_wrong_file(directory):
     good, bad = configuration(tunnel("a", "internal:echo")), configuration()
     for old, new in ((good, bad), (bad, good)):
@@ -127,10 +143,24 @@ def test_each_target_is_tried(directory):
 
 def test_target_that_ends_at_once(directory):
     with Target() as target:
-        import threading
         threading.Thread(target=lambda: target.accept().close()).start()
         status, told, _ = try_tunnel(directory, configuration(tunnel("a", target.text)))
         assert status == 1 and "  failed     the target ends the connection" in told
+
+
+def test_target_that_resets_at_once(directory):
+    """What is written then is no reason to die."""
+    def serve():
+        with contextlib.suppress(OSError):
+            while True:
+                target.accept().reset()
+
+    with Target() as target:
+        threading.Thread(target=serve, daemon=True).start()
+        text = configuration(tunnel("a", target.text, connect_filters="tls"))
+        for _ in range(8):
+            status, told, _ = try_tunnel(directory, text)
+            assert status == 1 and re.search("  failed     .+", told), (status, told)
 
 
 def test_internal_targets_are_followed(directory):
