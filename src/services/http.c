@@ -243,6 +243,15 @@ on_body(http_parser *parser, const char *at, size_t count)
 	return 0;
 }
 
+/* The head of a chunk: what it belongs to is under way. */
+static int
+on_chunk(http_parser *parser)
+{
+	struct http *http = parser->data;
+	http->request.expects = false;
+	return 0;
+}
+
 static int
 on_complete(http_parser *parser)
 {
@@ -260,6 +269,7 @@ static const http_parser_settings callbacks = {
 	.on_header_field = on_name,
 	.on_header_value = on_value,
 	.on_headers_complete = on_head,
+	.on_chunk_header = on_chunk,
 	.on_body = on_body,
 	.on_message_complete = on_complete,
 };

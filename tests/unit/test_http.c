@@ -186,6 +186,13 @@ test_who_waits_for_a_word(void **state)
 	assert_true(http_is_inside(http));
 	assert_int_equal(feed("{}"), HTTP_COMPLETE);
 	assert_false(http_request(http)->expects);
+	assert_int_equal(feed("POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-Continue\r\n"
+			      "Transfer-Encoding: chunked\r\n\r\n"),
+			 HTTP_MORE);
+	assert_true(http_request(http)->expects);
+	assert_int_equal(feed("2\r\n"), HTTP_MORE);
+	assert_false(http_request(http)->expects);
+	assert_int_equal(feed("{}\r\n0\r\n\r\n"), HTTP_COMPLETE);
 }
 
 static void
