@@ -179,6 +179,10 @@ remove_stale(const char *path, const struct sockaddr *name, socklen_t length, st
 	int result = connect(fd, name, length);
 	int error = errno;
 	close(fd);
+	if (result < 0 && error == EACCES)
+		return failure_set_errno(why, error,
+					 "%s is there, and whether somebody listens cannot be told",
+					 path);
 	if (result == 0 || error != ECONNREFUSED)
 		return failure_set(why, FAILURE_SYSTEM,
 				   "cannot listen on unix:%s: somebody else does", path);

@@ -65,6 +65,17 @@ def test_stale_socket_file_is_replaced(start, directory):
     assert echoes(daemon.address("a"))
 
 
+@pytest.mark.root
+def test_socket_file_of_another_user_is_not_said_to_be_served(directory):
+    os.chmod(directory, 0o777)
+    path = directory / "sock"
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(path))
+    path.chmod(0o600)
+    said = refused_start(directory, configuration(tunnel("a", "internal:echo", f"unix:{path}"), user="nobody"))
+    assert f"{path} is there, and whether somebody listens cannot be told: Permission denied" in said
+
+
 def test_live_socket_file_is_not_replaced(directory):
     path = directory / "sock"
     with Target(path=str(path)) as living:
