@@ -176,6 +176,8 @@ def test_light_dark_and_on_a_phone(page, browser):
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True})
     wait_until(lambda: browser.execute_script("return document.documentElement.clientWidth") == 390, "a small screen")
     assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
+    assert browser.execute_script("return [...document.querySelectorAll('section')].filter("
+                                  "box => box.scrollWidth > box.clientWidth).map(box => box.innerText)") == []
     browser.save_screenshot(str(PICTURES / "phone.png"))
 
 
