@@ -35,34 +35,36 @@ static struct {
 	atomic_uint_fast64_t open, most;
 } roster = { .lock = PTHREAD_MUTEX_INITIALIZER };
 
+/* Known under its name, with no user yet; NULL without memory. Under the roster's lock. */
+static struct tunnel_live *
+live_new(const char *name)
+{
+	struct tunnel_live *live = calloc(1, sizeof(*live));
+	if (!live)
+		return NULL;
+	live->name = strdup(name);
+	live->sources = calloc(1, sizeof(*live->sources));
+	if (!live->name || !live->sources || name_index_add(&roster.names, live->name, live) < 0) {
+		free(live->name);
+		free(live->sources);
+		free(live);
+		return NULL;
+	}
+	pthread_mutex_init(&live->sources->lock, NULL);
+	return live;
+}
+
 struct tunnel_live *
 admission_hold(const char *name, struct failure *why)
 {
-	struct tunnel_live *live;
-
 	pthread_mutex_lock(&roster.lock);
-	live = name_index_find(&roster.names, name);
-	if (!live) {
-		live = calloc(1, sizeof(*live));
-		if (live) {
-			live->name = strdup(name);
-			live->sources = calloc(1, sizeof(*live->sources));
-		}
-		if (!live || !live->name || !live->sources ||
-		    name_index_add(&roster.names, live->name, live) < 0) {
-			if (live) {
-				free(live->name);
-				free(live->sources);
-				free(live);
-				live = NULL;
-			}
-			failure_set(why, FAILURE_MEMORY, "no memory for tunnel \"%s\"", name);
-		} else {
-			pthread_mutex_init(&live->sources->lock, NULL);
-		}
-	}
+	struct tunnel_live *live = name_index_find(&roster.names, name);
+	if (!live)
+		live = live_new(name);
 	if (live)
 		live->users++;
+	else
+		failure_set(why, FAILURE_MEMORY, "no memory for tunnel \"%s\"", name);
 	pthread_mutex_unlock(&roster.lock);
 	return live;
 }

@@ -21,30 +21,6 @@
 /* What a connection itself takes counts in max_memory, its events and small strings by a round sum. */
 #define CONNECTION_BYTES (sizeof(struct connection) + 512)
 
-static const char *const state_names[] = {
-	[CONNECTION_CHOOSING] = "choosing", [CONNECTION_OPENING] = "opening",
-	[CONNECTION_DIALLING] = "dialling", [CONNECTION_OPEN] = "open",
-	[CONNECTION_FLUSHING] = "flushing", [CONNECTION_CLOSED] = "closed",
-};
-
-static const char *const ended_by_names[] = {
-	[ENDED_BY_CLIENT] = "client",
-	[ENDED_BY_TARGET] = "target",
-	[ENDED_BY_US] = "us",
-};
-
-const char *
-connection_state_name(enum connection_state state)
-{
-	return state_names[state];
-}
-
-const char *
-connection_ender_name(enum ended_by ended_by)
-{
-	return ended_by_names[ended_by];
-}
-
 struct tunnel_counters *
 connection_counters(const struct connection *connection)
 {
@@ -75,7 +51,6 @@ connection_log_end(const struct connection *connection, enum ended_by ended_by,
 	const struct pump *pump = &connection->pump;
 	char client[SOCKET_ADDRESS_TEXT];
 	char up_wait[PUMP_SHARES_TEXT], down_wait[PUMP_SHARES_TEXT];
-
 	enum log_level level = connection->is_own ? LOG_LEVEL_DEBUG : LOG_LEVEL_INFO;
 
 	if (!connection->home->logged || !log_wants(level))
@@ -93,7 +68,7 @@ connection_log_end(const struct connection *connection, enum ended_by ended_by,
 		{ .name = "down", .number = pump->flow[FLOW_DOWN].bytes },
 		{ .name = "duration_ms",
 		  .number = (pump->clock_ns - connection->opened_ns) / NS_PER_MS },
-		{ .name = "ended_by", .text = ended_by_names[ended_by] },
+		{ .name = "ended_by", .text = connection_view_ender_name(ended_by) },
 		{ .name = "reason", .text = why ? failure_kind_name(why->kind) : "ok" },
 		{ .name = "up_wait", .text = pump_shares(&pump->flow[FLOW_UP], up_wait) },
 		{ .name = "down_wait", .text = pump_shares(&pump->flow[FLOW_DOWN], down_wait) },
@@ -167,7 +142,6 @@ connection_is_silence(enum wait cause)
 	return cause == WAIT_MOVING || cause == WAIT_NEAR_READABLE || cause == WAIT_FAR_READABLE;
 }
 
-/* Something is about to happen to it: from now on what it does is kept. */
 void
 connection_note_active(struct connection *connection)
 {
@@ -285,7 +259,6 @@ on_end(struct task *task)
 	free(connection);
 }
 
-/* Gives back everything but the memory, which a caller up the stack may still look at. */
 void
 connection_release(struct connection *connection)
 {
@@ -313,7 +286,6 @@ connection_release(struct connection *connection)
 		connection_count_down(home);
 }
 
-/* The connection that an internal endpoint leads to, or NULL: a socket, a service, or gone. */
 struct connection *
 connection_joined_at(const struct endpoint *endpoint)
 {

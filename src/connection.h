@@ -5,8 +5,8 @@
 #ifndef PENSTOCK_CONNECTION_H
 #define PENSTOCK_CONNECTION_H
 
+#include "connection_view.h"
 #include "target.h"
-#include "tunnel.h"
 
 #include <event2/event_struct.h>
 

@@ -41,7 +41,6 @@ connection_deadline_begin_handshake(struct connection *connection)
 	connection->handshake_limited_ns = limited_ns(connection);
 }
 
-/* When the tunnel's lifetime is over, counted from the connection's begin. */
 void
 connection_deadline_set_lifetime(struct connection *connection)
 {
@@ -101,7 +100,6 @@ connection_deadline_has_passed(const struct connection *connection, uint64_t now
 	return now_ns >= deadline(connection, said);
 }
 
-/* Whether some peer is not being read or does not read: the kernel tells nothing then, so we look. */
 bool
 connection_deadline_is_slow(const struct connection *connection)
 {
@@ -141,9 +139,6 @@ connection_deadline_set(struct connection *connection, uint64_t now_ns)
 		connection_deadline_arm(connection, due_ns, now_ns);
 }
 
-/* A byte that the peer's kernel took out of ours is progress, though we see no event for it; and what
- * moves in the connection behind a pair is progress of this one. `from` is where the asker is, if one is:
- * a chain of internal hops is asked link by link, away from him. */
 void
 connection_deadline_look(struct connection *connection, const struct connection *from,
 			 uint64_t now_ns)

@@ -16,6 +16,30 @@ struct walk {
 	uint64_t number, used_ns;
 };
 
+static const char *const state_names[] = {
+	[CONNECTION_CHOOSING] = "choosing", [CONNECTION_OPENING] = "opening",
+	[CONNECTION_DIALLING] = "dialling", [CONNECTION_OPEN] = "open",
+	[CONNECTION_FLUSHING] = "flushing", [CONNECTION_CLOSED] = "closed",
+};
+
+static const char *const ended_by_names[] = {
+	[ENDED_BY_CLIENT] = "client",
+	[ENDED_BY_TARGET] = "target",
+	[ENDED_BY_US] = "us",
+};
+
+const char *
+connection_view_state_name(enum connection_state state)
+{
+	return state_names[state];
+}
+
+const char *
+connection_view_ender_name(enum ended_by ended_by)
+{
+	return ended_by_names[ended_by];
+}
+
 uint64_t
 connection_view_begin(struct connections *connections)
 {

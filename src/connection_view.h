@@ -7,6 +7,21 @@
 
 #include "tunnel.h"
 
+enum connection_state {
+	CONNECTION_CHOOSING, /* under the front of several tunnels, or of one that waits for a header */
+	CONNECTION_OPENING, /* the near filters' handshakes come first */
+	CONNECTION_DIALLING,
+	CONNECTION_OPEN,
+	CONNECTION_FLUSHING, /* over, and logged; a side waits to be reset behind its last bytes */
+	CONNECTION_CLOSED,   /* waits for a later turn to be freed */
+};
+const char *connection_view_state_name(enum connection_state state); /* "opening" ... static */
+
+/* Who ended a connection. */
+enum ended_by { ENDED_BY_CLIENT, ENDED_BY_TARGET, ENDED_BY_US };
+const char *
+connection_view_ender_name(enum ended_by ended_by); /* "client", "target", "us"; static */
+
 /* A walk through a worker's list of connections, newest first. Between its steps connections come and go; those
  * that come are not met any more. begin gives its number, 0 without memory; walk the next connection, NULL =
  * no more. Who does not come back for CONNECTION_VIEW_S seconds has ended it. All on the worker's thread. */

@@ -83,7 +83,7 @@ struct loop {
 int loop_open(struct loop *loop, struct failure *why);
 void loop_close(struct loop *loop);
 
-/* To be called in front of each turn of the event loop, by whoever wants loop_busy_ns to know them. */
+/* To be called in front of each turn of the event loop: loop_busy_ns and loop_run_heavy measure from there. */
 void loop_look(struct loop *loop);
 /* Something that was waited for since since_ns is there, and is looked after now: how much of that time the loop
  * was at work for others instead of looking. What came while it was at work counts as having come at once: that

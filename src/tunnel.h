@@ -18,21 +18,6 @@
 struct connection;
 struct resolver;
 
-/* In which state one is. */
-enum connection_state {
-	CONNECTION_CHOOSING, /* under the front of several tunnels, or of one that waits for a header */
-	CONNECTION_OPENING, /* the near filters' handshakes come first */
-	CONNECTION_DIALLING,
-	CONNECTION_OPEN,
-	CONNECTION_FLUSHING, /* over, and logged; a side waits to be reset behind its last bytes */
-	CONNECTION_CLOSED,   /* waits for a later turn to be freed */
-};
-const char *connection_state_name(enum connection_state state); /* "opening" ... static */
-
-/* Who ended a connection. */
-enum ended_by { ENDED_BY_CLIENT, ENDED_BY_TARGET, ENDED_BY_US };
-const char *connection_ender_name(enum ended_by ended_by); /* "client", "target", "us"; static */
-
 /* The connections of one worker. Everything but `count` is its thread's alone. */
 struct connections {
 	struct loop *loop;
@@ -49,8 +34,7 @@ struct connections {
 	struct slab recents;  /* what is kept of those */
 	struct walk *walks;
 	uint64_t walks_begun;
-	uint64_t
-		handshake_looked_ns; /* the turn in which one was gone on with at once (loop.looked_ns) */
+	uint64_t handshake_looked_ns; /* the loop's turn in which one went on at once */
 	void (*on_empty)(struct connections *connections); /* the last one has ended; may be NULL */
 };
 

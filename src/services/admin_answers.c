@@ -3,10 +3,10 @@
 #include "admin_survey.h"
 #include "admission.h"
 #include "clock.h"
+#include "connection_view.h"
 #include "generation.h"
 #include "log.h"
 #include "target.h"
-#include "tunnel.h"
 
 #include <event2/buffer.h>
 #include <string.h>
@@ -157,7 +157,8 @@ states_of(const struct tunnel_sums *sum)
 {
 	json_t *states = json_object();
 	for (int state = CONNECTION_OPENING; state <= CONNECTION_FLUSHING; state++)
-		json_object_set_new(states, connection_state_name((enum connection_state)state),
+		json_object_set_new(states,
+				    connection_view_state_name((enum connection_state)state),
 				    json_integer((json_int_t)sum->state[state]));
 	return states;
 }
@@ -175,7 +176,7 @@ ends_of(const struct tunnel_sums *sum)
 					reasons,
 					kind ? failure_kind_name((enum failure_kind)kind) : "ok",
 					json_integer((json_int_t)sum->ended[who][kind]));
-		json_object_set_new(ends, connection_ender_name((enum ended_by)who), reasons);
+		json_object_set_new(ends, connection_view_ender_name((enum ended_by)who), reasons);
 	}
 	return ends;
 }

@@ -53,7 +53,7 @@ connection_of(const struct connection_report *report)
 {
 	char why[WHY_TEXT];
 	const char *state =
-		report->is_half_open ? "half_open" : connection_state_name(report->state);
+		report->is_half_open ? "half_open" : connection_view_state_name(report->state);
 
 	return json_pack(
 		"{s:I, s:s, s:s, s:i, s:s, s:b, s:s, s:o, s:f, s:f, s:o, s:o, s:o, s:o, s:o, s:o, "
@@ -153,8 +153,9 @@ is_wanted(const struct list *list, const struct connection_report *report)
 		return false;
 	if (!*list->state)
 		return true;
-	return !strcmp(list->state,
-		       report->is_half_open ? "half_open" : connection_state_name(report->state));
+	return !strcmp(list->state, report->is_half_open
+					    ? "half_open"
+					    : connection_view_state_name(report->state));
 }
 
 static void

@@ -4,13 +4,13 @@
 #include "admission.h"
 #include "canary.h"
 #include "clock.h"
+#include "connection_view.h"
 #include "filters/compression.h"
 #include "filters/tls_counters.h"
 #include "generation.h"
 #include "limit_conf.h"
 #include "log.h"
 #include "target.h"
-#include "tunnel.h"
 
 #include <event2/buffer.h>
 #include <event2/event.h>
@@ -63,7 +63,8 @@ write_states(struct evbuffer *page, const struct tunnel_conf *conf, const char *
 	admission_sum(conf->live, &sum);
 	for (int state = CONNECTION_OPENING; state <= CONNECTION_FLUSHING; state++)
 		evbuffer_add_printf(page, "penstock_connections{tunnel=\"%s\",state=\"%s\"} %lld\n",
-				    tunnel, connection_state_name((enum connection_state)state),
+				    tunnel,
+				    connection_view_state_name((enum connection_state)state),
 				    (long long)sum.state[state]);
 }
 
@@ -97,7 +98,7 @@ write_ended(struct evbuffer *page, const struct tunnel_conf *conf, const char *t
 					page,
 					"penstock_connections_ended_total{tunnel=\"%s\",by=\"%s\","
 					"reason=\"%s\"} %llu\n",
-					tunnel, connection_ender_name((enum ended_by)who),
+					tunnel, connection_view_ender_name((enum ended_by)who),
 					kind ? failure_kind_name((enum failure_kind)kind) : "ok",
 					number(sum.ended[who][kind]));
 }

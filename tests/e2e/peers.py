@@ -418,12 +418,14 @@ def echo_at_random(clients, is_over):
     return sum(client.got_bytes for client in clients)
 
 
-def client_hello(name=None, protocols=()):
-    """What Python's TLS says first."""
+def client_hello(name=None, protocols=(), **settings):
+    """What Python's TLS says first; settings of its context."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     if protocols:
         context.set_alpn_protocols(protocols)
+    for setting, value in settings.items():
+        setattr(context, setting, value)
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     with contextlib.suppress(ssl.SSLWantReadError):
         context.wrap_bio(incoming, outgoing, server_hostname=name).do_handshake()

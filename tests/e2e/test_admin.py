@@ -16,7 +16,7 @@ import pytest
 
 from certificates import Authority
 from daemon import DEADLINE, PENSTOCKD, configuration, section, tunnel, wait_until
-from peers import CLIENT_STREAM, EchoTarget, connect, echoes, is_refused, transfer
+from peers import CLIENT_STREAM, EchoTarget, client_hello, connect, echoes, is_refused, transfer
 
 pytestmark = pytest.mark.sanitize
 
@@ -296,17 +296,6 @@ def failed_handshakes(metrics):
     return {match.groups(): value for match, value in found.items() if value}
 
 
-def hello(**versions):
-    """A ClientHello."""
-    context, wire = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), ssl.MemoryBIO()
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    for name, version in versions.items():
-        setattr(context, name, version)
-    with pytest.raises(ssl.SSLWantReadError):
-        context.wrap_bio(ssl.MemoryBIO(), wire).do_handshake()
-    return wire.read()
-
-
 def shake_hands(address, context):
     with socket.create_connection(address, DEADLINE) as sock, pytest.raises((ssl.SSLError, ConnectionResetError)):
         with context.wrap_socket(sock, server_hostname="server.example") as wrapped:
@@ -339,17 +328,17 @@ def test_failed_handshakes_by_reason(admin, directory):
         return socket.create_connection(asked.daemon.address(name), DEADLINE)
 
     for said, reason in ((b"GET / HTTP/1.1\r\n\r\n", "not_tls"),
-                         (hello(maximum_version=ssl.TLSVersion.TLSv1_2), "unsupported"),
-                         (hello() + b"\x16\x03\x03\x00\x05nonse", "protocol")):
+                         (client_hello(maximum_version=ssl.TLSVersion.TLSv1_2), "unsupported"),
+                         (client_hello() + b"\x16\x03\x03\x00\x05nonse", "protocol")):
         with reach("a") as sock:
             sock.sendall(said)
             one_more("near", reason)
     with reach("a") as sock:
-        sock.sendall(hello()[:50])
+        sock.sendall(client_hello()[:50])
         sock.shutdown(socket.SHUT_WR)
         one_more("near", "ended")
     with reach("a") as sock:
-        sock.sendall(hello()[:50])
+        sock.sendall(client_hello()[:50])
         wait_until(lambda: asked.connections(tunnel="a"), "the connection")
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, bytes([1, 0, 0, 0, 0, 0, 0, 0]))
     one_more("near", "reset")

@@ -81,8 +81,8 @@ def test_term_while_a_reload_takes_its_time(start, directory):
         (daemon.config.parent / "many.pem").write_bytes(certificate * 400)
         daemon.write(good + "".join(section("tls", f"t{number}", ca="many.pem") for number in range(4000)))
         daemon.signal(signal.SIGHUP)
-        loader = lambda: any("loader" in Path(task, "comm").read_text() for task in Path(f"/proc/{daemon.pid}/task").iterdir())
-        wait_until(loader, "the reload to begin")
+        tasks = Path(f"/proc/{daemon.pid}/task")
+        wait_until(lambda: any("loader" in (task / "comm").read_text() for task in tasks.iterdir()), "the reload to begin")
         daemon.signal(signal.SIGTERM)
         assert daemon.wait_exit() == 0
         assert not daemon.find_log("reloaded") + daemon.find_log("not reloaded")
