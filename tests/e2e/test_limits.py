@@ -380,7 +380,7 @@ def test_ever_new_flows_gain_nothing(start, report):
     assert not errors, errors
     report(f"limit beside {count} connections that one client opened one after the other, another client had "
            f"{share:.1%} of the rate")
-    assert count > 100
+    assert count > 50  # each takes a quantum and some: half the rate is good for a hundred a second
     assert share >= 0.48
 
 
