@@ -65,7 +65,7 @@ after_read(struct endpoint *endpoint, ssize_t n, size_t most, size_t *moved, str
 		*moved = (size_t)n;
 		/* A short read means dry; the level-triggered event tells of what comes later. */
 		if ((size_t)n < most)
-			endpoint->readable = false;
+			endpoint->readable = endpoint->socket.end_is_due;
 		return ENDPOINT_MOVED;
 	}
 	endpoint->readable = false;
@@ -77,6 +77,7 @@ after_read(struct endpoint *endpoint, ssize_t n, size_t most, size_t *moved, str
 	}
 	if (errno == EAGAIN)
 		return ENDPOINT_WAIT;
+	endpoint->socket.reset_seen = true;
 	return broken(why, errno, "read");
 }
 
@@ -131,6 +132,12 @@ before_write(struct endpoint *endpoint)
 	socket->nodelay = true;
 }
 
+static int
+send_flags(const struct endpoint *endpoint)
+{
+	return endpoint->is_last ? MSG_NOSIGNAL | MSG_MORE : MSG_NOSIGNAL;
+}
+
 enum endpoint_result
 endpoint_send(struct endpoint *endpoint, const void *from, size_t bytes, size_t *moved,
 	      struct failure *why)
@@ -138,7 +145,7 @@ endpoint_send(struct endpoint *endpoint, const void *from, size_t bytes, size_t 
 	ssize_t n;
 	before_write(endpoint);
 	do
-		n = send(endpoint->socket.fd, from, bytes, MSG_NOSIGNAL);
+		n = send(endpoint->socket.fd, from, bytes, send_flags(endpoint));
 	while (n < 0 && errno == EINTR);
 	return after_write(endpoint, n, bytes, moved, why);
 }
@@ -151,7 +158,7 @@ send_extents(struct endpoint *endpoint, struct evbuffer_iovec *extents, size_t c
 	ssize_t n;
 	before_write(endpoint);
 	do
-		n = sendmsg(endpoint->socket.fd, &message, MSG_NOSIGNAL);
+		n = sendmsg(endpoint->socket.fd, &message, send_flags(endpoint));
 	while (n < 0 && errno == EINTR);
 	return after_write(endpoint, n, bytes, moved, why);
 }
@@ -164,6 +171,17 @@ endpoint_peek(struct endpoint *endpoint, void *to, size_t most, size_t *seen, st
 		n = recv(endpoint->socket.fd, to, most, MSG_PEEK);
 	while (n < 0 && errno == EINTR);
 	return after_read(endpoint, n, most, seen, why);
+}
+
+bool
+endpoint_is_at_end(struct endpoint *endpoint)
+{
+	struct failure ignored; /* it is told to the read that follows: see after_read */
+	char byte;
+	size_t seen;
+
+	return endpoint->readable && endpoint->socket.end_is_due &&
+	       endpoint_peek(endpoint, &byte, sizeof(byte), &seen, &ignored) == ENDPOINT_END;
 }
 
 void
@@ -266,9 +284,9 @@ on_readable(evutil_socket_t fd, short what, void *context)
 {
 	struct endpoint *endpoint = context;
 	(void)fd;
-	(void)what;
 
 	endpoint->readable = true;
+	endpoint->socket.end_is_due |= (what & EV_CLOSED) != 0;
 	if (endpoint->want_readable) {
 		endpoint->on_ready(endpoint);
 		return;
@@ -424,8 +442,9 @@ endpoint_open_socket(struct endpoint *endpoint, struct loop *loop, int fd, bool 
 	endpoint->loop = loop;
 	endpoint->readable = false;
 	endpoint->writable = true;
+	endpoint->is_last = false;
 	endpoint->socket = (struct socket_endpoint){ .fd = fd, .nodelay = nodelay };
-	event_assign(&endpoint->socket.read_event, loop->base, fd, EV_READ | EV_PERSIST,
+	event_assign(&endpoint->socket.read_event, loop->base, fd, EV_READ | EV_CLOSED | EV_PERSIST,
 		     on_readable, endpoint);
 }
 

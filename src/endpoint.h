@@ -49,7 +49,8 @@ struct endpoint_kind {
 	const char *name;
 
 	/* Appends at most `most` (> 0) bytes to dst; *moved says how many. Clears `readable` when the
-	 * source is known to be dry. After END or BROKEN it is not called again. */
+	 * source is known to be dry; a socket whose end is there already stays readable until that was
+	 * read. After END or BROKEN it is not called again. */
 	enum endpoint_result (*read)(struct endpoint *endpoint, struct evbuffer *dst, size_t most,
 				     size_t *moved, struct failure *why);
 
@@ -91,12 +92,15 @@ struct endpoint {
 	void *owner;
 	bool readable, writable;           /* worth trying */
 	bool want_readable, want_writable; /* set by the owner, then watch */
+	bool is_last; /* set by the owner: shutdown or close follows the write of all that there is, which
+		       * may therefore wait for it and share its segment */
 
 	union {
 		struct socket_endpoint {
 			int fd;
 			bool armed_readable, armed_writable;
-			bool reset_seen; /* a write met the reset: a later end of stream is none */
+			bool reset_seen; /* somebody met the reset: a later end of stream is none */
+			bool end_is_due; /* the peer's FIN is there, behind what can be read */
 			bool muffled; /* a splice may have met it without a word: see after_read */
 			bool nodelay; /* TCP_NODELAY is on */
 			bool written; /* at least once: NODELAY is set before the second write */
@@ -137,6 +141,10 @@ enum endpoint_result endpoint_send(struct endpoint *endpoint, const void *from, 
 enum endpoint_result endpoint_peek(struct endpoint *endpoint, void *to, size_t most, size_t *seen,
 				   struct failure *why);
 void endpoint_skip(struct endpoint *endpoint, void *scratch, size_t bytes);
+
+/* Whether the end is the next thing that would be read. Asks the kernel only where a short read left the
+ * endpoint readable. After true the endpoint need not be read any more. */
+bool endpoint_is_at_end(struct endpoint *endpoint);
 
 /* Moves at most `most` bytes between a socket and a pipe in the kernel; held_bytes follows. A splice that is not
  * supported gives ENDPOINT_WAIT with *moved 0 and `readable` still set. */

@@ -381,6 +381,7 @@ pump_push(struct pump *pump)
 	struct stream stream = pump_stream_of(pump, (enum pump_flow)pump->broken_side);
 	struct stream back = pump_stream_of(pump, (enum pump_flow) !pump->broken_side);
 
+	stream.pushes = back.pushes = true;
 	if (stream.sink->endpoint.kind && stream.flow->state == FLOW_OPEN) {
 		stream.sink->endpoint.writable = true;
 		while ((stream.flow->pipe || pump_stream_length(*pump_stream_last(&stream))) &&

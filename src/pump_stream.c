@@ -211,6 +211,7 @@ drain_buffer(struct stream *stream)
 
 	if (!most)
 		return STEP_REST;
+	sink->is_last = !stream->pushes && most == held && all_ended(stream);
 	enum endpoint_result result = sink->kind->write(sink, *buffer, most, &moved, &ignored);
 	if (result == ENDPOINT_BROKEN) {
 		cut(stream);
@@ -329,10 +330,14 @@ copy(struct stream *stream, size_t most, struct failure *why)
 	pay(in, seen);
 	spend(stream, seen);
 	note_length(flow, seen);
+	if (seen < most)
+		flow->source_ended = endpoint_is_at_end(&stream->source->endpoint);
 
 	size_t may = allow(stream, out, seen);
-	if (may)
+	if (may) {
+		stream->sink->endpoint.is_last = flow->source_ended && may == seen;
 		result = endpoint_send(&stream->sink->endpoint, scratch, may, &sent, &ignored);
+	}
 	if (result == ENDPOINT_BROKEN) {
 		cut(stream);
 		return STEP_ON;

@@ -25,6 +25,7 @@ struct stream {
 		*waits_for; /* whose limit ended the last step; NULL = something else did */
 	enum wait unreadable, unwritable; /* what waiting for them is called */
 	size_t budget;
+	bool pushes; /* a reset may follow what it writes: nothing waits for an end */
 	bool wants_read, wants_write; /* the events that would wake it */
 	bool moved;                   /* in this run */
 	bool progress;                /* since the stacks were stepped last */

@@ -255,6 +255,28 @@ test_all_arrives(void **state)
 		}
 }
 
+/* The end of a socket that is there with the last bytes is passed on with them. */
+static void
+test_an_end_that_came_with_the_bytes_goes_with_them(void **state)
+{
+	(void)state;
+	struct rig *rig = rig_open(true, true);
+
+	settle(rig);
+	int runs = rig->runs;
+	evbuffer_add(rig->client.say, "last", 4);
+	rig->client.ends = true;
+	peer_act(&rig->client);
+	while (!rig->pump.flow[FLOW_UP].bytes)
+		event_base_loop(rig->loop.base, EVLOOP_ONCE);
+	assert_int_equal(rig->runs, runs + 1);
+	assert_int_equal(rig->pump.flow[FLOW_UP].state, FLOW_ENDED);
+	settle(rig);
+	assert_heard(&rig->target, (const unsigned char *)"last", 4);
+	assert_true(rig->target.heard_end);
+	rig_close(rig);
+}
+
 static void
 test_splices_bulk_and_gives_the_pipe_back(void **state)
 {
@@ -589,6 +611,7 @@ main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_all_arrives),
+		cmocka_unit_test(test_an_end_that_came_with_the_bytes_goes_with_them),
 		cmocka_unit_test(test_splices_bulk_and_gives_the_pipe_back),
 		cmocka_unit_test(test_copies_where_there_is_no_pipe),
 		cmocka_unit_test(test_keeps_nothing_at_the_cap_of_memory),
