@@ -3,7 +3,7 @@
 import os
 import subprocess
 
-from processes import BenchError, wait_until
+from processes import CONGESTION, BenchError, congestion, wait_until
 from proxies import HERE, Nginx, Penstock, PenstockTls, Proxy, first_line
 
 RATES = {"at10": 10_000_000, "at100": 100_000_000, "at1000": 1_000_000_000}
@@ -64,7 +64,8 @@ class TokenBucket(Proxy):
     def start(self, bench):
         self.bench = bench
         load = bench.processes.start(
-            ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$0" serve', bench.load], self.cpus,
+            ["unshare", "--net", "sh", "-c", 'ip link set lo up && echo "$1" >"$2" && exec "$0" serve', bench.load,
+             congestion(), CONGESTION], self.cpus,
             text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self.roots.append(load)
         ports = wait_until(load.stdout.readline, 10, "a target in a namespace")

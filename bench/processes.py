@@ -1,5 +1,6 @@
 """Processes of the bench: started on a chosen CPU, ended with it, and asked what they used."""
 
+import ctypes
 import os
 import random
 import signal
@@ -19,12 +20,13 @@ class Processes:
 
     def __init__(self, realtime=False):
         self.running = []
-        self.scheduling = ["chrt", "--rr", "1"] if realtime else []
+        self.realtime = realtime
 
     def start(self, command, cpus, uid=None, **popen):
         """Popen in a session of its own (Ctrl-C reaches only the bench), ended by the kernel
         should the bench be killed. uid is obeyed when root."""
-        prefix = self.scheduling + ["taskset", "-c", cpus, "setpriv", "--pdeathsig", "TERM"]
+        prefix = ["chrt", "--rr", "1"] if self.realtime else []
+        prefix += ["taskset", "-c", cpus, "setpriv", "--pdeathsig", "TERM"]
         if uid and os.getuid() == 0:
             prefix += ["--reuid", str(uid), "--regid", str(uid), "--clear-groups"]
         process = subprocess.Popen(prefix + command, start_new_session=True, **popen)
@@ -106,6 +108,13 @@ def cpu_seconds(roots):
     return used
 
 
+def pin(roots, cpus):
+    """Puts programs back that choose a CPU of their own: hitch's worker takes the generator's."""
+    for pid in family(roots):
+        for task in os.listdir(f"/proc/{pid}/task"):
+            os.sched_setaffinity(int(task), [int(cpu) for cpu in cpus.split(",")])
+
+
 def settle(roots, seconds=20):
     """Waits until the processes have done nothing worth mentioning for a quarter of a second."""
 
@@ -173,12 +182,38 @@ def tcp_memory_pressures():
     return 0
 
 
+TCP_MEMORY = "/proc/sys/net/ipv4/tcp_mem"  # of the whole machine: other network namespaces do not show it
+CONGESTION = "/proc/sys/net/ipv4/tcp_congestion_control"
+CLONE_NEWNET = 0x40000000
+least_tcp_memory = int(_lines(TCP_MEMORY)[0].split()[0])
+
+
+def congestion():
+    return _lines(CONGESTION)[0]
+
+
+def enter_network():
+    """Into a network of our own, when root: other programs' packets do not pass, and congestion control is not
+    what the machine happens to use. BBR spaces out what a slow connection sends, packet by packet, on timers
+    that run where the proxy does. Returns words for it."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if os.getuid() != 0 or libc.unshare(CLONE_NEWNET) != 0:
+        return f"the machine's loopback, congestion control {congestion()}"
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    for name in ("cubic", "reno"):  # the kernel may not allow all of them here
+        try:
+            with open(CONGESTION, "w", encoding="ascii") as file:
+                file.write(name)
+            break
+        except OSError:
+            continue
+    return f"the loopback of a network namespace, congestion control {congestion()}"
+
+
 def wait_tcp_memory(seconds=120):
     """Waits until other programs' sockets leave the kernel room to let buffers grow."""
-    least = int(_lines("/proc/sys/net/ipv4/tcp_mem")[0].split()[0])
-
     def is_free():
         tcp = next(line for line in _lines("/proc/net/sockstat") if line.startswith("TCP:"))
-        return int(tcp.split()[-1]) < least / 4
+        return int(tcp.split()[-1]) < least_tcp_memory / 4
 
     wait_until(is_free, seconds, "other programs' sockets giving TCP memory back")

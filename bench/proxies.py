@@ -8,7 +8,7 @@ import shutil
 import string
 import subprocess
 
-from processes import BenchError, anonymous_kib, cpu_seconds, free_port, settle, wait_listening
+from processes import BenchError, anonymous_kib, cpu_seconds, free_port, pin, settle, wait_listening
 
 HERE = pathlib.Path(__file__).parent
 PROXY_CPU, GENERATOR_CPU = "1", "0"
@@ -55,6 +55,7 @@ class Proxy:
         try:
             for port in self.ports.values():
                 wait_listening(port, lambda: all(root.poll() is None for root in self.roots))
+            pin(self.pids(), self.cpus)
             self.settle()
         except BenchError as error:
             text = (self.directory / "output").read_text(errors="replace")[-2000:]

@@ -34,7 +34,8 @@ _PACKING, _PACKED_PING = 1.15, 2
 class Results:
     """All samples: by cell, proxy and key, one number a round."""
 
-    def __init__(self):
+    def __init__(self, network=""):
+        self.network = network  # where all of it was measured
         self.samples = {}
         self.failures = {}
 
@@ -252,6 +253,7 @@ def _heading(arguments, families, results, pressures):
             ["machine", _machine()],
             ["versions", ", ".join(f"{name} {version}" for name, version in versions.items())],
             ["command", " ".join(["bench/run"] + arguments)],
+            ["network", results.network],
             ["used by other programs meanwhile", _others(results)],
             ["TCP buffers (least, default, most)", _tcp_buffers()],
             ["kernel short of TCP memory", f"{pressures} times"]]
