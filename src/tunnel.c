@@ -199,15 +199,15 @@ on_timer(evutil_socket_t fd, short what, void *context)
 		flush_or_abort(connection, now_ns);
 		return;
 	}
-	if (connection_deadline_is_slow(connection)) {
-		if (!look_at_peers(connection))
-			return;
-		connection_deadline_look(connection, NULL, now_ns);
-	}
-	/* Who waits for our own tokens, or for somebody who does, is not idle. */
+	bool slow = connection_deadline_is_slow(connection);
+	if (slow && !look_at_peers(connection))
+		return;
+	/* Who waits for our own tokens, or for somebody who does, is not idle, whatever his peers take. */
 	pump_account(&connection->pump, now_ns);
 	if (pump_is_held_up(&connection->pump))
 		connection->moved_ns = now_ns;
+	else if (slow)
+		connection_deadline_look(connection, NULL, now_ns);
 	if (connection_deadline_has_passed(connection, now_ns, &said)) {
 		struct failure why;
 		failure_set(&why, FAILURE_TIMEOUT, "timeouts: %s has passed", said);
