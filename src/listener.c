@@ -56,6 +56,7 @@ static void
 set_tcp_options(int fd, const struct tunnel_conf *conf)
 {
 	set(fd, IPPROTO_TCP, TCP_NODELAY, 1);
+	set(fd, SOL_SOCKET, SO_OOBINLINE, 1); /* an urgent byte is a byte of the stream */
 	set(fd, SOL_SOCKET, SO_KEEPALIVE, conf->keepalive != 0);
 	if (conf->keepalive) {
 		int seconds = (int)((conf->keepalive + NS_PER_S - 1) / NS_PER_S);
@@ -522,6 +523,7 @@ admit(struct acceptor *acceptor, int fd, struct socket_address *client)
 		client->uid = UINT32_MAX;
 		if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &length) == 0)
 			client->uid = peer.uid;
+		set(fd, SOL_SOCKET, SO_OOBINLINE, 1); /* that one is not inherited */
 	}
 	if (admission_is_reserved(fd, acceptor->conf)) {
 		complain(door);

@@ -366,11 +366,17 @@ splice_bulk(struct stream *stream, struct pipe *pipe, struct failure *why)
 	enum endpoint_result result = endpoint_splice_in(source, pipe, most, &moved, why);
 	if (result != ENDPOINT_MOVED) {
 		loop_give_pipe(stream->pump->loop, pipe);
+		if (result == ENDPOINT_BROKEN)
+			return STEP_BROKEN;
 		if (result == ENDPOINT_WAIT && source->readable) {
 			stream->pump->may_splice = false; /* not with these sockets */
 			return STEP_ON;
 		}
-		return not_read(stream, result);
+		/* A splice stops in front of urgent data as if nothing else were there, or nothing more came:
+		 * only a read gets past it, and knows. */
+		flow->long_reads = 0;
+		source->readable = true;
+		return STEP_ON;
 	}
 	pay(in, moved);
 	spend(stream, moved);

@@ -490,6 +490,7 @@ prepare_tcp(const struct attempt *attempt, const struct dial_options *options, s
 static enum progress
 start_attempt(struct dial *dial, const struct socket_address *address)
 {
+	const int on = 1;
 	struct dial_state *state = dial->state;
 	char text[NAME_TEXT];
 	struct attempt *attempt = calloc(1, sizeof(*attempt));
@@ -508,6 +509,8 @@ start_attempt(struct dial *dial, const struct socket_address *address)
 				  attempt_name(attempt, text));
 		goto fail;
 	}
+	/* An urgent byte is a byte of the stream. */
+	setsockopt(attempt->fd, SOL_SOCKET, SO_OOBINLINE, &on, sizeof(on));
 	if (address->family != AF_UNIX && prepare_tcp(attempt, dial->options, &state->why) < 0)
 		goto fail;
 	return attempt_connect(attempt);

@@ -84,7 +84,7 @@ struct dial {
  *
  * Every target failing, the dial fails. A target that refuses or cannot be reached is left at once; all
  * addresses of a host are raced. Without descriptors or memory the dial fails at once and the target
- * is not blamed. A literal target costs socket, connect and one epoll_ctl, and a getsockopt only if
+ * is not blamed. A literal target costs socket, setsockopt, connect and one epoll_ctl, and a getsockopt only if
  * the wake-up could mean an error (or the peer spoke first); a getsockname if its port is in the
  * kernel's ephemeral range, since a connect to a closed port of our own host may then meet itself. */
 void dial_start(struct dial *dial, struct loop *loop, const struct dial_options *options);

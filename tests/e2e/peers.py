@@ -72,6 +72,11 @@ class Peer:
             raise
         self._tell("sent", count)
 
+    def send_urgent(self):
+        """The next byte, as urgent: as a telnet sends its interrupt."""
+        self.sent_bytes += self.sock.send(self.sends.at(self.sent_bytes, 1), socket.MSG_OOB)
+        self.story.append("sent an urgent byte")
+
     def send_in_background(self, count, then=None):
         def run():
             try:

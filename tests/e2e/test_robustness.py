@@ -396,6 +396,31 @@ def test_stopped_reader_of_stderr(start, directory):
         reader.wait()
 
 
+@pytest.mark.sanitize
+@pytest.mark.parametrize("where", ["TCP", "unix"])
+@pytest.mark.parametrize("who", ["client", "target"])
+def test_urgent_bytes(start, directory, who, where):
+    """What is sent as urgent keeps its place in the stream, between bulk and between messages, and is nothing to spin on."""
+    listen = "127.0.0.1:0" if where == "TCP" else f"unix:{directory}/socket"
+    with Target(path=f"{directory}/target" if where == "unix" else None) as target:
+        daemon = start(configuration(tunnel("plain", target.text, listen=listen)))
+        with connect(daemon.address("plain")) as client, target.accept() as peer:
+            sender, reader = (client, peer) if who == "client" else (peer, client)
+            for _ in range(2):
+                sender.send(10)
+                sender.send_urgent()
+                reader.read(10)
+            blocked = sender.fill()  # behind it comes what is spliced
+            sender.send_in_background(2 * MIB, then=lambda: [(sender.send_urgent(), sender.send(2 * MIB)) for _ in range(8)])
+            reader.read(1 + blocked + 18 * MIB + 8)
+            sender.join_sender()
+            assert spent_while(daemon, 0.3) < 0.1
+            sender.send_urgent()
+            sender.send(10)
+            sender.finish()
+            reader.expect_fin(sender)
+
+
 @pytest.mark.slow
 @pytest.mark.sanitize
 def test_out_of_descriptors(start, report):
