@@ -33,6 +33,7 @@ struct flow {
 	struct pipe *pipe;     /* the same, in the kernel; NULL = nothing */
 	uint8_t state;         /* enum flow_state */
 	bool source_ended;     /* the source's end was read */
+	bool is_core_metered;  /* as the last run had it */
 	uint8_t long_reads;    /* in a row: two make it bulk */
 	uint8_t short_splices; /* in a row: some make it no bulk any more */
 };

@@ -39,6 +39,31 @@ pump_stream_drop_pipe(struct pump *pump, struct flow *flow)
 	flow->pipe = NULL;
 }
 
+/* A limit that counts in the core has come or gone while bytes are there. What was paid for leaves first; and
+ * behind an end that the filters have been told of nothing is left to be paid for. */
+static void
+obey_core_meters(struct stream *stream)
+{
+	struct flow *flow = stream->flow;
+	bool is_metered = pump_stream_is_core_metered(stream);
+	bool has_ended = stream->source->stack ? stream->source->in_ended : flow->source_ended;
+
+	if (is_metered == flow->is_core_metered)
+		return;
+	flow->is_core_metered = is_metered;
+	stream->source->rests = stream->sink->rests = false;
+	if (is_metered && has_ended) {
+		flow->paid = flow->store;
+		flow->store = NULL;
+	} else if (!is_metered && flow->paid) {
+		if (flow->store)
+			evbuffer_add_buffer(flow->paid, flow->store);
+		pump_stream_drop(stream->pump, &flow->store);
+		flow->store = flow->paid;
+		flow->paid = NULL;
+	}
+}
+
 struct evbuffer **
 pump_stream_leaving(struct stream *stream)
 {
@@ -543,7 +568,7 @@ pump_stream_of(struct pump *pump, enum pump_flow name)
 	struct side *source = &pump->side[name == FLOW_UP ? SIDE_NEAR : SIDE_FAR];
 	struct side *sink = &pump->side[name == FLOW_UP ? SIDE_FAR : SIDE_NEAR];
 
-	return (struct stream){
+	struct stream stream = {
 		.pump = pump,
 		.flow = &pump->flow[name],
 		.other = &pump->flow[name == FLOW_UP ? FLOW_DOWN : FLOW_UP],
@@ -554,4 +579,6 @@ pump_stream_of(struct pump *pump, enum pump_flow name)
 		.unwritable = name == FLOW_UP ? WAIT_FAR_WRITABLE : WAIT_NEAR_WRITABLE,
 		.budget = TURN_BYTES,
 	};
+	obey_core_meters(&stream);
+	return stream;
 }

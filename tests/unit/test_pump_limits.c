@@ -339,6 +339,61 @@ what_may_not_be_written_is_not_read(void **state)
 	close_rig();
 }
 
+/* Until bytes wait there. */
+static void
+step_until_held(struct evbuffer *const *held)
+{
+	uint64_t began_ns = clock_now_ns();
+
+	while (!*held) {
+		assert_true(clock_now_ns() - began_ns < 20 * NS_PER_S);
+		step();
+	}
+}
+
+/* A limit that counts payload goes, or comes, by a reload while bytes wait in the core. */
+static void
+a_core_limit_comes_and_goes(void **state)
+{
+	(void)state;
+	const size_t size = 3 * BYTES; /* more than fits into everything behind the core */
+	/* Bits: near socket, far socket, filters, it comes. */
+	for (int way = 0; way < 16; way++) {
+		struct meter *meters[2];
+		struct side *near = &rig.pump.side[SIDE_NEAR];
+		unsigned char *text = malloc(size);
+
+		for (size_t i = 0; i < size; i++)
+			text[i] = (unsigned char)(i * 7 + i / 251);
+		open_rig(way & 1, way & 2);
+		if (way & 4)
+			open_stacks();
+		meter(SIDE_NEAR, "near", RATE, true, 0);
+		memcpy(meters, near->core_meter, sizeof(meters));
+		if (way & 8)
+			memset(near->core_meter, 0, sizeof(near->core_meter));
+		evbuffer_add(rig.peers[SIDE_NEAR].say, text, size);
+		rig.peers[SIDE_FAR].deaf = true;
+		struct flow *up = &rig.pump.flow[FLOW_UP];
+		step_until_held(way & 4   ? &rig.pump.side[SIDE_FAR].out
+				: way & 8 ? &up->store
+					  : &up->paid);
+		for (int i = 0; i < 2; i++) {
+			near->core_meter[i] = way & 8 ? meters[i] : NULL;
+			meter_rest(meters[i]);
+		}
+		rig.peers[SIDE_FAR].deaf = false;
+		uint64_t began_ns = clock_now_ns();
+		while (evbuffer_get_length(rig.peers[SIDE_FAR].heard) < size) {
+			assert_true(clock_now_ns() - began_ns < 20 * NS_PER_S);
+			step();
+		}
+		assert_memory_equal(evbuffer_pullup(rig.peers[SIDE_FAR].heard, -1), text, size);
+		free(text);
+		close_rig();
+	}
+}
+
 /* Tokens for a sink that takes nothing are not kept from others. */
 static void
 a_blocked_sink_holds_no_tokens(void **state)
@@ -364,6 +419,7 @@ main(void)
 		cmocka_unit_test(each_byte_is_paid_for_where_it_is_counted),
 		cmocka_unit_test(overhead_is_paid_for_too),
 		cmocka_unit_test(what_may_not_be_written_is_not_read),
+		cmocka_unit_test(a_core_limit_comes_and_goes),
 		cmocka_unit_test(a_blocked_sink_holds_no_tokens),
 	};
 	return cmocka_run_group_tests_name("pump_limits", tests, NULL, NULL);
