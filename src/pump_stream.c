@@ -132,7 +132,8 @@ rest_unreadable(struct stream *stream)
 static enum step
 rest_unwritable(struct stream *stream)
 {
-	stream->wants_write = true;
+	/* A sink that takes bytes does not tell again that it does: what is missing are the filters before it. */
+	stream->wants_write = !stream->sink->endpoint.writable;
 	return rest(stream, stream->unwritable);
 }
 
@@ -249,8 +250,9 @@ drain_buffer(struct stream *stream)
 		/* Where there was room already, more of it is nothing new to the filters. */
 		stream->progress |= held >= PUMP_CAPPED_ROOM_BYTES;
 	}
+	/* Not all of it may have been allowed, or have gone into one write. */
 	if (moved < held)
-		return moved == most ? STEP_ON : rest_unwritable(stream);
+		return sink->writable ? STEP_ON : rest_unwritable(stream);
 	pump_stream_drop(stream->pump, buffer);
 	return STEP_ON;
 }

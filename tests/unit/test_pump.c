@@ -456,6 +456,67 @@ test_one_run_moves_a_bounded_number_of_bytes(void **state)
 	rig_close(rig);
 }
 
+/* A filter whose handshake never goes on. */
+static void *
+mute_open(const void *conf, enum filter_side side, struct facts *facts, struct failure *why)
+{
+	(void)conf;
+	(void)side;
+	(void)facts;
+	(void)why;
+	return malloc(1);
+}
+
+static enum filter_result
+mute_step(void *state, enum filter_flow flow, struct filter_io *io)
+{
+	(void)state;
+	(void)flow;
+	(void)io;
+	return FILTER_REST;
+}
+
+static bool
+mute_ready(const void *state)
+{
+	(void)state;
+	return false;
+}
+
+static const struct filter_type mute = {
+	.name = "mute", .open = mute_open, .step = mute_step, .ready = mute_ready, .close = free
+};
+
+static void
+give_stack(struct rig *rig, enum pump_side side, struct chain *chain)
+{
+	static struct facts facts;
+	assert_int_equal(stack_open(&rig->pump.side[side].stack, chain,
+				    side == SIDE_NEAR ? FILTER_NEAR : FILTER_FAR, &facts,
+				    &rig->why),
+			 0);
+}
+
+/* The client says more than is kept while the target's handshake takes its time: nobody spins. */
+static void
+test_a_slow_handshake_is_waited_for(void **state)
+{
+	(void)state;
+	for (int kinds = 0; kinds < 4; kinds++) {
+		struct rig *rig = rig_open(kinds & 1, kinds & 2);
+		unsigned char *bytes = random_bytes(1000000, 4);
+		struct chain_link far[] = { { &mute, NULL } };
+
+		give_stack(rig, SIDE_FAR, &(struct chain){ far, 1 });
+		evbuffer_add(rig->client.say, bytes, 1000000);
+		settle(rig);
+		assert_true(evbuffer_get_length(rig->client.say) > 0);
+		assert_int_equal(rig->pump.flow[FLOW_UP].waiting.cause, WAIT_HANDSHAKE);
+		free(bytes);
+		rig_close(rig);
+	}
+}
+
 #ifdef PENSTOCK_TEST_DOUBLES
 
 static void *
@@ -468,16 +529,6 @@ conf_of(const char *name, const char *keyword, uint64_t value)
 		if (keyword && !strcmp(row->name, keyword))
 			memcpy(conf + row->offset, &value, sizeof(value));
 	return conf;
-}
-
-static void
-give_stack(struct rig *rig, enum pump_side side, struct chain *chain)
-{
-	static struct facts facts;
-	assert_int_equal(stack_open(&rig->pump.side[side].stack, chain,
-				    side == SIDE_NEAR ? FILTER_NEAR : FILTER_FAR, &facts,
-				    &rig->why),
-			 0);
 }
 
 static void
@@ -621,6 +672,7 @@ main(void)
 		cmocka_unit_test(test_an_early_answer_is_still_an_answer),
 		cmocka_unit_test(test_shares_add_up),
 		cmocka_unit_test(test_one_run_moves_a_bounded_number_of_bytes),
+		cmocka_unit_test(test_a_slow_handshake_is_waited_for),
 #ifdef PENSTOCK_TEST_DOUBLES
 		cmocka_unit_test(test_filters_on_both_sides),
 		cmocka_unit_test(test_a_filter_that_fails_breaks_its_side),
