@@ -375,24 +375,47 @@ pump_run(struct pump *pump, struct failure *why)
 	return watch(streams, why) < 0 ? PUMP_BROKEN : PUMP_GOING;
 }
 
+/* Writes what waits in front of the sink. */
+static void
+drain(struct stream *stream)
+{
+	while ((stream->flow->pipe || pump_stream_length(*pump_stream_last(stream))) &&
+	       pump_stream_drain(stream) == STEP_ON)
+		;
+}
+
+/* Has the filters of a side give what they have of a flow of which nothing more comes; those that failed are
+ * not asked any more. */
+static void
+push_stack(struct pump *pump, struct stream streams[2], uint8_t side)
+{
+	struct failure ignored;
+
+	if (pump->side[side].stack && !(pump->filter_failed && side == pump->broken_side))
+		step_stack(&pump->side[side], &streams[side], &streams[!side], &ignored);
+}
+
 void
 pump_push(struct pump *pump)
 {
-	struct stream stream = pump_stream_of(pump, (enum pump_flow)pump->broken_side);
-	struct stream back = pump_stream_of(pump, (enum pump_flow) !pump->broken_side);
+	struct stream streams[2] = { pump_stream_of(pump, FLOW_UP),
+				     pump_stream_of(pump, FLOW_DOWN) };
+	uint8_t side = pump->broken_side;
+	struct stream *stream = &streams[side], *back = &streams[!side];
 
-	stream.pushes = back.pushes = true;
-	if (stream.sink->endpoint.kind && stream.flow->state == FLOW_OPEN) {
-		stream.sink->endpoint.writable = true;
-		while ((stream.flow->pipe || pump_stream_length(*pump_stream_last(&stream))) &&
-		       pump_stream_drain(&stream) == STEP_ON)
-			;
+	stream->pushes = back->pushes = true;
+	if (stream->sink->endpoint.kind && stream->flow->state == FLOW_OPEN) {
+		stream->source->endpoint.readable = false;
+		stream->sink->endpoint.writable = true;
+		drain(stream);
+		push_stack(pump, streams, side);
+		push_stack(pump, streams, !side);
+		drain(stream);
 	}
 	/* A filter that failed may owe its own peer some last words. */
-	if (stream.source->stack && back.flow->state == FLOW_OPEN)
-		while (pump_stream_length(stream.source->out) &&
-		       pump_stream_drain(&back) == STEP_ON)
-			;
+	if (stream->source->stack && back->flow->state == FLOW_OPEN &&
+	    pump_stream_length(stream->source->out))
+		drain(back);
 }
 
 void

@@ -86,7 +86,8 @@ void pump_open(struct pump *pump, struct loop *loop, enum wait cause, uint64_t n
  * calls that move bytes. After a result other than PUMP_GOING it is not called again. */
 enum pump_result pump_run(struct pump *pump, struct failure *why);
 
-/* After PUMP_BROKEN: passes on what was read from the broken side, as far as the other takes it now. */
+/* After PUMP_BROKEN: passes on what was read from the broken side, through the filters and as far as the other
+ * side takes it now. */
 void pump_push(struct pump *pump);
 
 /* Sets what both flows wait for while the pump does not run, accounting the time so far. */

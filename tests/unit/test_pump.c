@@ -576,6 +576,42 @@ test_a_filter_that_fails_breaks_its_side(void **state)
 	free(after);
 }
 
+/* What was read before the reset is passed on, through whatever filters there are. */
+static void
+test_filters_pass_on_what_came_before_a_reset(void **state)
+{
+	(void)state;
+	for (int sides = 0; sides < 4; sides++)
+		for (int kinds = 0; kinds < 4; kinds++) {
+			struct rig *rig = rig_open(kinds & 1, kinds & 2);
+			void *hoard = conf_of("hoard", NULL, 0);
+			struct chain_link links[] = { { registry_find("hoard"), hoard } };
+			unsigned char *bytes = random_bytes(100000, 8);
+
+			if (sides & 1)
+				give_stack(rig, SIDE_NEAR, &(struct chain){ links, 1 });
+			if (sides & 2)
+				give_stack(rig, SIDE_FAR, &(struct chain){ links, 1 });
+			settle(rig);
+			/* Nothing but a reset comes from a UNIX socket whose peer has left bytes unread. */
+			if (kinds & 1)
+				assert_int_equal(write(rig->pump.side[SIDE_NEAR].endpoint.socket.fd,
+						       "unread", 6),
+						 6);
+			evbuffer_add(rig->client.say, bytes, 100000);
+			rig->client.deaf = true;
+			peer_act(&rig->client);
+			rig->client.endpoint.kind->abort(&rig->client.endpoint);
+			settle(rig);
+			assert_int_equal(rig->result, PUMP_BROKEN);
+			assert_heard(&rig->target, bytes, 100000);
+			assert_false(rig->target.heard_end);
+			free(bytes);
+			rig_close(rig);
+			free(hoard);
+		}
+}
+
 static void
 test_an_idle_connection_with_filters_holds_no_buffer(void **state)
 {
@@ -676,6 +712,7 @@ main(void)
 #ifdef PENSTOCK_TEST_DOUBLES
 		cmocka_unit_test(test_filters_on_both_sides),
 		cmocka_unit_test(test_a_filter_that_fails_breaks_its_side),
+		cmocka_unit_test(test_filters_pass_on_what_came_before_a_reset),
 		cmocka_unit_test(test_an_idle_connection_with_filters_holds_no_buffer),
 		cmocka_unit_test(test_what_filters_make_counts),
 #endif
