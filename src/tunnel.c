@@ -629,6 +629,7 @@ dial(struct connection *connection)
 	connection->dialling = dialling;
 	connection_set_state(connection, CONNECTION_DIALLING);
 	connection_endpoint(connection, SIDE_NEAR)->want_readable = false;
+	pump_wait(&connection->pump, WAIT_CONNECT, clock_now_ns());
 	dial_start(&dialling->dial, connection->home->loop, &dialling->options);
 	/* It may be connected, over or even closed by now; the memory is there until a later turn. */
 	if (connection->state == CONNECTION_DIALLING)

@@ -109,10 +109,12 @@ def test_idle(asked):
         wait_until(lambda: one(admin)["why"].startswith("idle: no byte in either direction"), "the word idle")
 
 
-def test_slow_connect(asked):
+@pytest.mark.parametrize("rows", [{}, {"accept_filters": ["zlib"]}, {"accept_filters": ["proxy_protocol:told"]}])
+def test_slow_connect(asked, rows):
     with FullTarget() as target:
-        admin = asked(tunnel("a", target.text))
-        with socket.create_connection(admin.daemon.address("a")):
+        admin = asked(tunnel("a", target.text, **rows), section("proxy_protocol", "told", trust=["127.0.0.0/8"]))
+        with socket.create_connection(admin.daemon.address("a")) as client:
+            client.sendall(b"PROXY TCP4 127.0.0.1 127.0.0.1 1 2\r\n")
             report = settle(admin, f"the target is slow to answer: ")
             assert report["why"].endswith(f"connecting to {target.text}") and report["state"] == "dialling"
 
