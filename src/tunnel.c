@@ -439,7 +439,7 @@ tunnel_obey_limits(struct connections *connections,
 		const struct tunnel_conf *conf = find(context, connection->conf->name);
 		struct tunnel_limits_of of = limits_of(connection);
 		/* Under its front it has none, and obeys once it is in a tunnel. */
-		if (conf && connection->state < CONNECTION_FLUSHING &&
+		if (conf && !connection->is_own && connection->state < CONNECTION_FLUSHING &&
 		    connection->state != CONNECTION_CHOOSING)
 			tunnel_limits_obey(&connection->limits, conf, &of, &ignored);
 	}

@@ -105,6 +105,16 @@ def test_reload_and_stop_with_checks_under_way(asked):
         assert admin.daemon.wait_exit() == 0
 
 
+def test_a_check_under_way_takes_no_limit_after_a_reload(asked):
+    with Target() as mute:
+        text = checked(tunnel("a", mute.text, connect_filters=["tls:client"], connect_limit="slow"), timeout="20s")
+        admin = asked(text, 'limit "slow" { rate = "10kB/s" }\ntls "client" { ca = "system"  server_name = "a.example" }\n')
+        with mute.accept(expects=None) as check:
+            admin.daemon.reload()
+            limits = admin.get("/v1/limits")["limits"]
+            assert [(one["name"], one["up"]["members"], one["down"]["members"]) for one in limits] == [("slow", 0, 0)]
+
+
 def test_checks_do_not_hold_a_drain(asked):
     with FullTarget() as silent:
         admin = asked(checked(tunnel("a", silent.text), timeout="20s"))
