@@ -129,6 +129,12 @@ admission_set_descriptors(int limit)
 	descriptor_limit = limit;
 }
 
+int
+admission_first_reserved(void)
+{
+	return descriptor_limit > ADMISSION_RESERVE ? descriptor_limit - ADMISSION_RESERVE : 0;
+}
+
 /* Internal hops are followed; there is no circle. */
 static bool
 leads_to_admin(const struct tunnel_conf *conf)

@@ -76,6 +76,7 @@ uint64_t admission_open(void); /* connections of all tunnels now */
  * internal:admin: an operator gets in when nobody else does. */
 #define ADMISSION_RESERVE 64
 void admission_set_descriptors(int limit);
+int admission_first_reserved(void); /* 0 = the limit is not known */
 /* Whether a descriptor just got is one of those and `conf` has no right to it. O(connect addresses) near
  * the limit, else O(1). */
 bool admission_is_reserved(int fd, const struct tunnel_conf *conf);

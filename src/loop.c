@@ -390,6 +390,10 @@ loop_take_pipe(struct loop *loop)
 	pipe->out = ends[0];
 	pipe->in = ends[1];
 	loop->pipes_made++;
+	if (loop->pipes_below && (ends[0] >= loop->pipes_below || ends[1] >= loop->pipes_below)) {
+		close_pipe(loop, pipe);
+		return NULL;
+	}
 	/* An unprivileged user has 64 MiB of pipes in all; a small pipe is worse than copying. */
 	int size = fcntl(pipe->in, F_SETPIPE_SZ, PIPE_BYTES);
 	if (size < PIPE_BYTES) {

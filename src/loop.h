@@ -71,6 +71,7 @@ struct loop {
 
 	struct pipe *pipes; /* free ones */
 	unsigned int pipes_made, pipes_most;
+	int pipes_below; /* they are made of descriptors below it; 0 = of any */
 
 	/* Memory kept for connections by this worker: themselves, pinned blocks, small rests, pairs and the
 	 * bytes in them, what filters hold; and the worker's share of max_memory, 0 = unlimited. */

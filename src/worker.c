@@ -478,6 +478,7 @@ open_worker(struct crew *crew, unsigned int index, struct failure *why)
 	if (loop_open(&worker->loop, why) < 0)
 		return -1;
 	worker->loop.pipes_most = PIPES_MOST / crew->options.workers;
+	worker->loop.pipes_below = admission_first_reserved();
 	worker->door.loop = &worker->loop;
 	worker->door.worker = index;
 	worker->door.workers = crew->options.workers;

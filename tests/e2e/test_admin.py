@@ -16,7 +16,7 @@ import pytest
 
 from certificates import Authority
 from daemon import DEADLINE, PENSTOCKD, configuration, section, tunnel, wait_until
-from peers import CLIENT_STREAM, EchoTarget, client_hello, connect, echoes, is_refused, transfer
+from peers import CLIENT_STREAM, KIB, EchoTarget, Target, client_hello, connect, echoes, is_refused, transfer
 
 pytestmark = pytest.mark.sanitize
 
@@ -723,6 +723,23 @@ def test_it_answers_when_descriptors_are_out(start, directory):
     assert asked.get("/v1/status")["ready"]
     for sock in crowd:
         sock.close()
+
+
+def test_it_answers_when_pipes_take_descriptors(start, directory):
+    """Bulk that nobody reads waits in pipes, and these keep off what is reserved for the operator, too."""
+    with Target(receive_bytes=64 * KIB) as deaf, contextlib.ExitStack() as stack:
+        text = configuration(tunnel("a", deaf.text), admin_tunnel(directory), workers=1, max_connections=1000)
+        daemon = start(text, prefix=("prlimit", "--nofile=170:170"))
+        asked = Admin(daemon, path=directory / "admin.sock")
+        crowd = [stack.enter_context(connect(daemon.address("a"))) for _ in range(60)]
+        wait_until(lambda: asked.metrics()['penstock_connections_refused_total{tunnel="a",reason="descriptors"}'] > 0,
+                   "a refusal")
+        for client in crowd:
+            with contextlib.suppress(ConnectionError):
+                client.fill(quiet=0.02)
+        for _ in range(10):
+            stack.enter_context(connect(f"{directory}/admin.sock"))
+        assert asked.get("/v1/status")["ready"]
 
 
 @pytest.mark.parametrize("limit", [None, "operators"])
