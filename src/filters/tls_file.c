@@ -82,6 +82,16 @@ tls_file_open(const struct tls_file *file, struct failure *why)
 	return bio;
 }
 
+int
+tls_file_ask_nobody(char *out, int most, int is_writing, void *unused)
+{
+	(void)out;
+	(void)most;
+	(void)is_writing;
+	(void)unused;
+	return -1;
+}
+
 void
 tls_file_release(struct tls_file *file)
 {

@@ -27,6 +27,9 @@ int tls_file_refuse_public(const struct tls_file *file, struct failure *why);
 /* Its bytes as OpenSSL reads them, valid as long as the file; NULL without memory. */
 BIO *tls_file_open(const struct tls_file *file, struct failure *why);
 
+/* For OpenSSL where no passphrase is known: nobody sits at a terminal to be asked for one. */
+int tls_file_ask_nobody(char *out, int most, int is_writing, void *unused);
+
 /* Wipes and frees the bytes. A zeroed file is allowed. */
 void tls_file_release(struct tls_file *file);
 

@@ -117,10 +117,10 @@ read_certificates(struct tls_identity *identity, const struct tls_file *file, st
 	X509 *next;
 	if (!bio)
 		return -1;
-	identity->certificate = PEM_read_bio_X509(bio, NULL, NULL, NULL);
+	identity->certificate = PEM_read_bio_X509(bio, NULL, tls_file_ask_nobody, NULL);
 	identity->chain = sk_X509_new_null();
 	while (identity->certificate && identity->chain &&
-	       (next = PEM_read_bio_X509(bio, NULL, NULL, NULL))) {
+	       (next = PEM_read_bio_X509(bio, NULL, tls_file_ask_nobody, NULL))) {
 		if (!sk_X509_push(identity->chain, next))
 			X509_free(next);
 	}
@@ -183,7 +183,7 @@ int
 tls_identity_add(struct tls_identities *identities, const char *certificate_path,
 		 const char *key_path, const char *passphrase, struct failure *why)
 {
-	struct tls_identity identity = { 0 };
+	struct tls_identity identity = { .path = certificate_path };
 	struct tls_file certificates = { 0 }, key = { 0 };
 	int result = -1;
 	if (tls_file_read(&certificates, certificate_path, why) == 0 &&
@@ -199,11 +199,45 @@ tls_identity_add(struct tls_identities *identities, const char *certificate_path
 	return result;
 }
 
+/* Puts each issuer behind what it issued, as far as they belong together. */
+static void
+order_chain(const struct tls_identity *identity)
+{
+	X509 *below = identity->certificate;
+	for (int done = 0; done < sk_X509_num(identity->chain); done++) {
+		int at = done;
+		while (at < sk_X509_num(identity->chain) &&
+		       X509_check_issued(sk_X509_value(identity->chain, at), below) != X509_V_OK)
+			at++;
+		if (at == sk_X509_num(identity->chain))
+			return;
+		below = sk_X509_delete(identity->chain, at);
+		sk_X509_insert(identity->chain, below, done); /* where one was just taken out */
+	}
+}
+
+static int
+refuse_pkcs12(PKCS12 *container, const char *path, const char *passphrase, struct failure *why)
+{
+	char reason[TLS_WORDS_REASON];
+	tls_words_reason(reason);
+	if (PKCS12_verify_mac(container, passphrase ? passphrase : "", -1))
+		return failure_set(why, FAILURE_CONFIG,
+				   "%s is encrypted in a way that is not supported any more (%s); "
+				   "export it anew",
+				   path, reason);
+	return failure_set(why, FAILURE_CONFIG,
+			   passphrase ? "%s cannot be opened with that passphrase; is it the right "
+					"one?"
+				      : "%s is encrypted; name the file of its passphrase",
+			   path);
+}
+
 int
 tls_identity_add_pkcs12(struct tls_identities *identities, const char *path, const char *passphrase,
 			struct failure *why)
 {
-	struct tls_identity identity = { 0 };
+	struct tls_identity identity = { .path = path };
 	struct tls_file file;
 	if (tls_file_read_secret(&file, path, why))
 		return -1;
@@ -214,12 +248,14 @@ tls_identity_add_pkcs12(struct tls_identities *identities, const char *path, con
 		failure_set(why, FAILURE_CONFIG, "%s is not a PKCS#12 file; name one", path);
 	else if (!PKCS12_parse(container, passphrase ? passphrase : "", &identity.key,
 			       &identity.certificate, &identity.chain))
-		failure_set(why, FAILURE_CONFIG,
-			    "%s cannot be opened with that passphrase; is it the right one?", path);
+		refuse_pkcs12(container, path, passphrase, why);
 	else if (!identity.key || !identity.certificate)
 		failure_set(why, FAILURE_CONFIG, "%s holds no certificate with its key", path);
-	else if (check(&identity, path, path, why) == 0)
-		result = append(identities, &identity, why);
+	else {
+		order_chain(&identity);
+		result =
+			check(&identity, path, path, why) ? -1 : append(identities, &identity, why);
+	}
 	if (result < 0)
 		identity_release(&identity);
 	PKCS12_free(container);
@@ -251,14 +287,19 @@ is_about(OCSP_CERTID *id, const X509 *certificate)
 static int
 check_answer(OCSP_SINGLERESP *answer, const char *path, time_t *until, struct failure *why)
 {
-	ASN1_GENERALIZEDTIME *next = NULL;
+	ASN1_GENERALIZEDTIME *this = NULL, *next = NULL;
 	char date[TLS_DATE_TEXT];
 	struct tm parts;
-	int status = OCSP_single_get0_status(answer, NULL, NULL, NULL, &next);
+	int status = OCSP_single_get0_status(answer, NULL, NULL, &this, &next);
 	if (status != V_OCSP_CERTSTATUS_GOOD)
 		return failure_set(why, FAILURE_CONFIG,
 				   "%s says that the certificate is %s; use another certificate",
 				   path, OCSP_cert_status_str(status));
+	if (this && X509_cmp_current_time(this) > 0)
+		return failure_set(
+			why, FAILURE_CONFIG,
+			"%s is valid only from %s; fetch one that is now, or set the clock", path,
+			tls_identity_date(this, date));
 	*until = 0;
 	if (!next)
 		return 0;
@@ -365,26 +406,36 @@ first_name(X509 *certificate)
 	return name;
 }
 
+static int
+check_use(const struct tls_identity *identity, SSL_CTX *context, struct failure *why)
+{
+	char reason[TLS_WORDS_REASON];
+	SSL *probe = SSL_new(context);
+	if (!probe)
+		return failure_set(why, FAILURE_MEMORY, "no memory for %s", identity->path);
+	int is_used = SSL_use_cert_and_key(probe, identity->certificate, identity->key,
+					   identity->chain, 1);
+	SSL_free(probe);
+	if (is_used == 1)
+		return 0;
+	return failure_set(why, FAILURE_CONFIG, "%s: the certificate cannot be used: %s",
+			   identity->path, tls_words_reason(reason));
+}
+
 int
 tls_identity_show(const struct tls_identities *identities, SSL_CTX *context, struct failure *why)
 {
-	char reason[TLS_WORDS_REASON];
+	for (size_t i = 0; i < identities->count; i++)
+		if (check_use(&identities->at[i], context, why))
+			return -1;
 	char *name = identities->count > 1 ? first_name(identities->at[0].certificate) : NULL;
-	int result = 0;
 	for (size_t i = 0; i < identities->count; i++) {
 		const struct tls_identity *at = &identities->at[i];
-		if (i && (!name || !is_for(at, name, 0)))
-			continue;
 		/* Without override the first of each type of key stays. */
-		if (SSL_CTX_use_cert_and_key(context, at->certificate, at->key, at->chain, 0) !=
-			    1 &&
-		    i == 0)
-			result = -1;
+		if (i == 0 || (name && is_for(at, name, 0)))
+			SSL_CTX_use_cert_and_key(context, at->certificate, at->key, at->chain, 0);
 	}
 	free(name);
-	if (result < 0)
-		return failure_set(why, FAILURE_CONFIG, "the certificate cannot be used: %s",
-				   tls_words_reason(reason));
 	ERR_clear_error();
 	return 0;
 }

@@ -12,6 +12,7 @@
 #include <time.h>
 
 struct tls_identity {
+	const char *path; /* of the certificate's file; borrowed from the keyword's value */
 	X509 *certificate;
 	STACK_OF(X509) * chain; /* its issuers, nearest first; NULL = none */
 	EVP_PKEY *key;
@@ -32,14 +33,15 @@ struct tls_identities {
 int tls_identity_add(struct tls_identities *identities, const char *certificate_path,
 		     const char *key_path, const char *passphrase, struct failure *why);
 
-/* The same from a PKCS#12 file. */
+/* The same from a PKCS#12 file, in whatever order its issuers stand. */
 int tls_identity_add_pkcs12(struct tls_identities *identities, const char *path,
 			    const char *passphrase, struct failure *why);
 
 /* Gives an OCSP answer (DER) to the certificate that it is about. */
 int tls_identity_add_ocsp(struct tls_identities *identities, const char *path, struct failure *why);
 
-/* Puts the first identity, and those of its name with another type of key, into a context. */
+/* Puts the first identity, and those of its name with another type of key, into a context. Fails with its
+ * file's name if any may not be shown there, such as one whose key is too short. */
 int tls_identity_show(const struct tls_identities *identities, SSL_CTX *context,
 		      struct failure *why);
 

@@ -152,7 +152,7 @@ tls_peer_add_ca(X509_STORE *store, const char *path, STACK_OF(X509_NAME) * names
 	BIO *bio = tls_file_open(&file, why);
 	X509 *next;
 	bool is_kept = bio != NULL;
-	while (is_kept && (next = PEM_read_bio_X509(bio, NULL, NULL, NULL))) {
+	while (is_kept && (next = PEM_read_bio_X509(bio, NULL, tls_file_ask_nobody, NULL))) {
 		X509_NAME *name = names ? X509_NAME_dup(X509_get_subject_name(next)) : NULL;
 		is_kept = X509_STORE_add_cert(store, next) == 1;
 		if (name && !sk_X509_NAME_push(names, name))
@@ -192,7 +192,8 @@ tls_peer_add_crl(X509_STORE *store, const char *path, STACK_OF(X509_CRL) * *crls
 	X509_CRL *next;
 	if (!*crls)
 		*crls = sk_X509_CRL_new_null();
-	while (bio && *crls && !result && (next = PEM_read_bio_X509_CRL(bio, NULL, NULL, NULL))) {
+	while (bio && *crls && !result &&
+	       (next = PEM_read_bio_X509_CRL(bio, NULL, tls_file_ask_nobody, NULL))) {
 		result = check_crl(next, path, why);
 		if (!X509_STORE_add_crl(store, next) || !sk_X509_CRL_push(*crls, next)) {
 			result = failure_set(why, FAILURE_MEMORY, "no memory for %s", path);
@@ -304,22 +305,61 @@ any_fits(X509 *certificate, const struct tls_rule *rules, size_t count)
 
 /* --- Refusing in words -------------------------------------------------------------------------- */
 
-/* Whom a certificate names, printable: its CN, else its OU or O. */
+static bool
+call_by(const X509_NAME *name, int nid, char text[TLS_WORDS_TEXT])
+{
+	unsigned char *bytes = NULL;
+	int at = name ? X509_NAME_get_index_by_NID(name, nid, -1) : -1;
+	int length = at < 0 ? -1
+			    : ASN1_STRING_to_UTF8(&bytes, X509_NAME_ENTRY_get_data(
+								  X509_NAME_get_entry(name, at)));
+	if (length > 0)
+		tls_words_printable((const char *)bytes, (size_t)length, text);
+	OPENSSL_free(bytes);
+	return length > 0;
+}
+
+static bool
+call_by_other(const GENERAL_NAME *name, char text[TLS_WORDS_TEXT])
+{
+	const ASN1_STRING *value = name->type == GEN_DNS     ? name->d.dNSName
+				   : name->type == GEN_URI   ? name->d.uniformResourceIdentifier
+				   : name->type == GEN_EMAIL ? name->d.rfc822Name
+				   : name->type == GEN_IPADD ? name->d.iPAddress
+							     : NULL;
+	const unsigned char *bytes = value ? ASN1_STRING_get0_data(value) : NULL;
+	int length = value ? ASN1_STRING_length(value) : 0;
+	if (value && name->type == GEN_IPADD)
+		return (length == 4 || length == 16) &&
+		       inet_ntop(length == 4 ? AF_INET : AF_INET6, bytes, text, TLS_WORDS_TEXT);
+	if (length > 0)
+		tls_words_printable((const char *)bytes, (size_t)length, text);
+	return length > 0;
+}
+
+/* Whom a name of an authority names, printable: its CN, else its OU or O. */
 static const char *
 call(const X509_NAME *name, char text[TLS_WORDS_TEXT])
 {
-	static const int nids[] = { NID_commonName, NID_organizationalUnitName,
-				    NID_organizationName };
-	for (size_t i = 0; name && i < sizeof(nids) / sizeof(nids[0]); i++) {
-		int at = X509_NAME_get_index_by_NID(name, nids[i], -1);
-		const ASN1_STRING *value =
-			at < 0 ? NULL : X509_NAME_ENTRY_get_data(X509_NAME_get_entry(name, at));
-		if (value)
-			return tls_words_printable((const char *)ASN1_STRING_get0_data(value),
-						   (size_t)ASN1_STRING_length(value), text);
-	}
-	snprintf(text, TLS_WORDS_TEXT, "without a name");
+	if (!call_by(name, NID_commonName, text) &&
+	    !call_by(name, NID_organizationalUnitName, text) &&
+	    !call_by(name, NID_organizationName, text))
+		snprintf(text, TLS_WORDS_TEXT, "without a name");
 	return text;
+}
+
+/* The same of a certificate, which without a CN has its other names. */
+static const char *
+call_holder(const X509 *certificate, char text[TLS_WORDS_TEXT])
+{
+	const X509_NAME *subject = X509_get_subject_name(certificate);
+	bool is_called = call_by(subject, NID_commonName, text);
+	GENERAL_NAMES *names =
+		is_called ? NULL : X509_get_ext_d2i(certificate, NID_subject_alt_name, NULL, NULL);
+	for (int i = 0; i < sk_GENERAL_NAME_num(names) && !is_called; i++)
+		is_called = call_by_other(sk_GENERAL_NAME_value(names, i), text);
+	GENERAL_NAMES_free(names);
+	return is_called ? text : call(subject, text);
 }
 
 static void
@@ -384,7 +424,7 @@ explain(struct tls *tls, X509_STORE_CTX *store)
 	X509 *at = X509_STORE_CTX_get_current_cert(store);
 	if (!at)
 		at = X509_STORE_CTX_get0_cert(store);
-	call(X509_get_subject_name(at), name);
+	call_holder(at, name);
 	switch (X509_STORE_CTX_get_error(store)) {
 	case X509_V_ERR_CERT_HAS_EXPIRED:
 		refuse_date(tls, "certificate expired", X509_get0_notAfter(at), name);
@@ -422,7 +462,7 @@ is_let_in(struct tls *tls, X509 *certificate)
 {
 	const struct tls_rules *rules = &tls->conf->rules;
 	char name[TLS_WORDS_TEXT];
-	call(X509_get_subject_name(certificate), name);
+	call_holder(certificate, name);
 	if (rules->pin_count && !any_fits(certificate, rules->pin, rules->pin_count))
 		tls_refuse(tls, FAILURE_ADMISSION, "no pin fits the key of the certificate '%s'",
 			   name);
@@ -432,6 +472,19 @@ is_let_in(struct tls *tls, X509 *certificate)
 	else
 		return true;
 	return false;
+}
+
+/* No list has to speak for an authority that is trusted for its own sake, and whose own authority need not
+ * be known here. */
+static int
+on_verify_step(int is_right, X509_STORE_CTX *store)
+{
+	int depth = X509_STORE_CTX_get_error_depth(store);
+	if (is_right || X509_STORE_CTX_get_error(store) != X509_V_ERR_UNABLE_TO_GET_CRL ||
+	    depth == 0 || depth != sk_X509_num(X509_STORE_CTX_get0_chain(store)) - 1)
+		return is_right;
+	X509_STORE_CTX_set_error(store, X509_V_OK);
+	return 1;
 }
 
 int
@@ -448,6 +501,7 @@ tls_peer_on_verify(X509_STORE_CTX *store, void *unused)
 		X509_STORE_CTX_set_error(store, X509_V_ERR_APPLICATION_VERIFICATION);
 		return 0;
 	}
+	X509_STORE_CTX_set_verify_cb(store, on_verify_step);
 	if (is_checked && X509_verify_cert(store) <= 0) {
 		explain(tls, store);
 		return 0;
@@ -461,17 +515,30 @@ tls_peer_on_verify(X509_STORE_CTX *store, void *unused)
 }
 
 static bool
-is_revoked(const struct tls_rules *rules, X509 *certificate)
+is_over(const ASN1_TIME *last)
 {
+	return last && X509_cmp_current_time(last) <= 0;
+}
+
+/* As far as lists speak for the certificate: none of them revokes it, or has expired. */
+static bool
+is_good(struct tls *tls, X509 *certificate, const char *name)
+{
+	const struct tls_rules *rules = &tls->conf->rules;
 	X509_REVOKED *entry;
 	for (int i = 0; i < sk_X509_CRL_num(rules->crls); i++) {
 		X509_CRL *crl = sk_X509_CRL_value(rules->crls, i);
-		if (X509_NAME_cmp(X509_CRL_get_issuer(crl), X509_get_issuer_name(certificate)) ==
-			    0 &&
-		    X509_CRL_get0_by_cert(crl, &entry, certificate) == 1)
-			return true;
+		if (X509_NAME_cmp(X509_CRL_get_issuer(crl), X509_get_issuer_name(certificate)) != 0)
+			continue;
+		if (X509_CRL_get0_by_cert(crl, &entry, certificate) == 1)
+			explain_other(tls, X509_V_ERR_CERT_REVOKED, name);
+		else if (is_over(X509_CRL_get0_nextUpdate(crl)))
+			explain_other(tls, X509_V_ERR_CRL_HAS_EXPIRED, name);
+		else
+			continue;
+		return false;
 	}
-	return false;
+	return true;
 }
 
 bool
@@ -486,17 +553,12 @@ tls_peer_may_return(struct tls *tls, X509 *certificate)
 		tls_refuse(tls, FAILURE_PROTOCOL, "no certificate was sent");
 		return false;
 	}
-	call(X509_get_subject_name(certificate), name);
-	if (verify != TLS_VERIFY_NONE &&
-	    X509_cmp_current_time(X509_get0_notAfter(certificate)) <= 0) {
+	call_holder(certificate, name);
+	if (verify != TLS_VERIFY_NONE && is_over(X509_get0_notAfter(certificate))) {
 		refuse_date(tls, "certificate expired", X509_get0_notAfter(certificate), name);
 		return false;
 	}
-	if (is_revoked(&tls->conf->rules, certificate)) {
-		tls_refuse(tls, FAILURE_PROTOCOL, "certificate revoked: '%s'", name);
-		return false;
-	}
-	return is_let_in(tls, certificate);
+	return is_good(tls, certificate, name) && is_let_in(tls, certificate);
 }
 
 bool

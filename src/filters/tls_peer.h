@@ -55,8 +55,8 @@ int tls_peer_on_verify(X509_STORE_CTX *store, void *unused);
  * date, the revocations, the list, the pins. If not, tls_refuse has been told. */
 bool tls_peer_may_return(struct tls *tls, X509 *certificate);
 
-/* Whether a client may take that session up. Who may not come in any more gets a full handshake, and in
- * it a proper refusal. */
+/* Whether that session may be taken up, by a client or by us. Who may not come in any more gets a full
+ * handshake, and in it a proper refusal. */
 bool tls_peer_is_welcome(struct tls *tls, SSL_SESSION *session);
 
 /* The facts of a near peer's certificate. -1 without memory. */

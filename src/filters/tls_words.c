@@ -1,8 +1,10 @@
 #include "tls_words.h"
 
-#include <ctype.h>
+#include "../utf8.h"
+
 #include <openssl/err.h>
 #include <openssl/sslerr.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -188,9 +190,17 @@ tls_words_failure(struct failure *why, enum tls_stage stage)
 const char *
 tls_words_printable(const char *bytes, size_t length, char text[TLS_WORDS_TEXT])
 {
-	size_t used = 0;
-	for (; used < length && used < TLS_WORDS_TEXT - 1; used++)
-		text[used] = isprint((unsigned char)bytes[used]) ? bytes[used] : '?';
-	text[used] = '\0';
+	uint32_t code;
+	if (length > TLS_WORDS_TEXT - 1)
+		length = TLS_WORDS_TEXT - 1;
+	memcpy(text, bytes, length);
+	text[length] = '\0';
+	for (size_t at = 0, count; at < length; at += count) {
+		count = utf8_character(text + at, &code);
+		if (count && code >= 0x20 && (code < 0x7f || code >= 0xa0))
+			continue;
+		count = 1;
+		text[at] = '?';
+	}
 	return text;
 }

@@ -24,7 +24,7 @@ enum tls_failure tls_words_failure(struct failure *why, enum tls_stage stage);
 #define TLS_WORDS_REASON 80
 const char *tls_words_reason(char text[TLS_WORDS_REASON]);
 
-/* The first `length` bytes of a stranger, printable, in `text`; returns it. */
+/* The first `length` bytes of a stranger, UTF-8 as far as it is printable, in `text`; returns it. */
 #define TLS_WORDS_TEXT 64
 const char *tls_words_printable(const char *bytes, size_t length, char text[TLS_WORDS_TEXT]);
 

@@ -16,6 +16,8 @@
 #include <openssl/err.h>
 #include <openssl/ocsp.h>
 #include <openssl/pkcs12.h>
+#include <openssl/provider.h>
+#include <openssl/ui.h>
 
 #if defined(__has_feature)
 #if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
@@ -177,7 +179,10 @@ end_step(struct end *end)
 		return false;
 	for (int flow = 0; flow < FILTER_FLOWS; flow++)
 		end->flows[flow].room_bytes = 1 << 20;
+	ERR_clear_error();
 	enum stack_result result = stack_step(end->stack, end->flows, &end->why);
+	assert_int_equal(ERR_peek_error(),
+			 0); /* the next connection of the thread would take it for its own */
 	end->has_failed = result == STACK_FAILED;
 	return result != STACK_REST;
 }
@@ -336,24 +341,41 @@ plain_step(struct plain *plain)
 	plain->has_failed |= error == SSL_ERROR_SSL;
 }
 
+/* What one has said reaches the other; whether it was anything. */
+
+static bool
+carry_to_plain(struct end *end, struct plain *plain)
+{
+	char bytes[4096];
+	int length, total = 0;
+	while ((length = evbuffer_remove(end->flows[FILTER_OUT].dst, bytes, sizeof(bytes))) > 0) {
+		BIO_write(plain->in, bytes, length);
+		total += length;
+	}
+	return total;
+}
+
+static bool
+carry_to_end(struct plain *plain, struct end *end)
+{
+	char bytes[4096];
+	int length, total = 0;
+	while ((length = BIO_read(plain->out, bytes, sizeof(bytes))) > 0) {
+		evbuffer_add(end->flows[FILTER_IN].src, bytes, (size_t)length);
+		total += length;
+	}
+	return total;
+}
+
 /* Until nothing moves. */
 static void
 talk_plain(struct end *end, struct plain *plain)
 {
-	char bytes[4096];
 	for (bool moved = true; moved;) {
 		moved = end_step(end);
-		int length;
-		struct evbuffer *wire = end->flows[FILTER_OUT].dst;
-		while ((length = evbuffer_remove(wire, bytes, sizeof(bytes))) > 0) {
-			BIO_write(plain->in, bytes, length);
-			moved = true;
-		}
+		moved |= carry_to_plain(end, plain);
 		plain_step(plain);
-		while ((length = BIO_read(plain->out, bytes, sizeof(bytes))) > 0) {
-			evbuffer_add(end->flows[FILTER_IN].src, bytes, (size_t)length);
-			moved = true;
-		}
+		moved |= carry_to_end(plain, end);
 	}
 }
 
@@ -512,21 +534,66 @@ test_certificate_by_name(void **unused)
 }
 
 static void
-test_pkcs12(void **unused)
+write_pkcs12(const char *name, const char *passphrase, STACK_OF(X509) * chain, int key_cipher,
+	     const struct paper *paper)
 {
-	(void)unused;
-	PKCS12 *container = PKCS12_create("open sesame", "server", server.key, server.certificate,
-					  NULL, 0, 0, 0, 0, 0);
-	FILE *file = fopen(world_path("server.p12"), "w");
+	PKCS12 *container = PKCS12_create(passphrase, "server", paper->key, paper->certificate,
+					  chain, key_cipher, key_cipher, 0, 0, 0);
+	assert_non_null(container);
+	FILE *file = fopen(world_path(name), "w");
 	assert_non_null(file);
 	assert_true(i2d_PKCS12_fp(file, container));
 	fclose(file);
-	chmod(world_path("server.p12"), 0600);
+	chmod(world_path(name), 0600);
 	PKCS12_free(container);
+}
+
+static void
+test_pkcs12(void **unused)
+{
+	(void)unused;
+	write_pkcs12("server.p12", "open sesame", NULL, 0, &server);
 	text_write("passphrase", "open sesame\n");
 	struct tls_conf *near = SECTION({ "pkcs12", "server.p12" }, { "passphrase", "passphrase" });
 	expect_certificate(near, "server.example", "server", NULL, 0);
 	discard(near);
+	write_pkcs12("open.p12", "", NULL, 0, &server);
+	near = SECTION({ "pkcs12", "open.p12" });
+	expect_certificate(near, "server.example", "server", NULL, 0);
+	discard(near);
+}
+
+/* The container has no order of its own, and often the root; what is shown has. */
+static void
+test_pkcs12_with_chain(void **unused)
+{
+	(void)unused;
+	struct paper middle = paper_make(
+		(struct paper_plan){ .name = "middle", .is_ca = true, .issuer = &authority });
+	struct paper low =
+		paper_make((struct paper_plan){ .name = "low", .is_ca = true, .issuer = &middle });
+	struct paper leaf = paper_make((struct paper_plan){
+		.name = "leaf", .others = "DNS:server.example", .issuer = &low });
+	X509 *const issuers[] = { low.certificate, middle.certificate, authority.certificate };
+	for (int turn = 0; turn < 6; turn++) {
+		static const int orders[6][3] = { { 0, 1, 2 }, { 0, 2, 1 }, { 1, 0, 2 },
+						  { 1, 2, 0 }, { 2, 0, 1 }, { 2, 1, 0 } };
+		STACK_OF(X509) *chain = sk_X509_new_null();
+		for (int i = 0; i < 3; i++)
+			sk_X509_push(chain, issuers[orders[turn][i]]);
+		write_pkcs12("chain.p12", "open sesame", chain, 0, &leaf);
+		sk_X509_free(chain);
+		text_write("passphrase", "open sesame\n");
+		struct tls_conf *near =
+			SECTION({ "pkcs12", "chain.p12" }, { "passphrase", "passphrase" });
+		STACK_OF(X509) *read = near->identities.at[0].chain;
+		for (int i = 0; i < 3; i++)
+			assert_int_equal(X509_cmp(sk_X509_value(read, i), issuers[i]), 0);
+		discard(near);
+	}
+	paper_free(&leaf);
+	paper_free(&low);
+	paper_free(&middle);
 }
 
 static void
@@ -652,6 +719,36 @@ test_client_certificates(void **unused)
 	discard(none);
 }
 
+/* Whom words are about: who has no common name has another one. */
+static void
+test_strangers_names(void **unused)
+{
+	static const struct {
+		const char *name, *others, *called;
+	} cases[] = {
+		{ "M\xc3\xbcller", NULL, "'M\xc3\xbcller'" },
+		{ "a\nb'", NULL, "'a?b'" },
+		{ "", "DNS:node.example,DNS:other.example", "'node.example'" },
+		{ "", "URI:spiffe://example/node", "'spiffe://example/node'" },
+		{ "", "email:ops@example", "'ops@example'" },
+		{ "", "IP:192.0.2.9", "'192.0.2.9'" },
+		{ "", NULL, "'without a name'" },
+	};
+	(void)unused;
+	struct tls_conf *near = SECTION({ "certificate", "server.pem" }, { "client_ca", "ca.pem" });
+	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		struct end end;
+		struct paper paper = paper_make((struct paper_plan){ .name = cases[i].name,
+								     .others = cases[i].others,
+								     .issuer = &other_authority });
+		meet(&end, near, &paper, TLS1_3_VERSION);
+		assert_refused(&end, cases[i].called);
+		end_close(&end);
+		paper_free(&paper);
+	}
+	discard(near);
+}
+
 static void
 spki_of(const struct paper *paper, char text[80])
 {
@@ -697,13 +794,13 @@ test_allow(void **unused)
 }
 
 static void
-write_crl(const char *name, const struct paper *revoked, long days)
+write_crl_of(const struct paper *issuer, const char *name, const struct paper *revoked, long days)
 {
 	X509_CRL *crl = X509_CRL_new();
 	ASN1_TIME *last = X509_gmtime_adj(NULL, -86400 * 5),
 		  *next = X509_gmtime_adj(NULL, days * 86400);
 	X509_CRL_set_version(crl, 1);
-	X509_CRL_set_issuer_name(crl, X509_get_subject_name(authority.certificate));
+	X509_CRL_set_issuer_name(crl, X509_get_subject_name(issuer->certificate));
 	X509_CRL_set1_lastUpdate(crl, last);
 	X509_CRL_set1_nextUpdate(crl, next);
 	if (revoked) {
@@ -712,7 +809,7 @@ write_crl(const char *name, const struct paper *revoked, long days)
 		X509_REVOKED_set_revocationDate(entry, last);
 		X509_CRL_add0_revoked(crl, entry);
 	}
-	assert_true(X509_CRL_sign(crl, authority.key, EVP_sha256()) > 0);
+	assert_true(X509_CRL_sign(crl, issuer->key, EVP_sha256()) > 0);
 	FILE *file = fopen(world_path(name), "w");
 	assert_non_null(file);
 	assert_true(PEM_write_X509_CRL(file, crl));
@@ -720,6 +817,37 @@ write_crl(const char *name, const struct paper *revoked, long days)
 	ASN1_TIME_free(last);
 	ASN1_TIME_free(next);
 	X509_CRL_free(crl);
+}
+
+static void
+write_crl(const char *name, const struct paper *revoked, long days)
+{
+	write_crl_of(&authority, name, revoked, days);
+}
+
+/* An authority that is trusted though it is no root needs nobody's list that speaks for itself. */
+static void
+test_revocation_below_the_root(void **unused)
+{
+	(void)unused;
+	struct paper middle = paper_make(
+		(struct paper_plan){ .name = "middle", .is_ca = true, .issuer = &authority });
+	struct paper leaf = paper_make((struct paper_plan){ .name = "leaf", .issuer = &middle });
+	paper_write("middle.pem", "w", middle.certificate, NULL);
+	for (int i = 0; i < 2; i++) {
+		write_crl_of(&middle, "crl.pem", i ? &leaf : NULL, 7);
+		struct tls_conf *near =
+			SECTION({ "certificate", "server.pem" }, { "client_ca", "middle.pem" },
+				{ "crl", "crl.pem" });
+		if (i)
+			expect_refused(near, &leaf, "certificate revoked: 'leaf'",
+				       SSL_AD_CERTIFICATE_REVOKED);
+		else
+			expect_let_in(near, &leaf, "leaf");
+		discard(near);
+	}
+	paper_free(&leaf);
+	paper_free(&middle);
 }
 
 static void
@@ -1290,6 +1418,32 @@ test_psk_tickets(void **unused)
 	discard(near);
 }
 
+/* A CRL that expires while we run speaks for nobody, whoever comes back included. */
+static void
+test_crl_that_expires_meanwhile(void **unused)
+{
+	(void)unused;
+	write_crl("empty-crl.pem", NULL, 7);
+	struct tls_conf *near = SECTION({ "certificate", "server.pem" }, { "client_ca", "ca.pem" },
+					{ "crl", "empty-crl.pem" });
+	struct plain plain;
+	struct end end;
+	plain_context(&plain, false, &client);
+	assert_false(visit(near, &plain, NULL));
+	assert_true(visit(near, &plain, NULL));
+	ASN1_TIME *late = X509_gmtime_adj(NULL, -60);
+	X509_CRL_set1_nextUpdate(sk_X509_CRL_value(near->rules.crls, 0), late);
+	ASN1_TIME_free(late);
+	plain_begin(&plain, NULL);
+	SSL_set_session(plain.ssl, plain.session);
+	end_open(&end, near, FILTER_NEAR, "");
+	talk_plain(&end, &plain);
+	assert_refused(&end, "the CRL has expired");
+	end_close(&end);
+	plain_close(&plain);
+	discard(near);
+}
+
 /* --- Ends --------------------------------------------------------------------------------------- */
 
 static void
@@ -1528,6 +1682,8 @@ test_bulk(void **unused)
 	discard(far);
 }
 
+/* --- What a stranger may try -------------------------------------------------------------------- */
+
 /* --- Mistakes of the operator ------------------------------------------------------------------- */
 
 static void
@@ -1561,6 +1717,20 @@ write_mistakes(void)
 	fclose(file);
 	chmod(world_path("locked.key"), 0600);
 	text_write("damaged.pem", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n");
+	struct paper weak = paper_make((struct paper_plan){ .name = "weak", .issuer = &authority });
+	EVP_PKEY_free(weak.key);
+	weak.key = EVP_RSA_gen(1024);
+	X509_set_pubkey(weak.certificate, weak.key);
+	X509_sign(weak.certificate, authority.key, EVP_sha256());
+	paper_write("weak.pem", "w", weak.certificate, weak.key);
+	paper_free(&weak);
+	write_pkcs12("locked.p12", "secret", NULL, 0, &server);
+	OSSL_PROVIDER *legacy = OSSL_PROVIDER_load(NULL, "legacy"),
+		      *modern = OSSL_PROVIDER_load(NULL, "default");
+	assert_non_null(legacy);
+	write_pkcs12("old.p12", "not it", NULL, NID_pbe_WithSHA1And40BitRC2_CBC, &server);
+	OSSL_PROVIDER_unload(legacy);
+	(void)modern; /* stays */
 	text_write("short.psk", "site:abcd\n");
 	text_write("odd.psk", "\n\nno colon\n");
 	text_write("twice.psk", "a:" SECRET "\na:" SECRET "\n");
@@ -1605,6 +1775,16 @@ test_mistakes(void **unused)
 		  "2 files in certificate and 1 in key" },
 		{ { { "key", "server.pem" } }, "key needs certificate" },
 		{ { { "pkcs12", "server.pem" } }, "server.pem is not a PKCS#12 file" },
+		{ { { "pkcs12", "locked.p12" } },
+		  "locked.p12 is encrypted; name the file of its passphrase" },
+		{ { { "pkcs12", "locked.p12" }, { "passphrase", "wrong" } },
+		  "locked.p12 cannot be opened with that passphrase" },
+		{ { { "pkcs12", "old.p12" }, { "passphrase", "wrong" } },
+		  "old.p12 is encrypted in a way that is not supported any more" },
+		{ { { "certificate", "weak.pem" } },
+		  "weak.pem: the certificate cannot be used: ee key too small" },
+		{ { { "certificate", "server.pem" }, { "certificate", "weak.pem" } },
+		  "weak.pem: the certificate cannot be used: ee key too small" },
 		{ { { "client_ca", "psk" }, { "certificate", "server.pem" } },
 		  "psk holds no certificate" },
 		{ { { "ca", "missing.pem" } }, "missing.pem: No such file" },
@@ -1631,6 +1811,48 @@ test_mistakes(void **unused)
 	};
 	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++)
 		expect_mistake(cases[i].settings, cases[i].words);
+}
+
+static int questions;
+
+static int
+on_question(UI *ui)
+{
+	(void)ui;
+	questions++;
+	return 0;
+}
+
+/* Nobody sits at the terminal of a daemon. */
+static void
+test_nobody_is_asked(void **unused)
+{
+	static const char *const kinds[] = { "CERTIFICATE", "X509 CRL", "EC PRIVATE KEY" };
+	(void)unused;
+	UI_METHOD *method = UI_create_method("counts");
+	UI_method_set_opener(method, on_question);
+	UI_set_default_method(method);
+	for (size_t i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++) {
+		char text[512];
+		snprintf(text, sizeof(text),
+			 "-----BEGIN %s-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: "
+			 "AES-128-CBC,00112233445566778899AABBCCDDEEFF\n\n"
+			 "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\n-----END %s-----\n",
+			 kinds[i], kinds[i]);
+		text_write("asks.pem", text);
+		const struct setting *settings[] = {
+			LIST({ "certificate", "asks.pem" }),
+			LIST({ "certificate", "bare.pem" }, { "key", "asks.pem" }),
+			LIST({ "certificate", "server.pem" }, { "client_ca", "asks.pem" }),
+			LIST({ "ca", "asks.pem" }),
+			LIST({ "ca", "ca.pem" }, { "crl", "asks.pem" }),
+		};
+		for (size_t j = 0; j < sizeof(settings) / sizeof(settings[0]); j++)
+			expect_mistake(settings[j], "asks.pem");
+	}
+	assert_int_equal(questions, 0);
+	UI_set_default_method(UI_OpenSSL());
+	UI_destroy_method(method);
 }
 
 static void
@@ -1674,10 +1896,13 @@ main(void)
 		cmocka_unit_test(test_old_versions_are_refused),
 		cmocka_unit_test(test_certificate_by_name),
 		cmocka_unit_test(test_pkcs12),
+		cmocka_unit_test(test_pkcs12_with_chain),
 		cmocka_unit_test(test_alpn),
 		cmocka_unit_test(test_client_certificates),
+		cmocka_unit_test(test_strangers_names),
 		cmocka_unit_test(test_allow),
 		cmocka_unit_test(test_revocation),
+		cmocka_unit_test(test_revocation_below_the_root),
 		cmocka_unit_test(test_server_is_verified),
 		cmocka_unit_test(test_no_name_to_check),
 		cmocka_unit_test(test_pins),
@@ -1692,6 +1917,7 @@ main(void)
 		cmocka_unit_test(test_ticket_keys_rotate),
 		cmocka_unit_test(test_sessions_of_servers),
 		cmocka_unit_test(test_psk_tickets),
+		cmocka_unit_test(test_crl_that_expires_meanwhile),
 		cmocka_unit_test(test_half_close),
 		cmocka_unit_test(test_truncation),
 		cmocka_unit_test(test_other_protocols),
@@ -1703,6 +1929,7 @@ main(void)
 		cmocka_unit_test(test_renegotiation_is_refused),
 		cmocka_unit_test(test_bulk),
 		cmocka_unit_test(test_mistakes),
+		cmocka_unit_test(test_nobody_is_asked),
 		cmocka_unit_test(test_fits),
 	};
 	return cmocka_run_group_tests_name("tls", tests, make_papers, free_papers);
