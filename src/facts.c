@@ -35,6 +35,27 @@ facts_set(char **slot, const char *text, size_t length)
 }
 
 int
+facts_set_host(char **slot, const char *name, size_t length)
+{
+	if (length > 1 && name[length - 1] == '.')
+		length--;
+	free(*slot);
+	*slot = NULL;
+	for (size_t i = 0; i < length; i++)
+		if (name[i] <= ' ' || name[i] >= 0x7f)
+			return 0;
+	if (!length || (length == 1 && *name == '.'))
+		return 0;
+	*slot = strndup(name, length);
+	if (!*slot)
+		return -1;
+	for (char *at = *slot; *at; at++)
+		if (*at >= 'A' && *at <= 'Z')
+			*at = (char)(*at + ('a' - 'A'));
+	return 0;
+}
+
+int
 facts_copy(struct facts *to, const struct facts *from)
 {
 	int result = 0;

@@ -35,7 +35,7 @@ struct facts {
 	char *certificate; /* "sha256/HEX" of the public key, verified */
 	char *common_name; /* of that certificate */
 	/* Told. */
-	char *sni;          /* the server's name that TLS asks for */
+	char *sni;          /* the server's name that TLS asks for; by facts_set_host */
 	char *alpn_offered; /* "h2,http/1.1": what TLS offers, if a look at the first bytes found any */
 	char *authority; /* the same as sni, from a PROXY header */
 	char *unique_id; /* from a PROXY header; printable */
@@ -45,6 +45,10 @@ struct facts {
 /* Puts a copy of the first `length` bytes of `text`, up to a zero byte, into one of the texts above, in
  * place of what it held. -1 without memory: it then holds nothing. */
 int facts_set(char **slot, const char *text, size_t length);
+
+/* The same for the name of a host: in small letters, without a dot at its end. Where it is empty or has bytes
+ * that no name has, the text is then not known. */
+int facts_set_host(char **slot, const char *name, size_t length);
 
 /* Makes `to`, whose texts are overwritten, equal to `from`, with texts of its own. -1 without memory: `to`
  * is then to be released as well. */

@@ -167,7 +167,7 @@ is_address(const char *name)
 	return inet_pton(AF_INET, name, bytes) == 1 || inet_pton(AF_INET6, name, bytes) == 1;
 }
 
-/* Whom we ask for, and who has to answer. */
+/* Whom we ask for, and who has to answer; without the dot of the root (RFC 6066 3). */
 static int
 name_peer(struct tls *tls, const char *name, struct failure *why)
 {
@@ -192,7 +192,11 @@ static int
 open_far(struct tls *tls, struct failure *why)
 {
 	const char *target = tls->facts->target_host ? tls->facts->target_host : "";
-	const char *name = *tls->conf->server_name ? tls->conf->server_name : target;
+	char name[TLS_NAME_MOST + 1];
+	size_t length = (size_t)snprintf(name, sizeof(name), "%s",
+					 *tls->conf->server_name ? tls->conf->server_name : target);
+	if (length > 1 && length < sizeof(name) && name[length - 1] == '.')
+		name[length - 1] = '\0';
 	if (name_peer(tls, name, why))
 		return -1;
 	if (asprintf(&tls->session_name, "%s %s", target, name) < 0) {
@@ -201,10 +205,10 @@ open_far(struct tls *tls, struct failure *why)
 	}
 	SSL_SESSION *session =
 		tls_sessions_get(tls->conf->sessions, tls->session_name, strlen(tls->session_name));
-	if (session) {
+	/* As one whose certificate has expired since: the server has another one by now. */
+	if (session && tls_peer_is_welcome(tls, session))
 		SSL_set_session(tls->ssl, session);
-		SSL_SESSION_free(session);
-	}
+	SSL_SESSION_free(session);
 	SSL_set_connect_state(tls->ssl);
 	return 0;
 }
@@ -292,7 +296,8 @@ fail_by_library(struct tls *tls, struct filter_io *io)
 							       : TLS_STAGE_OTHER;
 	enum tls_failure failure = tls_words_failure(io->why, stage);
 	if (tls->refusal)
-		failure = TLS_BAD_CERTIFICATE;
+		failure =
+			tls->refusal->kind == FAILURE_MEMORY ? TLS_NO_MEMORY : TLS_BAD_CERTIFICATE;
 	if (tls->psk_is_unknown && !tls->by_psk && !tls->conf->identities.count) {
 		tls_refuse(tls, FAILURE_PROTOCOL, "the peer's PSK identity is unknown");
 		failure = TLS_BAD_SECRET;
@@ -319,13 +324,11 @@ static int
 learn(struct tls *tls)
 {
 	struct facts *facts = tls->facts;
-	const char *name = SSL_get_servername(tls->ssl, TLSEXT_NAMETYPE_host_name);
 	const char *version = SSL_get_version(tls->ssl), *cipher = SSL_get_cipher_name(tls->ssl);
 	const unsigned char *alpn = NULL;
 	unsigned int length = 0;
 	SSL_get0_alpn_selected(tls->ssl, &alpn, &length);
-	if ((name && facts_set(&facts->sni, name, strlen(name))) ||
-	    (length && facts_set(&facts->alpn, (const char *)alpn, length)) ||
+	if ((length && facts_set(&facts->alpn, (const char *)alpn, length)) ||
 	    facts_set(&facts->tls_version, version, strlen(version)) ||
 	    facts_set(&facts->tls_cipher, cipher, strlen(cipher)))
 		return -1;
@@ -333,11 +336,20 @@ learn(struct tls *tls)
 	return certificate ? tls_peer_learn(tls, certificate) : 0;
 }
 
+/* OpenSSL calls a secret that both sides know a session, too. */
+static bool
+is_resumed(const struct tls *tls)
+{
+	if (!SSL_session_reused(tls->ssl) || !tls->by_psk)
+		return SSL_session_reused(tls->ssl);
+	return tls->side == FILTER_NEAR ? tls->has_session
+					: SSL_SESSION_has_ticket(SSL_get_session(tls->ssl));
+}
+
 static enum tls_counter
 kind_of_handshake(const struct tls *tls)
 {
-	bool has_come_back = SSL_session_reused(tls->ssl);
-	if (has_come_back && (tls->has_session || !tls->by_psk))
+	if (is_resumed(tls))
 		return TLS_RESUMED;
 	return tls->by_psk && !SSL_get0_peer_certificate(tls->ssl) ? TLS_PSK : TLS_FULL;
 }
@@ -383,7 +395,7 @@ shake_hands(struct tls *tls, struct filter_io *io)
 	int error = SSL_get_error(tls->ssl, result);
 	if (error == SSL_ERROR_WANT_READ || error == SSL_ERROR_WANT_WRITE)
 		return FILTER_REST;
-	return fail_by_library(tls, io);
+	return error == SSL_ERROR_ZERO_RETURN ? fail_truncated(tls, io) : fail_by_library(tls, io);
 }
 
 /* --- The in flow -------------------------------------------------------------------------------- */
@@ -466,8 +478,10 @@ read_all(struct tls *tls, struct filter_io *io)
 		given = evbuffer_get_length(io->dst) - before;
 	}
 	if (!tls->spare_updates && result == FILTER_REST) {
-		failure_set(io->why, FAILURE_PROTOCOL,
-			    "the peer sends KeyUpdates without end: %d in a row", SPARE_UPDATES);
+		failure_set(io->why, FAILURE_PROTOCOL, "the peer %s without end: %d times in a row",
+			    SSL_version(tls->ssl) == TLS1_3_VERSION ? "sends KeyUpdates"
+								    : "wants to renegotiate",
+			    SPARE_UPDATES);
 		return fail_with(tls, io);
 	}
 	return result == FILTER_MORE ? FILTER_REST : result;
@@ -477,8 +491,10 @@ read_all(struct tls *tls, struct filter_io *io)
 static enum filter_result
 end_without_mark(struct tls *tls, struct filter_io *io)
 {
-	if (tls->is_ready && tls->conf->truncation == TLS_TRUNCATION_EOF &&
-	    !SSL_has_pending(tls->ssl))
+	/* "read header": between two records, of the next of which nothing has come. */
+	bool is_between =
+		strcmp(SSL_rstate_string(tls->ssl), "RH") == 0 && !SSL_has_pending(tls->ssl);
+	if (tls->is_ready && tls->conf->truncation == TLS_TRUNCATION_EOF && is_between)
 		return FILTER_END;
 	return fail_truncated(tls, io);
 }

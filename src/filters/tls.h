@@ -13,6 +13,8 @@
 
 struct tls_conf;
 
+#define TLS_NAME_MOST 255 /* of a server, RFC 6066 3 */
+
 struct tls {
 	SSL *ssl; /* its one BIO reads from src and writes to dst, below */
 	const struct tls_conf *conf;

@@ -215,6 +215,8 @@ add_all(const struct tls_conf *conf, bool far, EVP_MD_CTX *hash, struct failure 
 	add_texts(hash, &conf->allow);
 	add_texts(hash, &conf->pin);
 	add_texts(hash, &conf->certificate);
+	add_bytes(hash, conf->ciphers,
+		  strlen(conf->ciphers)); /* a session of TLS 1.2 keeps its own */
 	add_bytes(hash, conf->pkcs12, strlen(conf->pkcs12));
 	add_bytes(hash, conf->psk_identity, strlen(conf->psk_identity));
 	for (size_t i = 0; far && i < conf->identities.count; i++) {
@@ -365,12 +367,39 @@ new_context(struct tls_conf *conf, enum filter_side side, struct failure *why)
 
 /* --- The server's context ----------------------------------------------------------------------- */
 
+/* The name that is asked for, also by who comes back: of a session of TLS 1.2 OpenSSL has none. What is
+ * malformed OpenSSL refuses. */
+static int
+on_client_hello(SSL *ssl, int *alert, void *unused)
+{
+	enum { HEAD_BYTES = 5 }; /* the list's length, the name's kind and length, RFC 6066 3 */
+	const unsigned char *list;
+	size_t length;
+	struct tls *tls = tls_of(ssl);
+	(void)unused;
+	if (!SSL_client_hello_get0_ext(ssl, TLSEXT_TYPE_server_name, &list, &length) ||
+	    length <= HEAD_BYTES || list[2] != TLSEXT_NAMETYPE_host_name ||
+	    ((size_t)list[3] << 8 | list[4]) != length - HEAD_BYTES)
+		return SSL_CLIENT_HELLO_SUCCESS;
+	if (facts_set_host(&tls->facts->sni, (const char *)list + HEAD_BYTES,
+			   length - HEAD_BYTES) == 0)
+		return SSL_CLIENT_HELLO_SUCCESS;
+	tls_refuse(tls, FAILURE_MEMORY, "no memory for what TLS tells");
+	*alert = SSL_AD_INTERNAL_ERROR;
+	return SSL_CLIENT_HELLO_ERROR;
+}
+
 static int
 on_certificate_wanted(SSL *ssl, void *opaque)
 {
 	const struct tls_conf *conf = opaque;
-	const char *name = SSL_get_servername(ssl, TLSEXT_NAMETYPE_host_name);
-	if (name && conf->identities.count > 1 && tls_identity_choose(&conf->identities, ssl, name))
+	const char *asked = SSL_get_servername(ssl, TLSEXT_NAMETYPE_host_name);
+	char name[TLS_NAME_MOST + 1];
+	size_t length = (size_t)snprintf(name, sizeof(name), "%s", asked ? asked : "");
+	if (length > 1 && length < sizeof(name) && name[length - 1] == '.')
+		name[length - 1] = '\0';
+	if (*name && conf->identities.count > 1 &&
+	    tls_identity_choose(&conf->identities, ssl, name))
 		return 0;
 	return 1;
 }
@@ -438,6 +467,7 @@ make_near(struct tls_conf *conf, struct failure *why)
 	SSL_CTX *context = new_context(conf, FILTER_NEAR, why);
 	if (!context)
 		return -1;
+	SSL_CTX_set_client_hello_cb(context, on_client_hello, NULL);
 	SSL_CTX_set_cert_cb(context, on_certificate_wanted, conf);
 	if (conf->alpn.count)
 		SSL_CTX_set_alpn_select_cb(context, on_protocols_offered, conf);
@@ -487,6 +517,10 @@ check(const struct tls_conf *conf, struct failure *why)
 	if (conf->min_version > conf->max_version)
 		return failure_set(why, FAILURE_CONFIG,
 				   "min_version is above max_version; raise the latter");
+	if (strlen(conf->server_name) > TLS_NAME_MOST)
+		return failure_set(why, FAILURE_CONFIG,
+				   "server_name is longer than %d bytes; write a host's name",
+				   TLS_NAME_MOST);
 	if (conf->key.count && !conf->certificate.count)
 		return failure_set(why, FAILURE_CONFIG, "key needs certificate; name its file");
 	if (*conf->psk_identity && !*conf->psk)

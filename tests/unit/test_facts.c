@@ -5,6 +5,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 /* clang-format off: it needs what stands above. */
 #include <cmocka.h>
@@ -20,6 +21,39 @@ test_set(void **state)
 	assert_int_equal(facts_set(&facts.sni, "a\0b", 3), 0);
 	assert_string_equal(facts.sni, "a");
 	facts_release(&facts);
+	assert_null(facts.sni);
+	facts_release(&facts);
+}
+
+static void
+test_hosts(void **state)
+{
+	static const struct {
+		const char *name, *told;
+	} cases[] = {
+		{ "a.example", "a.example" },
+		{ "A.Example.", "a.example" },
+		{ "192.0.2.1", "192.0.2.1" },
+		{ "[::1]", "[::1]" },
+		{ "", NULL },
+		{ ".", NULL },
+		{ "a b", NULL },
+		{ "a\x1b[2J", NULL },
+		{ "a\x7f", NULL },
+		{ "\xc3\xa9.example", NULL },
+	};
+	struct facts facts = { .target_host = "" };
+	(void)state;
+	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		assert_int_equal(facts_set(&facts.sni, "before", 6), 0);
+		assert_int_equal(facts_set_host(&facts.sni, cases[i].name, strlen(cases[i].name)),
+				 0);
+		if (cases[i].told)
+			assert_string_equal(facts.sni, cases[i].told);
+		else
+			assert_null(facts.sni);
+	}
+	assert_int_equal(facts_set_host(&facts.sni, "a\0b", 3), 0);
 	assert_null(facts.sni);
 	facts_release(&facts);
 }
@@ -47,6 +81,7 @@ main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_set),
+		cmocka_unit_test(test_hosts),
 		cmocka_unit_test(test_copy),
 	};
 	return cmocka_run_group_tests_name("facts", tests, NULL, NULL);

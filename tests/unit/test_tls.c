@@ -1418,6 +1418,63 @@ test_psk_tickets(void **unused)
 	discard(near);
 }
 
+/* A server has renewed its certificate: the session that saw the old one is not offered any more. */
+static void
+test_session_whose_certificate_has_expired(void **unused)
+{
+	static const int versions[] = { TLS1_2_VERSION, TLS1_3_VERSION };
+	static const char name[] = "server.example server.example";
+	(void)unused;
+	for (int i = 0; i < 2; i++) {
+		struct tls_conf *far = SECTION({ "ca", "ca.pem" });
+		struct plain plain;
+		plain_context(&plain, true, &server);
+		SSL_CTX_set_max_proto_version(plain.context, versions[i]);
+		assert_false(visit_server(far, &plain, "server.example"));
+		SSL_SESSION *session = tls_sessions_get(far->sessions, name, strlen(name));
+		assert_non_null(session);
+		X509_gmtime_adj(X509_getm_notAfter(SSL_SESSION_get0_peer(session)), -60);
+		SSL_SESSION_free(session);
+		assert_false(visit_server(far, &plain, "server.example"));
+		assert_true(visit_server(far, &plain, "server.example"));
+		plain_close(&plain);
+		discard(far);
+	}
+}
+
+/* What is not to be spoken any more is not spoken with a session from before either, and what a session
+ * wants is not offered without it. */
+static void
+test_sessions_and_ciphers(void **unused)
+{
+	static const char *const ciphers[] = { "ECDHE-ECDSA-AES128-GCM-SHA256",
+					       "ECDHE-ECDSA-AES256-GCM-SHA384" };
+	struct tls_conf *near[2], *far[2];
+	struct plain plain;
+	(void)unused;
+	for (int i = 0; i < 2; i++) {
+		near[i] = SECTION({ "certificate", "server.pem" }, { "ciphers", ciphers[i] },
+				  { "max_version", "1.2" });
+		far[i] = SECTION({ "ca", "ca.pem" }, { "ciphers", ciphers[i] },
+				 { "max_version", "1.2" });
+	}
+	plain_context(&plain, false, NULL);
+	assert_false(visit(near[0], &plain, NULL));
+	assert_true(visit(near[0], &plain, NULL));
+	assert_false(visit(near[1], &plain, NULL));
+	plain_close(&plain);
+
+	plain_context(&plain, true, &server);
+	assert_false(visit_server(far[0], &plain, "server.example"));
+	assert_true(visit_server(far[0], &plain, "server.example"));
+	assert_false(visit_server(far[1], &plain, "server.example"));
+	plain_close(&plain);
+	for (int i = 0; i < 2; i++) {
+		discard(near[i]);
+		discard(far[i]);
+	}
+}
+
 /* A CRL that expires while we run speaks for nobody, whoever comes back included. */
 static void
 test_crl_that_expires_meanwhile(void **unused)
@@ -1442,6 +1499,30 @@ test_crl_that_expires_meanwhile(void **unused)
 	end_close(&end);
 	plain_close(&plain);
 	discard(near);
+}
+
+/* Both ends count a ticket as one, though the secret is offered beside it. */
+static void
+test_psk_tickets_of_servers(void **unused)
+{
+	(void)unused;
+	struct tls_conf *conf = SECTION({ "psk", "psk" });
+	uint64_t psk = tls_counters_read(FILTER_FAR, TLS_PSK);
+	uint64_t resumed = tls_counters_read(FILTER_FAR, TLS_RESUMED);
+	for (int i = 0; i < 2; i++) {
+		struct end left, right;
+		end_open(&left, conf, FILTER_NEAR, "");
+		end_open(&right, conf, FILTER_FAR, "");
+		talk(&left, &right);
+		end_say(&left, "hello");
+		talk(&left, &right);
+		assert_string_equal(end_heard(&right), "hello");
+		end_close(&left);
+		end_close(&right);
+	}
+	assert_int_equal(tls_counters_read(FILTER_FAR, TLS_PSK), psk + 1);
+	assert_int_equal(tls_counters_read(FILTER_FAR, TLS_RESUMED), resumed + 1);
+	discard(conf);
 }
 
 /* --- Ends --------------------------------------------------------------------------------------- */
@@ -1684,6 +1765,195 @@ test_bulk(void **unused)
 
 /* --- What a stranger may try -------------------------------------------------------------------- */
 
+/* An orderly end, but before anything was agreed on. */
+static void
+test_close_notify_in_the_handshake(void **unused)
+{
+	static const char close_notify[] = { 21, 3, 3, 0, 2, 1, 0 };
+	(void)unused;
+	struct tls_conf *conf = SECTION({ "certificate", "server.pem" }, { "ca", "ca.pem" });
+	for (enum filter_side side = FILTER_NEAR; side <= FILTER_FAR; side++) {
+		struct end end;
+		struct plain plain;
+		uint64_t before = tls_counters_read_failures(side, TLS_ENDED);
+		plain_context(&plain, false, NULL);
+		plain_begin(&plain, NULL);
+		end_open(&end, conf, side, "server.example");
+		if (side == FILTER_NEAR) {
+			plain_step(&plain);
+			carry_to_end(&plain, &end);
+		}
+		end_step(&end);
+		evbuffer_add(end.flows[FILTER_IN].src, close_notify, sizeof(close_notify));
+		end_step(&end);
+		assert_refused(&end, "the peer ended during the TLS handshake");
+		assert_int_equal(end.why.kind, FAILURE_TRUNCATED);
+		assert_int_equal(tls_counters_read_failures(side, TLS_ENDED), before + 1);
+		end_close(&end);
+		plain_close(&plain);
+	}
+	discard(conf);
+}
+
+/* `truncation = "eof"` is about whole records: an end within one is none. */
+static void
+test_lenient_truncation_is_between_records(void **unused)
+{
+	int length = 1;
+	(void)unused;
+	struct tls_conf *near = SECTION({ "certificate", "server.pem" }, { "truncation", "eof" });
+	for (int cut = 0; cut <= length; cut++) {
+		char bytes[256];
+		struct end end;
+		struct plain plain;
+		begin_both(&end, &plain, near);
+		assert_talks(&end, &plain);
+		SSL_write(plain.ssl, "tail", 4);
+		length = BIO_read(plain.out, bytes, sizeof(bytes));
+		evbuffer_add(end.flows[FILTER_IN].src, bytes, (size_t)cut);
+		end_step(&end);
+		end.flows[FILTER_IN].flush = FILTER_FINISHED;
+		end_step(&end);
+		assert_int_equal(end.has_failed, cut > 0 && cut < length);
+		assert_int_equal(end.flows[FILTER_IN].ended, cut == 0 || cut == length);
+		end_close(&end);
+		plain_close(&plain);
+	}
+	discard(near);
+}
+
+/* Early data is not asked for: what a client sends all the same goes nowhere, and the rest goes on. */
+static void
+test_early_data_is_dropped(void **unused)
+{
+	size_t written;
+	(void)unused;
+	struct tls_conf *near = SECTION({ "certificate", "server.pem" });
+	struct end end;
+	struct plain plain;
+	plain_context(&plain, false, NULL);
+	assert_false(visit(near, &plain, NULL));
+	assert_int_equal(SSL_SESSION_get_max_early_data(plain.session), 0);
+	SSL_SESSION_set_max_early_data(plain.session, 4096);
+	plain_begin(&plain, NULL);
+	SSL_set_session(plain.ssl, plain.session);
+	assert_int_equal(SSL_write_early_data(plain.ssl, "too early", 9, &written), 1);
+	end_open(&end, near, FILTER_NEAR, "");
+	carry_to_end(&plain, &end);
+	end_step(&end);
+	assert_string_equal(end_heard(&end), "");
+	carry_to_plain(&end, &plain);
+	SSL_do_handshake(plain.ssl);
+	assert_talks(&end, &plain);
+	assert_int_equal(SSL_get_early_data_status(plain.ssl), SSL_EARLY_DATA_REJECTED);
+	end_close(&end);
+	plain_close(&plain);
+	discard(near);
+}
+
+/* A name is compared without its case and its last dot, and told so; what no name has is not told. */
+static void
+test_names_asked_for(void **unused)
+{
+	static const struct {
+		const char *asked, *told, *shown;
+	} cases[] = {
+		{ "server.example", "server.example", "server" },
+		{ "Second.EXAMPLE", "second.example", "second" },
+		{ "second.example.", "second.example", "second" },
+		{ ".", NULL, "server" },
+		{ "a\nb", NULL, "server" },
+		{ "a b", NULL, "server" },
+		{ "caf\xc3\xa9.example", NULL, "server" },
+		{ "192.0.2.1", "192.0.2.1", "server" },
+	};
+	(void)unused;
+	struct paper second = paper_make((struct paper_plan){
+		.name = "second", .others = "DNS:second.example", .issuer = &authority });
+	paper_write("second.pem", "w", second.certificate, second.key);
+	struct tls_conf *near =
+		SECTION({ "certificate", "server.pem" }, { "certificate", "second.pem" });
+	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		expect_certificate(near, cases[i].asked, cases[i].shown, NULL, 0);
+		for (int version = TLS1_2_VERSION; version <= TLS1_3_VERSION; version++) {
+			struct plain plain;
+			plain_context(&plain, false, NULL);
+			SSL_CTX_set_max_proto_version(plain.context, version);
+			/* At first, and with a session, which TLS 1.2 keeps a name with. */
+			for (int again = 0; again < 2; again++) {
+				struct end end;
+				plain_begin(&plain, cases[i].asked);
+				if (again)
+					SSL_set_session(plain.ssl, plain.session);
+				end_open(&end, near, FILTER_NEAR, "");
+				assert_talks(&end, &plain);
+				assert_int_equal(SSL_session_reused(plain.ssl), again);
+				if (cases[i].told)
+					assert_string_equal(end.facts.sni, cases[i].told);
+				else
+					assert_null(end.facts.sni);
+				end_close(&end);
+				plain_end(&plain);
+			}
+			plain_close(&plain);
+		}
+	}
+	discard(near);
+	paper_free(&second);
+}
+
+/* The name of a target may end with the dot of the root, that of a certificate does not. */
+static void
+test_target_with_a_dot(void **unused)
+{
+	(void)unused;
+	struct tls_conf *far = SECTION({ "ca", "ca.pem" });
+	struct tls_conf *named = SECTION({ "ca", "ca.pem" }, { "server_name", "server.example." });
+	for (int i = 0; i < 2; i++) {
+		struct end end;
+		struct plain plain;
+		plain_context(&plain, true, &server);
+		plain_begin(&plain, NULL);
+		end_open(&end, i ? named : far, FILTER_FAR, i ? "x" : "server.example.");
+		assert_talks(&end, &plain);
+		assert_string_equal(SSL_get_servername(plain.ssl, 0), "server.example");
+		end_close(&end);
+		plain_close(&plain);
+	}
+	discard(far);
+	discard(named);
+}
+
+/* Who asks to renegotiate is told no, and the connection goes on; who does nothing else is disconnected. */
+static void
+test_renegotiation_without_end(void **unused)
+{
+	(void)unused;
+	struct tls_conf *far = SECTION({ "ca", "ca.pem" }, { "max_version", "1.2" });
+	struct end end;
+	struct plain plain;
+	plain_context(&plain, true, &server);
+	plain_begin(&plain, NULL);
+	end_open(&end, far, FILTER_FAR, "server.example");
+	assert_talks(&end, &plain);
+	SSL_renegotiate(plain.ssl);
+	SSL_do_handshake(plain.ssl);
+	carry_to_end(&plain, &end);
+	end_step(&end);
+	assert_ready(&end);
+	for (int i = 0; i < 1000; i++) {
+		SSL_renegotiate(plain.ssl);
+		SSL_do_handshake(plain.ssl);
+	}
+	carry_to_end(&plain, &end);
+	while (end_step(&end))
+		;
+	assert_refused(&end, "without end");
+	end_close(&end);
+	plain_close(&plain);
+	discard(far);
+}
+
 /* --- Mistakes of the operator ------------------------------------------------------------------- */
 
 static void
@@ -1917,7 +2187,10 @@ main(void)
 		cmocka_unit_test(test_ticket_keys_rotate),
 		cmocka_unit_test(test_sessions_of_servers),
 		cmocka_unit_test(test_psk_tickets),
+		cmocka_unit_test(test_session_whose_certificate_has_expired),
+		cmocka_unit_test(test_sessions_and_ciphers),
 		cmocka_unit_test(test_crl_that_expires_meanwhile),
+		cmocka_unit_test(test_psk_tickets_of_servers),
 		cmocka_unit_test(test_half_close),
 		cmocka_unit_test(test_truncation),
 		cmocka_unit_test(test_other_protocols),
@@ -1928,6 +2201,12 @@ main(void)
 #endif
 		cmocka_unit_test(test_renegotiation_is_refused),
 		cmocka_unit_test(test_bulk),
+		cmocka_unit_test(test_close_notify_in_the_handshake),
+		cmocka_unit_test(test_lenient_truncation_is_between_records),
+		cmocka_unit_test(test_early_data_is_dropped),
+		cmocka_unit_test(test_names_asked_for),
+		cmocka_unit_test(test_target_with_a_dot),
+		cmocka_unit_test(test_renegotiation_without_end),
 		cmocka_unit_test(test_mistakes),
 		cmocka_unit_test(test_nobody_is_asked),
 		cmocka_unit_test(test_fits),
