@@ -406,6 +406,9 @@ explain_other(struct tls *tls, int error, const char *name)
 		tls_refuse(tls, FAILURE_PROTOCOL, "certificate is not meant for a %s: '%s'",
 			   tls->side == FILTER_NEAR ? "client" : "server", name);
 		break;
+	case X509_V_ERR_OUT_OF_MEM:
+		tls_refuse(tls, FAILURE_MEMORY, "no memory to look at the certificate '%s'", name);
+		break;
 	case X509_V_ERR_EE_KEY_TOO_SMALL:
 	case X509_V_ERR_CA_KEY_TOO_SMALL:
 	case X509_V_ERR_CA_MD_TOO_WEAK:

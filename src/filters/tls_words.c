@@ -118,17 +118,37 @@ static const char *const alerts[] = {
 };
 #define ALERTS (sizeof(alerts) / sizeof(alerts[0]))
 
-const char *
-tls_words_reason(char text[TLS_WORDS_REASON])
+static void
+describe(unsigned long code, char text[TLS_WORDS_REASON])
 {
-	unsigned long code = ERR_peek_last_error();
 	const char *reason = ERR_reason_error_string(code);
 	snprintf(text, TLS_WORDS_REASON, "%s",
 		 code && ERR_SYSTEM_ERROR(code) ? strerror(ERR_GET_REASON(code))
 		 : reason                       ? reason
 						: "it is damaged");
+}
+
+const char *
+tls_words_reason(char text[TLS_WORDS_REASON])
+{
+	describe(ERR_peek_last_error(), text);
 	ERR_clear_error();
 	return text;
+}
+
+/* Empties the queue; its last error is in `text`. Whether it is about memory: what that led to may look as if
+ * it were the peer's fault. */
+static bool
+lacks_memory(char text[TLS_WORDS_REASON])
+{
+	bool is_so = !ERR_peek_error();
+	unsigned long code, last = 0;
+	while ((code = ERR_get_error())) {
+		is_so |= ERR_GET_REASON(code) == ERR_R_MALLOC_FAILURE;
+		last = code;
+	}
+	describe(last, text);
+	return is_so;
 }
 
 /* Who fails like this does not know the secret, or another one. */
@@ -170,10 +190,13 @@ tls_words_failure(struct failure *why, enum tls_stage stage)
 	size_t alert = is_tls && reason >= SSL_AD_REASON_OFFSET
 			       ? (size_t)(reason - SSL_AD_REASON_OFFSET)
 			       : ALERTS;
-	tls_words_reason(text);
-	if (!code || reason == ERR_R_MALLOC_FAILURE) {
+	if (lacks_memory(text)) {
 		failure_set(why, FAILURE_MEMORY, "no memory for TLS");
 		return TLS_NO_MEMORY;
+	}
+	if (ERR_FATAL_ERROR(code)) {
+		failure_set(why, FAILURE_SYSTEM, "TLS fails here: %s", text);
+		return TLS_STOPPED;
 	}
 	if (words) {
 		failure_set(why, FAILURE_PROTOCOL, "%s", words);

@@ -8,6 +8,7 @@
 #include "filters/tls_conf.h"
 #include "filters/tls_counters.h"
 #include "filters/tls_tickets.h"
+#include "filters/tls_words.h"
 #include "stack.h"
 #include "tls_world.h"
 
@@ -793,6 +794,41 @@ test_allow(void **unused)
 	}
 }
 
+/* A name ends where its length says, and not at a zero byte. */
+static void
+test_allow_and_zero_bytes(void **unused)
+{
+	static const char *const rules[] = { "cn:client", "dns:client.example" };
+	(void)unused;
+	struct paper paper = paper_make((struct paper_plan){ .name = "", .issuer = &authority });
+	X509_NAME_add_entry_by_txt(X509_get_subject_name(paper.certificate), "CN", MBSTRING_UTF8,
+				   (const unsigned char *)"client\0x", 8, -1, 0);
+	GENERAL_NAMES *names = GENERAL_NAMES_new();
+	GENERAL_NAME *name = GENERAL_NAME_new();
+	ASN1_IA5STRING *text = ASN1_IA5STRING_new();
+	ASN1_STRING_set(text, "client.example\0x", 16);
+	GENERAL_NAME_set0_value(name, GEN_DNS, text);
+	sk_GENERAL_NAME_push(names, name);
+	X509_add1_ext_i2d(paper.certificate, NID_subject_alt_name, names, 0, 0);
+	GENERAL_NAMES_free(names);
+	X509_sign(paper.certificate, authority.key, EVP_sha256());
+	for (size_t i = 0; i < 2; i++) {
+		struct tls_conf *near = SECTION({ "certificate", "server.pem" },
+						{ "client_ca", "ca.pem" }, { "allow", rules[i] });
+		expect_refused(near, &paper, "nothing in allow fits the certificate 'client?x'",
+			       SSL_AD_BAD_CERTIFICATE);
+		discard(near);
+	}
+	struct tls_conf *near = SECTION({ "certificate", "server.pem" }, { "client_ca", "ca.pem" });
+	struct end end;
+	meet(&end, near, &paper, TLS1_3_VERSION);
+	assert_ready(&end);
+	assert_null(end.facts.common_name);
+	end_close(&end);
+	discard(near);
+	paper_free(&paper);
+}
+
 static void
 write_crl_of(const struct paper *issuer, const char *name, const struct paper *revoked, long days)
 {
@@ -991,13 +1027,14 @@ test_own_certificate(void **unused)
 
 /* --- OCSP --------------------------------------------------------------------------------------- */
 
+/* From and to so many days from now. */
 static void
-write_ocsp(const char *name, const struct paper *about, long days)
+write_ocsp(const char *name, const struct paper *about, long from, long to)
 {
 	OCSP_BASICRESP *basic = OCSP_BASICRESP_new();
 	OCSP_CERTID *id = OCSP_cert_to_id(NULL, about->certificate, authority.certificate);
-	ASN1_TIME *this = X509_gmtime_adj(NULL, -86400 * 5),
-		  *next = X509_gmtime_adj(NULL, days * 86400);
+	ASN1_TIME *this = X509_gmtime_adj(NULL, from * 86400),
+		  *next = X509_gmtime_adj(NULL, to * 86400);
 	assert_non_null(
 		OCSP_basic_add1_status(basic, id, V_OCSP_CERTSTATUS_GOOD, 0, NULL, this, next));
 	assert_true(OCSP_basic_sign(basic, authority.certificate, authority.key, EVP_sha256(), NULL,
@@ -1021,7 +1058,7 @@ static void
 test_ocsp(void **unused)
 {
 	(void)unused;
-	write_ocsp("ocsp.der", &server, 3);
+	write_ocsp("ocsp.der", &server, -5, 3);
 	struct tls_conf *near =
 		SECTION({ "certificate", "server.pem" }, { "certificate", "server-rsa.pem" },
 			{ "ocsp", "ocsp.der" });
@@ -1604,6 +1641,8 @@ test_other_protocols(void **unused)
 		{ "SSH-2.0-OpenSSH_9.2p1\r\n", "the peer does not speak TLS" },
 		{ "\x16\x16\x16\x16\x16\x16\x16\x16", "the peer does not speak TLS" },
 		{ "220 mail.example ESMTP\r\n", "the peer does not speak TLS" },
+		{ "\x80\x2e\1\2\1\1\x15\1\1\x10 and so on, as long as such a hello is ...",
+		  "the peer" }, /* SSLv2 */
 	};
 	(void)unused;
 	struct tls_conf *conf = SECTION({ "certificate", "server.pem" }, { "ca", "ca.pem" });
@@ -1624,6 +1663,44 @@ test_other_protocols(void **unused)
 		}
 	}
 	discard(conf);
+}
+
+/* What is not the peer's fault is not said to be. */
+static void
+test_own_failures(void **unused)
+{
+	static const struct {
+		int libraries[2], reasons[2];
+		enum failure_kind kind;
+		const char *words;
+	} cases[] = {
+		{ { ERR_LIB_EVP, ERR_LIB_SSL },
+		  { ERR_R_MALLOC_FAILURE, ERR_R_EVP_LIB },
+		  FAILURE_MEMORY,
+		  "no memory for TLS" },
+		{ { ERR_LIB_SSL, ERR_LIB_ASN1 },
+		  { SSL_R_BAD_LENGTH, ERR_R_MALLOC_FAILURE },
+		  FAILURE_MEMORY,
+		  "no memory for TLS" },
+		{ { ERR_LIB_SSL, ERR_LIB_SSL },
+		  { ERR_R_INTERNAL_ERROR, ERR_R_INTERNAL_ERROR },
+		  FAILURE_SYSTEM,
+		  "TLS fails here: internal error" },
+		{ { ERR_LIB_SSL, ERR_LIB_SSL },
+		  { SSL_R_BAD_LENGTH, SSL_R_BAD_EXTENSION },
+		  FAILURE_PROTOCOL,
+		  "the peer breaks the rules of TLS: bad extension" },
+	};
+	(void)unused;
+	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		struct failure why;
+		for (int j = 0; j < 2; j++)
+			ERR_raise(cases[i].libraries[j], cases[i].reasons[j]);
+		tls_words_failure(&why, TLS_STAGE_OTHER);
+		assert_string_equal(why.text, cases[i].words);
+		assert_int_equal(why.kind, cases[i].kind);
+		assert_int_equal(ERR_peek_error(), 0);
+	}
 }
 
 /* --- Behind the handshake ----------------------------------------------------------------------- */
@@ -2015,8 +2092,9 @@ test_mistakes(void **unused)
 	(void)unused;
 	write_mistakes();
 	write_crl("late-crl.pem", NULL, -1);
-	write_ocsp("client.der", &client, 3);
-	write_ocsp("late.der", &server, -1);
+	write_ocsp("client.der", &client, -5, 3);
+	write_ocsp("late.der", &server, -5, -1);
+	write_ocsp("early.der", &server, 1, 3);
 	const struct {
 		struct setting settings[SETTINGS];
 		const char *words;
@@ -2064,6 +2142,8 @@ test_mistakes(void **unused)
 		  "client.der is about none of the certificates" },
 		{ { { "ocsp", "late.der" }, { "certificate", "server.pem" } },
 		  "late.der expired 20" },
+		{ { { "ocsp", "early.der" }, { "certificate", "server.pem" } },
+		  "early.der is valid only from 20" },
 		{ { { "psk", "short.psk" } }, "short.psk: line 1 holds no key" },
 		{ { { "psk", "odd.psk" } }, "odd.psk: line 3 is not IDENTITY:HEX" },
 		{ { { "psk", "twice.psk" } }, "twice.psk: line 2 repeats an identity" },
@@ -2171,6 +2251,7 @@ main(void)
 		cmocka_unit_test(test_client_certificates),
 		cmocka_unit_test(test_strangers_names),
 		cmocka_unit_test(test_allow),
+		cmocka_unit_test(test_allow_and_zero_bytes),
 		cmocka_unit_test(test_revocation),
 		cmocka_unit_test(test_revocation_below_the_root),
 		cmocka_unit_test(test_server_is_verified),
@@ -2194,6 +2275,7 @@ main(void)
 		cmocka_unit_test(test_half_close),
 		cmocka_unit_test(test_truncation),
 		cmocka_unit_test(test_other_protocols),
+		cmocka_unit_test(test_own_failures),
 		cmocka_unit_test(test_key_updates),
 		cmocka_unit_test(test_key_updates_without_room),
 #ifndef HAS_OWN_MALLOC
