@@ -211,6 +211,10 @@ add_all(const struct tls_conf *conf, bool far, EVP_MD_CTX *hash, struct failure 
 	if (add_file(hash, conf->client_ca, why) || add_file(hash, conf->ca, why) ||
 	    add_file(hash, conf->crl, why) || add_file(hash, conf->psk, why))
 		return -1;
+	if (far && strcmp(conf->ca, SYSTEM_CA) == 0) {
+		struct tls_system_stamps system = tls_system_look();
+		add_bytes(hash, &system, sizeof(system));
+	}
 	add_bytes(hash, &conf->verify, sizeof(conf->verify));
 	add_texts(hash, &conf->allow);
 	add_texts(hash, &conf->pin);

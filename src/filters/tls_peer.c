@@ -440,6 +440,8 @@ explain(struct tls *tls, X509_STORE_CTX *store)
 	case X509_V_ERR_UNABLE_TO_VERIFY_LEAF_SIGNATURE:
 	case X509_V_ERR_SELF_SIGNED_CERT_IN_CHAIN:
 	case X509_V_ERR_CERT_UNTRUSTED:
+		/* Of the peer's own, however long the way was to that CA. */
+		call_holder(X509_STORE_CTX_get0_cert(store), name);
 		tls_refuse(tls, FAILURE_PROTOCOL, "unknown CA '%s' of the certificate '%s'",
 			   call(X509_get_issuer_name(at), issuer), name);
 		break;

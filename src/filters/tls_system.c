@@ -1,18 +1,12 @@
 #include "tls_system.h"
 
-#include "../stamp.h"
-
 #include <pthread.h>
 #include <stdlib.h>
 #include <unistd.h>
 
-struct stamps {
-	struct stamp file, directory;
-};
-
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static X509_STORE *current; /* NULL = not read yet */
-static struct stamps read_at;
+static struct tls_system_stamps read_at;
 
 static const char *
 file(void)
@@ -28,15 +22,21 @@ directory(void)
 	return named ? named : X509_get_default_cert_dir();
 }
 
+struct tls_system_stamps
+tls_system_look(void)
+{
+	return (struct tls_system_stamps){ stamp_of(file()), stamp_of(directory()) };
+}
+
 static bool
-is_current(const struct stamps *now)
+is_current(const struct tls_system_stamps *now)
 {
 	return current && stamp_is_same(&now->file, &read_at.file) &&
 	       stamp_is_same(&now->directory, &read_at.directory);
 }
 
 static void
-renew(const struct stamps *now)
+renew(const struct tls_system_stamps *now)
 {
 	X509_STORE *fresh = X509_STORE_new();
 	if (fresh && X509_STORE_set_default_paths(fresh)) {
@@ -51,13 +51,11 @@ renew(const struct stamps *now)
 X509_STORE *
 tls_system_hold(struct failure *why)
 {
-	struct stamps now;
 	X509_STORE *store = NULL;
 
 	pthread_mutex_lock(&lock);
 	/* Before they are read: a change meanwhile is seen the next time. */
-	now.file = stamp_of(file());
-	now.directory = stamp_of(directory());
+	struct tls_system_stamps now = tls_system_look();
 	if (!is_current(&now))
 		renew(&now);
 	if (is_current(&now) && X509_STORE_up_ref(current))

@@ -1479,6 +1479,33 @@ test_session_whose_certificate_has_expired(void **unused)
 	}
 }
 
+/* The system's authorities are others: what they vouched for is looked at again. */
+static void
+test_session_and_the_system_s_authorities(void **unused)
+{
+	struct plain plain;
+	struct end end;
+	(void)unused;
+	paper_write("system.pem", "w", authority.certificate, NULL);
+	setenv("SSL_CERT_FILE", world_path("system.pem"), 1);
+	struct tls_conf *far = SECTION({ "ca", "system" });
+	plain_context(&plain, true, &server);
+	assert_false(visit_server(far, &plain, "server.example"));
+	assert_true(visit_server(far, &plain, "server.example"));
+	paper_write("other-system.pem", "w", other_authority.certificate, NULL);
+	assert_int_equal(rename(world_path("other-system.pem"), world_path("system.pem")), 0);
+	struct tls_conf *fresh = SECTION({ "ca", "system" });
+	discard(far);
+	plain_begin(&plain, NULL);
+	end_open(&end, fresh, FILTER_FAR, "server.example");
+	talk_plain(&end, &plain);
+	assert_refused(&end, "unknown CA 'Test CA' of the certificate 'server'");
+	end_close(&end);
+	plain_close(&plain);
+	discard(fresh);
+	unsetenv("SSL_CERT_FILE");
+}
+
 /* What is not to be spoken any more is not spoken with a session from before either, and what a session
  * wants is not offered without it. */
 static void
@@ -2269,6 +2296,7 @@ main(void)
 		cmocka_unit_test(test_sessions_of_servers),
 		cmocka_unit_test(test_psk_tickets),
 		cmocka_unit_test(test_session_whose_certificate_has_expired),
+		cmocka_unit_test(test_session_and_the_system_s_authorities),
 		cmocka_unit_test(test_sessions_and_ciphers),
 		cmocka_unit_test(test_crl_that_expires_meanwhile),
 		cmocka_unit_test(test_psk_tickets_of_servers),
