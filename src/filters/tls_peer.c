@@ -589,6 +589,8 @@ tls_peer_learn(struct tls *tls, X509 *certificate)
 		snprintf(text + strlen("sha256/") + 2 * i, 3, "%02x", hash[i]);
 	if (facts_set(&tls->facts->certificate, text, strlen(text)))
 		return -1;
+	free(tls->facts->common_name); /* another's, whom a tunnel before this one has seen */
+	tls->facts->common_name = NULL;
 	const X509_NAME *subject = X509_get_subject_name(certificate);
 	int at = X509_NAME_get_index_by_NID(subject, NID_commonName, -1);
 	/* Behind a pin alone nobody vouches for the name. */

@@ -6,6 +6,7 @@
 #include <malloc.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #define ZLIB_CONST
 #include <zlib.h>
 
@@ -78,11 +79,25 @@ take_back(const z_stream *stream, struct compression_pass *pass)
 	pass->out_bytes = stream->avail_out;
 }
 
+/* What an operator may meet, by what the library calls it. */
+static const struct {
+	const char *said, *words;
+} translations[] = {
+	{ "incorrect header check", "the bytes are no zlib stream" },
+	{ "unknown compression method", "the bytes are no zlib stream" },
+	{ "invalid window size", "the peer's window is larger than ours" },
+	{ "need dictionary", "the stream wants a dictionary" },
+};
+
 static enum compression_result
 fail(const z_stream *stream, int result, struct failure *why)
 {
+	const char *words = stream->msg ? stream->msg : zError(result);
+	for (size_t i = 0; i < sizeof(translations) / sizeof(translations[0]); i++)
+		if (strcmp(words, translations[i].said) == 0)
+			words = translations[i].words;
 	failure_set(why, result == Z_MEM_ERROR ? FAILURE_MEMORY : FAILURE_PROTOCOL, "zlib: %s",
-		    stream->msg ? stream->msg : zError(result));
+		    words);
 	return COMPRESSION_FAILED;
 }
 

@@ -561,7 +561,7 @@ test_a_larger_window_is_refused(void **unused)
 		enum filter_result result =
 			give(&side, FILTER_IN, headers[format - formats], FILTER_FLUSH);
 		expect_kind(&side, result, FAILURE_PROTOCOL);
-		assert_non_null(strstr(side.why.text, "window"));
+		assert_non_null(strstr(side.why.text, "the peer's window is larger than ours"));
 		assert_true(allocated() < began + 256 * KIB);
 		side_close(&side);
 	}
@@ -617,6 +617,31 @@ test_streams_that_are_refused(void **unused)
 			expect_kind(&side, result, cases[i].kind);
 		else
 			assert_int_equal(result, FILTER_END);
+		side_close(&side);
+	}
+}
+
+/* In words for an operator, whatever the library calls it. */
+static void
+test_words_of_refusals(void **unused)
+{
+	(void)unused;
+	static const struct {
+		const char *format, *hex, *words;
+	} cases[] = {
+		{ "zlib", "47455420", "zlib: the bytes are no zlib stream" },
+		{ "zlib", "1f8b08000000000000030300000000", "zlib: the bytes are no zlib stream" },
+		{ "zlib", "881c01", "zlib: the peer's window is larger than ours" },
+		{ "zlib", "78bb0000000003000000", "zlib: the stream wants a dictionary" },
+		{ "zlib", "789c030000000002", "zlib: incorrect data check" },
+		{ "zstd", "47455420", "zstd: no frame where one should begin" },
+	};
+	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		struct side side;
+		side_open(&side, &formats[strcmp(cases[i].format, "zstd") == 0],
+			  (struct compression_conf){ 0 });
+		expect_kind(&side, give_hex(&side, cases[i].hex), FAILURE_PROTOCOL);
+		assert_string_equal(side.why.text, cases[i].words);
 		side_close(&side);
 	}
 }
@@ -808,6 +833,7 @@ main(void)
 		cmocka_unit_test(test_a_bomb_gets_no_more_than_the_room),
 		cmocka_unit_test(test_a_larger_window_is_refused),
 		cmocka_unit_test(test_streams_that_are_refused),
+		cmocka_unit_test(test_words_of_refusals),
 #ifndef HAS_OWN_MALLOC
 		cmocka_unit_test(test_memory_of_a_connection),
 #endif

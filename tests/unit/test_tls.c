@@ -825,6 +825,21 @@ test_allow_and_zero_bytes(void **unused)
 	assert_ready(&end);
 	assert_null(end.facts.common_name);
 	end_close(&end);
+	paper_free(&paper);
+
+	/* Nor is it another's name that was known before. */
+	struct plain plain;
+	paper = paper_make((struct paper_plan){ .name = "", .issuer = &authority });
+	plain_context(&plain, false, &paper);
+	plain_begin(&plain, NULL);
+	end_open(&end, near, FILTER_NEAR, "");
+	facts_set(&end.facts.common_name, "another", 7);
+	talk_plain(&end, &plain);
+	assert_ready(&end);
+	assert_non_null(end.facts.certificate);
+	assert_null(end.facts.common_name);
+	end_close(&end);
+	plain_close(&plain);
 	discard(near);
 	paper_free(&paper);
 }
@@ -2006,7 +2021,7 @@ test_names_asked_for(void **unused)
 	paper_free(&second);
 }
 
-/* The name of a target may end with the dot of the root, that of a certificate does not. */
+/* A server's name may be written with the dot of the root, that in a certificate is not. */
 static void
 test_target_with_a_dot(void **unused)
 {
