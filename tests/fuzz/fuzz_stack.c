@@ -2,11 +2,10 @@
  * filters, drawn from the first bytes: whatever its course, nothing is lost, changed or invented, nothing grows
  * past its room and a record, a stack at rest is at rest, each flow ends once and behind its last byte, and a
  * wire that is cut is a truncation wherever a filter of the chain has an end mark. */
+#include "../unit/stack_ends.h"
 #include "config_value.h"
 #include "filters/registry.h"
-#include "stack.h"
 
-#include <event2/buffer.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -115,12 +114,7 @@ end_open(int side)
 {
 	struct end *end = &ends[side];
 	*end = (struct end){ .room_bytes = { SIZE_MAX / 4, SIZE_MAX / 4 } };
-	for (int flow = 0; flow < FILTER_FLOWS; flow++) {
-		end->flows[flow].src = evbuffer_new();
-		end->flows[flow].dst = evbuffer_new();
-		if (!end->flows[flow].src || !end->flows[flow].dst)
-			abort();
-	}
+	stack_ends_open(end->flows, FILTER_NORMAL);
 	if (stack_open(&end->stack, &chain, (enum filter_side)side, &end->facts, &end->why))
 		violated("does not open", side);
 }
@@ -130,10 +124,7 @@ end_close(struct end *end)
 {
 	stack_close(end->stack);
 	facts_release(&end->facts);
-	for (int flow = 0; flow < FILTER_FLOWS; flow++) {
-		evbuffer_free(end->flows[flow].src);
-		evbuffer_free(end->flows[flow].dst);
-	}
+	stack_ends_close(end->flows);
 }
 
 static bool

@@ -1,11 +1,10 @@
 /* Two TLS filters with a wire between them, and a script that says what the wire does: how much it
  * carries, which bits it turns, what it adds, when it ends, and how much room there is. Whatever comes of it,
  * nothing but a prefix of what one core said reaches the other, and an end only behind all of it. */
+#include "../unit/stack_ends.h"
 #include "config_value.h"
 #include "filters/registry.h"
-#include "stack.h"
 
-#include <event2/buffer.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -58,11 +57,7 @@ open_end(struct end *end, const void *conf, enum filter_side side)
 	*end = (struct end){ .link = { registry_find("tls"), conf } };
 	end->chain = (struct chain){ &end->link, 1 };
 	end->facts.target_host = "";
-	for (int flow = 0; flow < FILTER_FLOWS; flow++) {
-		end->flows[flow].src = evbuffer_new();
-		end->flows[flow].dst = evbuffer_new();
-		end->flows[flow].flush = FILTER_FLUSH;
-	}
+	stack_ends_open(end->flows, FILTER_FLUSH);
 	if (stack_open(&end->stack, &end->chain, side, &end->facts, &end->why))
 		abort();
 }
@@ -72,10 +67,7 @@ close_end(struct end *end)
 {
 	stack_close(end->stack);
 	facts_release(&end->facts);
-	for (int flow = 0; flow < FILTER_FLOWS; flow++) {
-		evbuffer_free(end->flows[flow].src);
-		evbuffer_free(end->flows[flow].dst);
-	}
+	stack_ends_close(end->flows);
 }
 
 static void

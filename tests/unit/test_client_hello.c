@@ -1,9 +1,8 @@
 /* client_hello: hellos made here byte by byte, as clients make them and as nobody should; every prefix,
  * every cut into records. */
 #include "filters/client_hello.h"
-#include "stack.h"
+#include "stack_ends.h"
 
-#include <event2/buffer.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -394,12 +393,7 @@ look_open(struct look *look)
 	struct chain_link link = { &client_hello_filter, NULL };
 	struct chain chain = { &link, 1 };
 	*look = (struct look){ .facts.target_host = "" };
-	for (int flow = 0; flow < FILTER_FLOWS; flow++) {
-		look->flows[flow].src = evbuffer_new();
-		look->flows[flow].dst = evbuffer_new();
-		look->flows[flow].room_bytes = 1 << 20;
-		look->flows[flow].flush = FILTER_FLUSH;
-	}
+	stack_ends_open(look->flows, FILTER_FLUSH);
 	assert_int_equal(stack_open(&look->stack, &chain, FILTER_NEAR, &look->facts, &why), 0);
 }
 
@@ -408,10 +402,7 @@ look_close(struct look *look)
 {
 	stack_close(look->stack);
 	facts_release(&look->facts);
-	for (int flow = 0; flow < FILTER_FLOWS; flow++) {
-		evbuffer_free(look->flows[flow].src);
-		evbuffer_free(look->flows[flow].dst);
-	}
+	stack_ends_close(look->flows);
 }
 
 static enum stack_result

@@ -6,10 +6,9 @@
  */
 #include "config_value.h"
 #include "filters/registry.h"
-#include "stack.h"
+#include "stack_ends.h"
 #include "tls_world.h"
 
-#include <event2/buffer.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdint.h>
@@ -318,11 +317,7 @@ talk_open(struct talk *talk, const struct watched_conf confs[SIDES], struct plan
 		end->link = (struct chain_link){ .type = &watched_type, .conf = &end->conf };
 		end->chain = (struct chain){ .at = &end->link, .count = 1 };
 		end->facts = client_facts;
-		for (int flow = 0; flow < FILTER_FLOWS; flow++) {
-			end->flows[flow].src = evbuffer_new();
-			end->flows[flow].dst = evbuffer_new();
-			assert_true(end->flows[flow].src && end->flows[flow].dst);
-		}
+		stack_ends_open(end->flows, FILTER_NORMAL);
 		assert_int_equal(stack_open(&end->stack, &end->chain, (enum filter_side)side,
 					    &end->facts, &end->why),
 				 0);
@@ -335,10 +330,7 @@ talk_close(struct talk *talk)
 	for (int side = 0; side < SIDES; side++) {
 		stack_close(talk->ends[side].stack);
 		facts_release(&talk->ends[side].facts);
-		for (int flow = 0; flow < FILTER_FLOWS; flow++) {
-			evbuffer_free(talk->ends[side].flows[flow].src);
-			evbuffer_free(talk->ends[side].flows[flow].dst);
-		}
+		stack_ends_close(talk->ends[side].flows);
 	}
 }
 

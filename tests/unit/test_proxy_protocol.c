@@ -3,10 +3,9 @@
 #include "config_value.h"
 #include "filters/proxy_header.h"
 #include "filters/registry.h"
-#include "stack.h"
+#include "stack_ends.h"
 
 #include <arpa/inet.h>
-#include <event2/buffer.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -695,12 +694,7 @@ end_open(struct end *end, enum filter_side side, const char *const *settings,
 		set(end->conf, end->type->keywords, settings[0], settings[1]);
 	end->link = (struct chain_link){ end->type, end->conf };
 	assert_int_equal(facts_copy(&end->facts, facts), 0);
-	for (int flow = 0; flow < FILTER_FLOWS; flow++) {
-		end->flows[flow].src = evbuffer_new();
-		end->flows[flow].dst = evbuffer_new();
-		end->flows[flow].room_bytes = 1 << 20;
-		end->flows[flow].flush = FILTER_FLUSH;
-	}
+	stack_ends_open(end->flows, FILTER_FLUSH);
 	struct chain chain = { &end->link, 1 };
 	return stack_open(&end->stack, &chain, side, &end->facts, &end->why) == 0;
 }
@@ -710,10 +704,7 @@ end_close(struct end *end)
 {
 	stack_close(end->stack);
 	facts_release(&end->facts);
-	for (int flow = 0; flow < FILTER_FLOWS; flow++) {
-		evbuffer_free(end->flows[flow].src);
-		evbuffer_free(end->flows[flow].dst);
-	}
+	stack_ends_close(end->flows);
 	keyword_release(end->type->keywords, end->conf);
 	free(end->conf);
 }

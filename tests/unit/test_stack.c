@@ -3,9 +3,8 @@
  * change. The filters here are small ones of the test's own, and the doubles of the registry.
  */
 #include "filters/registry.h"
-#include "stack.h"
+#include "stack_ends.h"
 
-#include <event2/buffer.h>
 #include <event2/event.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -226,14 +225,7 @@ static void
 bench_open(struct bench *bench, enum filter_side side)
 {
 	memset(&seen, 0, sizeof(seen));
-	for (int flow = 0; flow < FILTER_FLOWS; flow++) {
-		bench->flows[flow] = (struct stack_flow){
-			.src = evbuffer_new(),
-			.dst = evbuffer_new(),
-			.room_bytes = SIZE_MAX / 2,
-			.flush = FILTER_FLUSH,
-		};
-	}
+	stack_ends_open(bench->flows, FILTER_FLUSH);
 	assert_int_equal(stack_open(&bench->stack, &bench->chain, side, &bench->facts, &bench->why),
 			 0);
 }
@@ -242,10 +234,7 @@ static void
 bench_close(struct bench *bench)
 {
 	stack_close(bench->stack);
-	for (int flow = 0; flow < FILTER_FLOWS; flow++) {
-		evbuffer_free(bench->flows[flow].src);
-		evbuffer_free(bench->flows[flow].dst);
-	}
+	stack_ends_close(bench->flows);
 }
 
 static enum stack_result

@@ -9,10 +9,9 @@
 #include "filters/tls_counters.h"
 #include "filters/tls_tickets.h"
 #include "filters/tls_words.h"
-#include "stack.h"
+#include "stack_ends.h"
 #include "tls_world.h"
 
-#include <event2/buffer.h>
 #include <malloc.h>
 #include <openssl/err.h>
 #include <openssl/ocsp.h>
@@ -151,11 +150,7 @@ end_open(struct end *end, const struct tls_conf *conf, enum filter_side side, co
 	*end = (struct end){ .link = { registry_find("tls"), conf } };
 	end->chain = (struct chain){ &end->link, 1 };
 	end->facts.target_host = target;
-	for (int flow = 0; flow < FILTER_FLOWS; flow++) {
-		end->flows[flow].src = evbuffer_new();
-		end->flows[flow].dst = evbuffer_new();
-		end->flows[flow].flush = FILTER_FLUSH;
-	}
+	stack_ends_open(end->flows, FILTER_FLUSH);
 	if (tls_conf_fits(conf, side, &end->why) ||
 	    stack_open(&end->stack, &end->chain, side, &end->facts, &end->why))
 		fail_msg("%s", end->why.text);
@@ -167,10 +162,7 @@ end_close(struct end *end)
 {
 	stack_close(end->stack);
 	facts_release(&end->facts);
-	for (int flow = 0; flow < FILTER_FLOWS; flow++) {
-		evbuffer_free(end->flows[flow].src);
-		evbuffer_free(end->flows[flow].dst);
-	}
+	stack_ends_close(end->flows);
 }
 
 static bool
