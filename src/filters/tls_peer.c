@@ -479,17 +479,48 @@ is_let_in(struct tls *tls, X509 *certificate)
 	return false;
 }
 
-/* No list has to speak for an authority that is trusted for its own sake, and whose own authority need not
- * be known here. */
+static bool
+is_over(const ASN1_TIME *last)
+{
+	return last && X509_cmp_current_time(last) <= 0;
+}
+
+/* What the lists that are by the certificate's authority, as far as there are any, say of it: X509_V_OK or
+ * another of OpenSSL's numbers. */
+static int
+look_up(const struct tls_rules *rules, X509 *certificate)
+{
+	X509_REVOKED *entry;
+	for (int i = 0; i < sk_X509_CRL_num(rules->crls); i++) {
+		X509_CRL *crl = sk_X509_CRL_value(rules->crls, i);
+		if (X509_NAME_cmp(X509_CRL_get_issuer(crl), X509_get_issuer_name(certificate)) != 0)
+			continue;
+		if (X509_CRL_get0_by_cert(crl, &entry, certificate) == 1)
+			return X509_V_ERR_CERT_REVOKED;
+		if (is_over(X509_CRL_get0_nextUpdate(crl)))
+			return X509_V_ERR_CRL_HAS_EXPIRED;
+	}
+	return X509_V_OK;
+}
+
+/* OpenSSL wants a list about the last of the chain as well, though its own authority, unless it is a root,
+ * stands not in the chain and so cannot vouch for the list. */
 static int
 on_verify_step(int is_right, X509_STORE_CTX *store)
 {
-	int depth = X509_STORE_CTX_get_error_depth(store);
-	if (is_right || X509_STORE_CTX_get_error(store) != X509_V_ERR_UNABLE_TO_GET_CRL ||
-	    depth == 0 || depth != sk_X509_num(X509_STORE_CTX_get0_chain(store)) - 1)
+	SSL *ssl = X509_STORE_CTX_get_ex_data(store, SSL_get_ex_data_X509_STORE_CTX_idx());
+	X509 *at = X509_STORE_CTX_get_current_cert(store);
+	int error = X509_STORE_CTX_get_error(store), depth = X509_STORE_CTX_get_error_depth(store);
+	bool is_about_list = error == X509_V_ERR_UNABLE_TO_GET_CRL ||
+			     error == X509_V_ERR_UNABLE_TO_GET_CRL_ISSUER ||
+			     error == X509_V_ERR_CRL_SIGNATURE_FAILURE;
+	if (is_right || !is_about_list || depth == 0 ||
+	    depth != sk_X509_num(X509_STORE_CTX_get0_chain(store)) - 1 ||
+	    X509_get_extension_flags(at) & EXFLAG_SS)
 		return is_right;
-	X509_STORE_CTX_set_error(store, X509_V_OK);
-	return 1;
+	error = look_up(&tls_of(ssl)->conf->rules, at);
+	X509_STORE_CTX_set_error(store, error);
+	return error == X509_V_OK;
 }
 
 int
@@ -519,33 +550,6 @@ tls_peer_on_verify(X509_STORE_CTX *store, void *unused)
 	return 1;
 }
 
-static bool
-is_over(const ASN1_TIME *last)
-{
-	return last && X509_cmp_current_time(last) <= 0;
-}
-
-/* As far as lists speak for the certificate: none of them revokes it, or has expired. */
-static bool
-is_good(struct tls *tls, X509 *certificate, const char *name)
-{
-	const struct tls_rules *rules = &tls->conf->rules;
-	X509_REVOKED *entry;
-	for (int i = 0; i < sk_X509_CRL_num(rules->crls); i++) {
-		X509_CRL *crl = sk_X509_CRL_value(rules->crls, i);
-		if (X509_NAME_cmp(X509_CRL_get_issuer(crl), X509_get_issuer_name(certificate)) != 0)
-			continue;
-		if (X509_CRL_get0_by_cert(crl, &entry, certificate) == 1)
-			explain_other(tls, X509_V_ERR_CERT_REVOKED, name);
-		else if (is_over(X509_CRL_get0_nextUpdate(crl)))
-			explain_other(tls, X509_V_ERR_CRL_HAS_EXPIRED, name);
-		else
-			continue;
-		return false;
-	}
-	return true;
-}
-
 bool
 tls_peer_may_return(struct tls *tls, X509 *certificate)
 {
@@ -563,7 +567,10 @@ tls_peer_may_return(struct tls *tls, X509 *certificate)
 		refuse_date(tls, "certificate expired", X509_get0_notAfter(certificate), name);
 		return false;
 	}
-	return is_good(tls, certificate, name) && is_let_in(tls, certificate);
+	int error = look_up(&tls->conf->rules, certificate);
+	if (error != X509_V_OK)
+		explain_other(tls, error, name);
+	return error == X509_V_OK && is_let_in(tls, certificate);
 }
 
 bool

@@ -836,8 +836,10 @@ test_allow_and_zero_bytes(void **unused)
 	paper_free(&paper);
 }
 
+/* Appends to the file. */
 static void
-write_crl_of(const struct paper *issuer, const char *name, const struct paper *revoked, long days)
+write_crl_of(const struct paper *issuer, const char *name, const struct paper *revoked, long days,
+	     bool has_key)
 {
 	X509_CRL *crl = X509_CRL_new();
 	ASN1_TIME *last = X509_gmtime_adj(NULL, -86400 * 5),
@@ -852,8 +854,14 @@ write_crl_of(const struct paper *issuer, const char *name, const struct paper *r
 		X509_REVOKED_set_revocationDate(entry, last);
 		X509_CRL_add0_revoked(crl, entry);
 	}
+	X509V3_CTX context;
+	X509V3_set_ctx(&context, issuer->certificate, NULL, NULL, crl, 0);
+	X509_EXTENSION *key =
+		X509V3_EXT_conf_nid(NULL, &context, NID_authority_key_identifier, "keyid:always");
+	assert_true(key && (!has_key || X509_CRL_add_ext(crl, key, -1)));
+	X509_EXTENSION_free(key);
 	assert_true(X509_CRL_sign(crl, issuer->key, EVP_sha256()) > 0);
-	FILE *file = fopen(world_path(name), "w");
+	FILE *file = fopen(world_path(name), "a");
 	assert_non_null(file);
 	assert_true(PEM_write_X509_CRL(file, crl));
 	fclose(file);
@@ -865,10 +873,12 @@ write_crl_of(const struct paper *issuer, const char *name, const struct paper *r
 static void
 write_crl(const char *name, const struct paper *revoked, long days)
 {
-	write_crl_of(&authority, name, revoked, days);
+	text_write(name, "");
+	write_crl_of(&authority, name, revoked, days, true);
 }
 
-/* An authority that is trusted though it is no root needs nobody's list that speaks for itself. */
+/* An authority that is trusted though it is no root needs nobody's list that speaks for it; where there is
+ * one, it counts. Lists tell by a key whose they are, or only by name. */
 static void
 test_revocation_below_the_root(void **unused)
 {
@@ -876,15 +886,34 @@ test_revocation_below_the_root(void **unused)
 	struct paper middle = paper_make(
 		(struct paper_plan){ .name = "middle", .is_ca = true, .issuer = &authority });
 	struct paper leaf = paper_make((struct paper_plan){ .name = "leaf", .issuer = &middle });
+	const struct paper *const nobody = &server;
+	const struct {
+		const struct paper *by_middle, *by_root; /* whom the list revokes; NULL = no list */
+		const char *words;                       /* NULL = let in */
+		int alert;
+	} cases[] = {
+		{ nobody, NULL, NULL, 0 },
+		{ nobody, nobody, NULL, 0 },
+		{ &leaf, NULL, "certificate revoked: 'leaf'", SSL_AD_CERTIFICATE_REVOKED },
+		{ nobody, &middle, "certificate revoked: 'middle'", SSL_AD_CERTIFICATE_REVOKED },
+		{ NULL, nobody, "no CRL here says whether the certificate is revoked: 'leaf'",
+		  SSL_AD_UNKNOWN_CA },
+	};
 	paper_write("middle.pem", "w", middle.certificate, NULL);
-	for (int i = 0; i < 2; i++) {
-		write_crl_of(&middle, "crl.pem", i ? &leaf : NULL, 7);
-		struct tls_conf *near =
-			SECTION({ "certificate", "server.pem" }, { "client_ca", "middle.pem" },
-				{ "crl", "crl.pem" });
-		if (i)
-			expect_refused(near, &leaf, "certificate revoked: 'leaf'",
-				       SSL_AD_CERTIFICATE_REVOKED);
+	paper_write("both.pem", "w", authority.certificate, NULL);
+	paper_write("both.pem", "a", middle.certificate, NULL);
+	for (size_t i = 0; i < 4 * sizeof(cases) / sizeof(cases[0]); i++) {
+		bool has_key = i & 1;
+		text_write("crl.pem", "");
+		if (cases[i / 4].by_middle)
+			write_crl_of(&middle, "crl.pem", cases[i / 4].by_middle, 7, has_key);
+		if (cases[i / 4].by_root)
+			write_crl_of(&authority, "crl.pem", cases[i / 4].by_root, 7, has_key);
+		struct tls_conf *near = SECTION({ "certificate", "server.pem" },
+						{ "client_ca", i & 2 ? "both.pem" : "middle.pem" },
+						{ "crl", "crl.pem" });
+		if (cases[i / 4].words)
+			expect_refused(near, &leaf, cases[i / 4].words, cases[i / 4].alert);
 		else
 			expect_let_in(near, &leaf, "leaf");
 		discard(near);
@@ -1155,6 +1184,16 @@ test_psk(void **unused)
 		assert_ready(&right);
 		end_close(&left);
 		end_close(&right);
+	}
+	/* Identities that are nearly one, and longer than any. */
+	char longest[201];
+	memset(longest, 'a', sizeof(longest) - 1);
+	longest[sizeof(longest) - 1] = '\0';
+	const char *const others[] = { "site-", "site-aa", "SITE-A", " ", "site-a\n", longest };
+	for (size_t i = 0; i < 2 * sizeof(others) / sizeof(others[0]); i++) {
+		meet_psk(&end, near, others[i / 2], 0, versions[i % 2]);
+		assert_refused(&end, "the peer's PSK identity is unknown");
+		end_close(&end);
 	}
 	/* Who has no secret, and who shows a certificate in its place. */
 	assert_int_equal(meet(&end, near, &client, TLS1_3_VERSION), SSL_AD_HANDSHAKE_FAILURE);
