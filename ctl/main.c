@@ -6,11 +6,14 @@
 #include "top.h"
 #include "view.h"
 
+#include <errno.h>
+#include <fcntl.h>
 #include <getopt.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 struct options {
 	bool json;
@@ -238,6 +241,18 @@ read_seconds(const char *text)
 	return seconds;
 }
 
+/* The end of a process that has printed what it was asked for, if that could be written. */
+static _Noreturn void
+end(void)
+{
+	bool was_torn = ferror(stdout);
+	errno = 0;
+	if (fflush(stdout) || was_torn)
+		client_fail("cannot write to standard output%s%s", errno ? ": " : "",
+			    errno ? strerrordesc_np(errno) : "");
+	exit(EXIT_SUCCESS);
+}
+
 static void
 read_options(int argc, char **argv, struct options *options, const char **socket)
 {
@@ -292,14 +307,24 @@ read_options(int argc, char **argv, struct options *options, const char **socket
 			break;
 		case 'V':
 			puts("penstockctl " PENSTOCK_VERSION);
-			exit(EXIT_SUCCESS);
+			end();
 		case 'h':
 			fputs(usage, stdout);
-			exit(EXIT_SUCCESS);
+			end();
 		default:
 			exit(2);
 		}
 	}
+}
+
+/* What is opened must not become one of them. Standard output only for reading: writing to it has to fail. */
+static void
+fill_standard_streams(void)
+{
+	static const int modes[] = { O_RDWR, O_RDONLY, O_RDWR };
+	for (int fd = 0; fd <= STDERR_FILENO; fd++)
+		if (fcntl(fd, F_GETFD) < 0)
+			open("/dev/null", modes[fd]);
 }
 
 int
@@ -309,6 +334,7 @@ main(int argc, char **argv)
 	struct options options = { .seconds = 1 };
 	const struct command *command = NULL;
 
+	fill_standard_streams();
 	if (!socket || !*socket)
 		socket = CLIENT_SOCKET;
 	read_options(argc, argv, &options, &socket);
@@ -327,7 +353,5 @@ main(int argc, char **argv)
 	client_begin(socket);
 	command->run(&options, argv + optind + 1);
 	client_end();
-	if (fflush(stdout) || ferror(stdout))
-		client_fail("cannot write what the daemon answered");
-	return EXIT_SUCCESS;
+	end();
 }

@@ -182,7 +182,7 @@ obey(struct screen *screen, int key)
 static void
 print_rounds(struct view_filter *filter, double seconds, unsigned int rounds)
 {
-	for (unsigned int i = 0; i < rounds; i++) {
+	for (unsigned int i = 0; i < rounds && !ferror(stdout); i++) {
 		json_t *connections = view_fetch(filter);
 		view_list(connections, 0, 0);
 		json_decref(connections);

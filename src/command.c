@@ -1,20 +1,24 @@
 #include "command.h"
 
 #include "config.h"
+#include "config_check.h"
 #include "config_diff.h"
 #include "config_kinds.h"
 #include "config_parse.h"
+#include "confine.h"
 #include "filters/registry.h"
 #include "nearest.h"
 #include "services/services.h"
 #include "trial.h"
 
+#include <errno.h>
 #include <event2/event.h>
 #include <getopt.h>
 #include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #define DEFAULT_FILE "/etc/penstock/penstock.conf"
 #define WRONG_USAGE  2
@@ -34,7 +38,8 @@ static const char usage[] =
 	"Signals: HUP reloads. TERM and INT drain and stop, a second one stops at once.\n"
 	"USR1 opens the log file anew.\n"
 	"Exit status: 0 stopped as asked, or what was asked is so; 1 it could not start,\n"
-	"the configuration is wrong, or a target does not work; 2 wrong usage.\n"
+	"the configuration is wrong, a target does not work, or the answer cannot be\n"
+	"written; 2 wrong usage.\n"
 	"\n"
 	"See penstock(7), penstockd(8), penstock.conf(5).\n";
 
@@ -149,6 +154,34 @@ test(const struct command *command, const struct generation *generation)
 	return EXIT_FAILURE;
 }
 
+/* As the user that the daemon would become, if that is to be told. */
+static int
+check_as_user(const struct generation *generation)
+{
+	const struct log_conf *log = &generation->log;
+	struct failure why;
+
+	if (geteuid() != 0 ||
+	    (generation->user.uid == (uid_t)-1 && generation->user.gid == (gid_t)-1))
+		return 0;
+	if (confine_become(&generation->user, &why) < 0)
+		fprintf(stderr, "%s: %s\n", generation->file, why.text);
+	else if (config_check_log(log, &why) < 0)
+		fprintf(stderr, "%s:%u: %s\n", log->origin.file, log->origin.line, why.text);
+	else
+		return 0;
+	return -1;
+}
+
+static int
+check(const struct command *command, const struct generation *generation)
+{
+	if (check_as_user(generation) < 0)
+		return EXIT_FAILURE;
+	printf("%s: no mistakes\n", command->file);
+	return EXIT_SUCCESS;
+}
+
 int
 command_do(const struct command *command, const struct generation *generation)
 {
@@ -158,7 +191,19 @@ command_do(const struct command *command, const struct generation *generation)
 	case COMMAND_TEST:
 		return test(command, generation);
 	default:
-		printf("%s: no mistakes\n", command->file);
-		return EXIT_SUCCESS;
+		return check(command, generation);
 	}
+}
+
+int
+command_end(int status)
+{
+	bool was_torn = ferror(stdout);
+
+	errno = 0;
+	if (fflush(stdout) == 0 && !was_torn)
+		return status;
+	fprintf(stderr, "penstockd: cannot write to standard output%s%s\n", errno ? ": " : "",
+		errno ? strerrordesc_np(errno) : "");
+	return EXIT_FAILURE;
 }

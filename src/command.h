@@ -20,7 +20,11 @@ int command_parse(struct command *command, int argc, char **argv);
 /* Loads the configuration and reports its mistakes to stderr; NULL if there are any. */
 struct generation *command_load(const char *file);
 
-/* Does what the mode says, other than COMMAND_RUN; returns the exit status. */
+/* Does what the mode says, other than COMMAND_RUN; returns the exit status. COMMAND_CHECK may leave the process
+ * as the user that the configuration names. */
 int command_do(const struct command *command, const struct generation *generation);
+
+/* The exit status of a process that has printed something: `status`, unless that could not be written. */
+int command_end(int status);
 
 #endif

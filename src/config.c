@@ -110,6 +110,8 @@ keep_file_names(struct generation *generation, const struct config_report *repor
 			return -1;
 		generation->files[generation->file_count++] = file;
 	}
+	if (generation->log.origin.line)
+		keep_file_name(generation, report, &generation->log.origin);
 	for (size_t i = 0; i < generation->tunnel_count; i++) {
 		keep_file_name(generation, report, &generation->tunnels[i]->origin);
 		if (generation->tunnels[i]->match.origin.line)

@@ -15,7 +15,7 @@ struct service;
 
 /* Reads, converts and checks the file and all it includes. `services` are the built-in services an
  * internal name may mean (pair.h), ended by NULL; they must outlive the generation. Opens nothing but
- * those files; does not change anything in the process (no descriptor leaks, also after a thousand
+ * those files and a log file that is there; does not change anything in the process (no descriptor leaks, also after a thousand
  * broken files). Returns a generation with one user and a number of 0, its tunnels without targets and
  * live; or NULL if there was at least one error. *report is filled either way and is to be released.
  * May take seconds for a hostile file, never unbounded memory: 1 MiB a file, 64 files, a million words.

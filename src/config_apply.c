@@ -83,6 +83,8 @@ apply_written(struct config_load *load, const struct config_document *document,
 				row->name);
 		else if (config_value_store(row, written->text, document->directory, object, &why))
 			config_report_error(load->report, origin, "%s: %s", row->name, why.text);
+		else if (row->type == KEYWORD_LOG_TARGET)
+			load->generation->log.origin = origin;
 		else if (section->kind == &config_kinds_tunnel)
 			note_place(load, row, object, origin);
 		else if (section->kind == &config_kinds_limit)

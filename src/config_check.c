@@ -1,6 +1,7 @@
 #include "config_check.h"
 
 #include "config_groups.h"
+#include "log.h"
 #include "nearest.h"
 #include "pair.h"
 
@@ -383,6 +384,20 @@ check_cycles(struct check *check)
 	free(check->path);
 }
 
+/* ------------------------------------------------------------------ the log */
+
+int
+config_check_log(const struct log_conf *log, struct failure *why)
+{
+	if (!log->origin.line || log_check_target(log->target, why) == 0)
+		return 0;
+	bool is_file = strncmp(log->target, "file:", 5) == 0;
+	return failure_set(
+		why, why->kind, "target: %s; %s", why->text,
+		is_file ? "name a file that the daemon may write, in a directory that is there"
+			: "write auto, stderr or file:PATH");
+}
+
 /* ------------------------------------------------------------------ all together */
 
 static int
@@ -408,6 +423,7 @@ config_check_generation(struct generation *generation, struct config_places *lis
 			       .connects = connects,
 			       .services = services,
 			       .report = report };
+	struct failure why;
 	if (allocate_internal(&check)) {
 		config_report_error(report, (struct origin){ report->files[0], 0 },
 				    "no memory for the internal names; free some");
@@ -426,6 +442,8 @@ config_check_generation(struct generation *generation, struct config_places *lis
 	for (size_t i = 0; i < binds->count; i++)
 		check_bind(&check, &binds->at[i]);
 	check_cycles(&check);
+	if (config_check_log(&generation->log, &why) < 0)
+		config_report_error(report, generation->log.origin, "%s", why.text);
 	for (size_t i = 0; i < listens->count; i++) {
 		const struct address *address = listen_of(&check, &listens->at[i]);
 		if (address->kind == ADDRESS_INTERNAL && !listens->at[i].is_used &&

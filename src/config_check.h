@@ -31,4 +31,8 @@ void config_check_generation(struct generation *generation, struct config_places
 			     struct config_places *connects, const struct config_places *binds,
 			     const struct service *const *services, struct config_report *report);
 
+/* Whether lines can be written where the file says, as the user that the process is now. The text of a
+ * failure has the form "what is wrong; what would be right". Makes no file. */
+int config_check_log(const struct log_conf *log, struct failure *why);
+
 #endif

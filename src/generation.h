@@ -39,6 +39,7 @@ struct generation {
 		int level;  /* enum log_level */
 		int format; /* enum log_format */
 		bool connections;
+		struct origin origin; /* of target */
 	} log;
 	struct timeouts timeouts;
 	struct admin_conf {

@@ -113,8 +113,8 @@ log_sink_check(const char *target, struct failure *why)
 	}
 	int error = errno;
 	char *path = error == ENOENT ? strdup(sink.path) : NULL;
-	if (path && faccessat(AT_FDCWD, dirname(path), W_OK | X_OK, AT_EACCESS) == 0)
-		error = 0;
+	if (path)
+		error = faccessat(AT_FDCWD, dirname(path), W_OK | X_OK, AT_EACCESS) ? errno : 0;
 	free(path);
 	return error ? failure_set_errno(why, error, "cannot open the log file %s", sink.path) : 0;
 }

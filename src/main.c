@@ -820,16 +820,15 @@ confine(const struct generation *first, struct failure *why)
 	return result;
 }
 
-/* What is opened must not become one of them, or lines are written into it. */
+/* What is opened must not become one of them, or lines are written into it. Standard output only for
+ * reading: who asked for an answer and closed it is told that it could not be written. */
 static void
 fill_standard_streams(void)
 {
-	int fd;
-	do
-		fd = open("/dev/null", O_RDWR);
-	while (fd >= 0 && fd <= STDERR_FILENO);
-	if (fd >= 0)
-		close(fd);
+	static const int modes[] = { O_RDWR, O_RDONLY, O_RDWR };
+	for (int fd = 0; fd <= STDERR_FILENO; fd++)
+		if (fcntl(fd, F_GETFD) < 0)
+			open("/dev/null", modes[fd]);
 }
 
 static int
@@ -870,7 +869,7 @@ main(int argc, char **argv)
 	int status = command_parse(&command, argc, argv);
 
 	if (status >= 0)
-		return status;
+		return command_end(status);
 	if (command.mode == COMMAND_RUN)
 		hold_signals(SIG_BLOCK);
 	struct control control = { .file = command.file };
@@ -878,10 +877,9 @@ main(int argc, char **argv)
 	struct generation *first = command_load(command.file);
 	if (!first)
 		return EXIT_FAILURE;
-	if (command.mode == COMMAND_RUN) {
+	if (command.mode == COMMAND_RUN)
 		return run(&control, first);
-	}
 	status = command_do(&command, first);
 	counted_release(&first->counted);
-	return status;
+	return command_end(status);
 }

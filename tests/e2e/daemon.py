@@ -12,6 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PENSTOCKD = os.environ.get("PENSTOCKD") or str(ROOT / "build" / "penstockd")
+PENSTOCKCTL = str(Path(PENSTOCKD).with_name("penstockctl"))
 
 # No wait lasts longer than this many seconds; sanitizer builds are given more.
 DEADLINE = float(os.environ.get("DEADLINE", "15"))

@@ -45,6 +45,8 @@ MISTAKES = {
     "one address twice": (tunnel("b", "internal:echo", "127.0.0.1:81") + tunnel("c", "internal:echo", "127.0.0.1:81"), 6, "81"),
     "syntax": ("tunnel {\n", 1, ""),
     "open comment": ("workers = 1\n/* what\n", 2, "comment"),
+    "no directory for the log": ('log { level = "info"\n target = "file:nowhere/log" }\n', 2, "nowhere/log: No such file"),
+    "a directory as the log": ('log { target = "file:." }\n', 1, "name a file that the daemon may write"),
     "broken include": ('\ninclude("nowhere.conf")\n', 2, "nowhere.conf"),
     "included directory": ('include(".")\n', 1, "directory"),
 }

@@ -3,11 +3,15 @@
 import contextlib
 import re
 import socket
+import ssl
+import subprocess
 import threading
+import time
 
 import pytest
 
-from daemon import configuration, run_penstockd, tunnel
+from certificates import Authority
+from daemon import DEADLINE, PENSTOCKD, configuration, run_penstockd, section, tunnel
 from peers import EchoTarget, Target
 
 pytestmark = pytest.mark.sanitize
@@ -32,6 +36,20 @@ def test_version_names_the_libraries():
 @pytest.mark.parametrize("arguments", [["--wrong"], ["extra"], ["--diff"], ["-c"]])
 def test_wrong_usage(arguments):
     assert run_penstockd(*arguments).returncode == 2
+
+
+WHOLE = configuration(tunnel("a", "internal:echo"))
+
+
+@pytest.mark.parametrize("how", [">/dev/full", ">&-"])
+@pytest.mark.parametrize("arguments", ["--version", "--help", "--keywords", "-c {0} --check", "-c {0} --diff {0}",
+                                       "-c {0} --test-connection a"])
+def test_an_answer_that_cannot_be_written(directory, arguments, how):
+    path = directory / "penstock.conf"
+    path.write_text(WHOLE)
+    command = f"{PENSTOCKD} {arguments.format(path)} {how}"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=DEADLINE, check=False)
+    assert done.returncode == 1 and done.stderr.startswith("penstockd: cannot write to standard output"), done
 
 
 # --- diff

@@ -2,6 +2,7 @@
 
 import os
 import pwd
+import re
 import ssl
 import socket
 import subprocess
@@ -54,6 +55,19 @@ def test_only_root_becomes_another(start, directory):
     done = subprocess.run(["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", PENSTOCKD, "-c", path],
                           capture_output=True, text=True, timeout=DEADLINE, check=False)
     assert done.returncode == 1 and "only root can become another user" in done.stderr
+
+
+@pytest.mark.root
+def test_a_log_that_the_user_cannot_write(directory):
+    path, log = directory / "penstock.conf", directory / "log"
+    path.write_text(config_a(user="nobody", log={"target": f"file:{log}"}))
+    for way in (), ("--check",):
+        done = run_penstockd("-c", path, *way)
+        assert done.returncode == 1 and f"cannot open the log file {log}: Permission denied" in done.stderr, done
+    assert re.match(f"{path}:\\d+: target: ", done.stderr)
+    log.touch()
+    os.chown(log, pwd.getpwnam("nobody").pw_uid, -1)
+    assert run_penstockd("-c", path, "--check").returncode == 0
 
 
 @pytest.mark.root

@@ -10,10 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from daemon import DEADLINE, PENSTOCKD, configuration, tunnel, wait_until
+from daemon import DEADLINE, PENSTOCKCTL, configuration, tunnel, wait_until
 from peers import CLIENT_STREAM, connect, is_refused, transfer
-
-PENSTOCKCTL = str(Path(PENSTOCKD).with_name("penstockctl"))
 
 pytestmark = pytest.mark.sanitize
 
@@ -139,11 +137,11 @@ def test_wrong_usage(ctl, arguments):
 
 def test_an_answer_that_cannot_be_written(ctl):
     asked = ctl(tunnel("a", "internal:echo"))
-    for arguments in (["status"], ["--json", "tunnels"]):
-        with open("/dev/full", "w") as full:
-            done = subprocess.run([PENSTOCKCTL, *arguments], env=asked.env, stdout=full, stderr=subprocess.PIPE,
+    for arguments in ("status", "--json tunnels", "top", "--help", "--version"):
+        for how in (">/dev/full", ">&-"):
+            done = subprocess.run(["sh", "-c", f"{PENSTOCKCTL} {arguments} {how}"], env=asked.env, capture_output=True,
                                   text=True, check=False)
-        assert done.returncode == 1 and done.stderr.startswith("penstockctl: cannot write"), done.stderr
+            assert done.returncode == 1 and done.stderr.startswith("penstockctl: cannot write"), done
 
 
 def test_numbers_that_are_none(ctl):

@@ -69,6 +69,19 @@ def test_bad_reload_says_every_mistake(start):
     assert echoes(daemon.address("a"))
 
 
+def test_a_log_that_cannot_be_written_is_found_before_anything_changes(start, directory):
+    good = configuration(tunnel("a", "internal:echo"))
+    daemon = start(good)
+    daemon.reload(configuration(tunnel("a", "internal:echo"), tunnel("b", "internal:echo"),
+                                log={"target": f"file:{directory}/nowhere/log"}), expect=REFUSED)
+    daemon.wait_log(f"{daemon.config}:3: target: cannot open the log file {directory}/nowhere/log: No such file")
+    assert not daemon.addresses("b")
+    (directory / "nowhere").mkdir()
+    daemon.signal(signal.SIGHUP)
+    log = directory / "nowhere" / "log"
+    wait_until(lambda: log.exists() and "reloaded" in log.read_text(), "the new log file")
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_reload_under_traffic(start, workers):
     """Connections live on, and no new one is refused while listeners stay."""
