@@ -281,13 +281,15 @@ parse_port(const char *text, const char *port, uint16_t *out, struct failure *wh
 	return 0;
 }
 
-/* RFC 1123 section 2.1, and "_" as used in practice. What looks like an IPv4 address is none, so that
+/* RFC 1123 section 2.1, and "_" as used in practice; a dot behind it makes it absolute. What looks like an IPv4 address is none, so that
  * "10.0.0.256" is not looked up. */
 static bool
 is_host_name(const char *name, size_t length)
 {
 	size_t label = 0;
 	bool label_is_number = true;
+	if (length > 1 && name[length - 1] == '.')
+		length--;
 	if (length == 0 || length > HOST_MOST)
 		return false;
 	for (size_t i = 0; i < length; i++) {
@@ -320,7 +322,7 @@ finish_literal(struct address *out, bool with_port, struct failure *why)
 static int
 finish_host(struct address *out, const char *host, size_t length, struct failure *why)
 {
-	char name[HOST_MOST + 1], suffix[sizeof(":65535")];
+	char name[HOST_MOST + sizeof(".")], suffix[sizeof(":65535")];
 	for (size_t i = 0; i < length; i++)
 		name[i] =
 			(char)(host[i] >= 'A' && host[i] <= 'Z' ? host[i] + ('a' - 'A') : host[i]);

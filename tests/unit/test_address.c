@@ -31,6 +31,8 @@ test_good(void **state)
 		{ "[fe80::1%lo]:80", ADDRESS_IP, "[fe80::1%1]:80", NULL, 80 },
 		{ "[::ffff:10.0.0.7]:80", ADDRESS_IP, "10.0.0.7:80", NULL, 80 },
 		{ "Cache.Example:6379", ADDRESS_HOST, "cache.example:6379", "cache.example", 6379 },
+		{ "Localhost.:8", ADDRESS_HOST, "localhost.:8", "localhost.", 8 },
+		{ "a.example.:8", ADDRESS_HOST, "a.example.:8", "a.example.", 8 },
 		{ "my_host-1:1", ADDRESS_HOST, "my_host-1:1", "my_host-1", 1 },
 		{ "unix:/run/x.sock", ADDRESS_UNIX, "unix:/run/x.sock", "/run/x.sock", 0 },
 		{ "unix:@name", ADDRESS_ABSTRACT, "unix:@name", "name", 0 },
@@ -92,6 +94,15 @@ test_bad(void **state)
 		  "'10.0.0.256:1' has neither an IP address nor a host name before its "
 		  "port; write one, such as 0.0.0.0:1 for every IPv4 address of this "
 		  "machine" },
+		{ "10.0.0.1.:1",
+		  "'10.0.0.1.:1' has neither an IP address nor a host name before its port; write "
+		  "one, such as 0.0.0.0:1 for every IPv4 address of this machine" },
+		{ ".:1",
+		  "'.:1' has neither an IP address nor a host name before its port; write one, "
+		  "such as 0.0.0.0:1 for every IPv4 address of this machine" },
+		{ "a..:1",
+		  "'a..:1' has neither an IP address nor a host name before its port; write "
+		  "one, such as 0.0.0.0:1 for every IPv4 address of this machine" },
 		{ "a..b:1",
 		  "'a..b:1' has neither an IP address nor a host name before its port; write "
 		  "one, such as 0.0.0.0:1 for every IPv4 address of this machine" },

@@ -992,6 +992,34 @@ test_server_is_verified(void **unused)
 	discard(none);
 }
 
+/* RFC 6066 section 3: no dot at the end, neither asked for nor looked for in the certificate. */
+static void
+test_absolute_names(void **unused)
+{
+	(void)unused;
+	struct tls_conf *far = SECTION({ "ca", "ca.pem" });
+	struct tls_conf *named = SECTION({ "ca", "ca.pem" }, { "server_name", "server.example." });
+	const struct {
+		const struct tls_conf *conf;
+		const char *target;
+	} cases[] = { { far, "server.example." }, { named, "10.0.0.1" } };
+	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		struct plain plain;
+		struct end end;
+		plain_context(&plain, true, &server);
+		plain_begin(&plain, NULL);
+		end_open(&end, cases[i].conf, FILTER_FAR, cases[i].target);
+		talk_plain(&end, &plain);
+		assert_ready(&end);
+		assert_string_equal(SSL_get_servername(plain.ssl, TLSEXT_NAMETYPE_host_name),
+				    "server.example");
+		plain_close(&plain);
+		end_close(&end);
+	}
+	discard(far);
+	discard(named);
+}
+
 static void
 test_no_name_to_check(void **unused)
 {
@@ -2328,6 +2356,7 @@ main(void)
 		cmocka_unit_test(test_revocation),
 		cmocka_unit_test(test_revocation_below_the_root),
 		cmocka_unit_test(test_server_is_verified),
+		cmocka_unit_test(test_absolute_names),
 		cmocka_unit_test(test_no_name_to_check),
 		cmocka_unit_test(test_pins),
 		cmocka_unit_test(test_own_certificate),
