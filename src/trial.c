@@ -11,6 +11,7 @@
 #include <event2/buffer.h>
 #include <event2/event.h>
 #include <inttypes.h>
+#include <limits.h>
 #include <poll.h>
 #include <signal.h>
 #include <stddef.h>
@@ -159,10 +160,11 @@ exchange(struct wire *wire, uint64_t due_ns, struct failure *why)
 	uint64_t now_ns = clock_now_ns();
 	short out = evbuffer_get_length(wire->to_wire) ? POLLOUT : 0;
 	struct pollfd ready = { .fd = wire->fd, .events = (short)(POLLIN | out) };
-	int wait_ms = now_ns < due_ns ? (int)((due_ns - now_ns) / NS_PER_MS) + 1 : 0;
+	uint64_t left_ms = now_ns < due_ns ? (due_ns - now_ns) / NS_PER_MS + 1 : 0;
+	int wait_ms = left_ms < INT_MAX ? (int)left_ms : INT_MAX; /* 24 days; it is asked again */
 
 	if (poll(&ready, 1, wait_ms) == 0)
-		return 1;
+		return clock_now_ns() >= due_ns;
 	if (!(ready.revents & (POLLIN | POLLHUP | POLLERR)))
 		return step(wire, why);
 	int got = evbuffer_read(wire->from_wire, wire->fd, (int)ROOM_BYTES);

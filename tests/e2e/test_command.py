@@ -148,6 +148,27 @@ def test_connection_by_name(directory):
         assert status == 0 and "  resolved   the name has addresses" in told
 
 
+def test_a_timeout_of_more_milliseconds_than_32_bits_hold(directory):
+    """Cut to 32 bits it would be over before this target answers."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*Authority(directory).issue("localhost"))
+
+    def answer_late():
+        sock, _ = listener.accept()
+        time.sleep(0.2)
+        with contextlib.suppress(OSError), context.wrap_socket(sock, server_side=True) as tls:
+            tls.recv(1)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=answer_late)
+        thread.start()
+        status, told, _ = try_tunnel(directory, configuration(
+            tunnel("a", f"127.0.0.1:{listener.getsockname()[1]}", connect_filters=["tls:out"],
+                   timeouts={"handshake": f"{(1 << 32) + 50}ms"})) + section("tls", "out", verify="none"))
+        thread.join()
+    assert status == 0 and "  ready      the handshakes" in told, told
+
+
 def test_each_target_is_tried(directory):
     with EchoTarget(path=str(directory / "sock")) as target, socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
