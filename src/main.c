@@ -459,6 +459,17 @@ on_renewed(const char *path, const char *config, void *context)
 }
 
 static void
+on_doubt(const char *path, void *context)
+{
+	(void)context;
+	log_line(LOG_LEVEL_NOTICE,
+		 "%s was written in place and is much shorter than before: it is taken if it has "
+		 "not "
+		 "changed in a minute; reload to take it now",
+		 path);
+}
+
+static void
 on_stop(evutil_socket_t fd, short what, void *context)
 {
 	struct control *control = context;
@@ -728,6 +739,7 @@ start(struct control *control, struct generation *first, struct failure *why)
 	struct renewal_options watching = {
 		.base = control->base,
 		.on_renewed = on_renewed,
+		.on_doubt = on_doubt,
 		.context = control,
 	};
 	control->renewal = renewal_start(&watching, why);

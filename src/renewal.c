@@ -12,10 +12,11 @@
 
 #define LOOK_S  2
 #define TICK_NS (int64_t)(10 * NS_PER_MS) /* files are dated by a clock that ticks so at worst */
+#define CUT_NS  (int64_t)(60 * NS_PER_S)  /* so long one that may be cut has to rest */
 
 struct watched {
 	const char *path; /* the generation's */
-	struct stamp loaded, seen;
+	struct stamp loaded, seen, doubted;
 	bool is_config;
 };
 
@@ -61,6 +62,40 @@ changed(struct renewal *renewal, bool is_config)
 	return NULL;
 }
 
+/* Whether it was written in place and is a good part shorter than what was loaded. One of several certificates
+ * may be cut between two of them, and what is there is right as it stands. */
+static bool
+may_be_cut(const struct watched *file)
+{
+	const struct stamp *seen = &file->seen, *loaded = &file->loaded;
+	struct timespec now;
+
+	if (file->is_config || seen->device != loaded->device || seen->inode != loaded->inode ||
+	    seen->size >= loaded->size - loaded->size / 10)
+		return false;
+	clock_gettime(CLOCK_REALTIME, &now);
+	int64_t age_ns = nanoseconds(now) - nanoseconds(seen->changed);
+	return age_ns >= 0 && age_ns < CUT_NS; /* below 0 the clock was set back */
+}
+
+/* Tells each once. */
+static bool
+one_may_be_cut(struct renewal *renewal)
+{
+	bool result = false;
+
+	for (size_t i = 0; i < renewal->count; i++) {
+		struct watched *file = &renewal->files[i];
+		if (!may_be_cut(file))
+			continue;
+		result = true;
+		if (!stamp_is_same(&file->doubted, &file->seen))
+			renewal->options.on_doubt(file->path, renewal->options.context);
+		file->doubted = file->seen;
+	}
+	return result;
+}
+
 static void
 on_look(evutil_socket_t fd, short what, void *context)
 {
@@ -68,7 +103,7 @@ on_look(evutil_socket_t fd, short what, void *context)
 	(void)fd;
 	(void)what;
 
-	if (!rests(renewal))
+	if (!rests(renewal) || one_may_be_cut(renewal))
 		return;
 	const struct watched *file = changed(renewal, false);
 	if (!file)
@@ -144,8 +179,9 @@ renewal_watch(struct renewal *renewal, struct generation *generation, struct tim
 		file->is_config = i < generation->file_count; /* they are told first */
 		/* What the configuration was read from is read first; another one, changed so shortly before
 		 * that the date may be that of a moment later, is rather loaded once too often. */
-		if (before_ns > (file->is_config ? 0 : TICK_NS))
-			file->loaded = file->seen;
+		file->loaded = file->seen;
+		if (before_ns <= (file->is_config ? 0 : TICK_NS))
+			file->loaded.changed = (struct timespec){ 0 };
 	}
 	return 0;
 }

@@ -3,7 +3,8 @@
  * it was loaded, so that what was renewed is taken without anybody's signal. It looks every other second
  * and follows links: it sees a file written anew, one renamed over it, a link swung to another. What it
  * has found it tells when a whole look has passed in which nothing changed any more, so not in the middle
- * of a renewal. What the configuration itself is read from is never taken by itself: it may be half edited.
+ * of a renewal. One that was written in place and is a tenth shorter than it was has to rest for a minute:
+ * where it is cut between two certificates, nothing else would show it. What the configuration itself is read from is never taken by itself: it may be half edited.
  */
 #ifndef PENSTOCK_RENEWAL_H
 #define PENSTOCK_RENEWAL_H
@@ -22,6 +23,8 @@ struct renewal_options {
 	/* `path`, and maybe others, have changed and rest; told once for each change. `config` is a file that
 	 * the configuration was read from and that has changed as well since then; NULL = none has. */
 	void (*on_renewed)(const char *path, const char *config, void *context);
+	/* `path` may be cut, and is waited for. */
+	void (*on_doubt)(const char *path, void *context);
 	void *context;
 };
 

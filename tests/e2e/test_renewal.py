@@ -8,7 +8,7 @@ import ssl
 import pytest
 
 from certificates import Authority
-from daemon import DEADLINE, configuration, section, tunnel, wait_until
+from daemon import DEADLINE, configuration, preloaded, section, tunnel, wait_until
 from programs import run
 
 pytestmark = pytest.mark.sanitize
@@ -54,6 +54,13 @@ def replace(source, target):
     shutil.copy(source, fresh)
     fresh.chmod(0o600)
     fresh.rename(target)
+
+
+def with_issuer(pair):
+    """Key, certificate and its issuer's certificate as the bytes of one file."""
+    certificate, key = pair
+    issuer = certificate.with_name("test-CA.pem")
+    return key.read_bytes() + certificate.read_bytes() + issuer.read_bytes()
 
 
 def test_half_a_pair_is_refused_and_the_whole_one_is_taken(start, pairs, live):
@@ -112,18 +119,56 @@ def test_links_swung_one_by_one(start, pairs, directory):
 
 
 def test_a_file_that_is_still_being_written_is_not_taken(start, pairs, live):
-    """One that holds both, written in place: at every cut that a look may meet the old ones count."""
-    (first, second), (both, _) = pairs, live
-    both.write_bytes(first[0].read_bytes() + first[1].read_bytes())
-    daemon = start(edge(both, both))
-    whole = second[0].read_bytes() + second[1].read_bytes()
-    with open(both, "wb", buffering=0) as file:
-        file.write(whole[:len(whole) * 2 // 3])
-        daemon.wait_log("not reloaded, nothing was changed: ")
+    """One that holds all, written in place: cut behind a certificate it is right as it stands."""
+    (first, second), (place, _) = pairs, live
+    place.write_bytes(with_issuer(first))
+    daemon = start(edge(place, place))
+    whole, cut = with_issuer(second), len(second[1].read_bytes() + second[0].read_bytes())
+    with open(place, "wb", buffering=0) as file:
+        file.write(whole[:cut])
+        daemon.wait_log(f"{place} was written in place and is much shorter than before")
         assert served(daemon) == der(first[0])
-        file.write(whole[len(whole) * 2 // 3:])
+        file.write(whole[cut:])
     daemon.wait_log("reloaded")
     assert served(daemon) == der(second[0])
+
+
+# Stands for a minute: the day is a later one once the file is there.
+LATER_DAY = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <time.h>
+#include <unistd.h>
+
+int
+clock_gettime(clockid_t which, struct timespec *now)
+{
+	static int (*next)(clockid_t, struct timespec *);
+	if (!next)
+		next = (int (*)(clockid_t, struct timespec *))dlsym(RTLD_NEXT, "clock_gettime");
+	int result = next(which, now);
+	if (which == CLOCK_REALTIME && access("%s", F_OK) == 0)
+		now->tv_sec += 61;
+	return result;
+}
+"""
+
+
+@pytest.mark.parametrize("way", ["time", "reload"])
+def test_a_file_that_stays_shorter_is_taken(start, pairs, live, directory, way):
+    (first, second), (place, _), later = pairs, live, directory / "later"
+    place.write_bytes(with_issuer(first))
+    daemon = start(edge(place, place), prefix=preloaded(directory, LATER_DAY % later))
+    place.write_bytes(second[1].read_bytes() + second[0].read_bytes())
+    daemon.wait_log(f"{place} was written in place and is much shorter than before")
+    assert served(daemon) == der(first[0])
+    if way == "time":
+        later.touch()
+        daemon.wait_log("reloaded")
+    else:
+        daemon.reload()
+    assert served(daemon) == der(second[0])
+    assert len(daemon.find_log(f"{place} was written in place")) == 1
 
 
 class Clients:
