@@ -10,6 +10,12 @@
 
 #define UNKNOWN_MOST 20 /* unknown keywords reported for a file: each costs a parse */
 
+/* What libconfuse 3.3 takes, measured: for a section, for a word, besides. */
+#define SECTION_BYTES ((size_t)6 * 1024)
+#define WORD_BYTES    ((size_t)256)
+#define SPARE_BYTES   ((size_t)256 * 1024)
+#define PIECE_BYTES   ((size_t)64 * 1024)
+
 struct run {
 	struct config_report *report;
 	struct config_document *document;
@@ -246,12 +252,53 @@ fail:
 	return NULL;
 }
 
+/* What libconfuse takes at most for the text, with room to spare. */
+static size_t
+needed_bytes(const struct config_text *text)
+{
+	size_t sections = 1;
+	for (size_t i = 1; i < text->count; i++)
+		sections += text->words[i].kind == '{' && text->words[i - 1].kind != '=';
+	return sections * SECTION_BYTES + text->count * WORD_BYTES + 4 * text->length + SPARE_BYTES;
+}
+
+/* libconfuse crashes or ends the process when memory ends while it reads: what that takes must be there
+ * before. What a thread frees stays with its allocator, in pieces of this size and joined. */
+static bool
+has_memory(size_t bytes)
+{
+	struct piece {
+		struct piece *next;
+		char bytes[PIECE_BYTES];
+	} *pieces = NULL;
+	bool is_there = true;
+
+	for (size_t have_bytes = 0; is_there && have_bytes < bytes; have_bytes += PIECE_BYTES) {
+		struct piece *piece = malloc(sizeof(*piece));
+		is_there = piece;
+		if (piece) {
+			piece->next = pieces;
+			pieces = piece;
+		}
+	}
+	while (pieces) {
+		struct piece *next = pieces->next;
+		free(pieces);
+		pieces = next;
+	}
+	return is_there;
+}
+
 /* Parses run->text into run->document. True if it was read to the end. */
 static bool
 parse(struct run *run)
 {
 	bool is_read = false;
 	size_t errors = run->report->errors;
+	if (!has_memory(needed_bytes(run->text))) {
+		config_report_no_memory(run->report);
+		return false;
+	}
 	cfg_opt_t *options = make_options(&config_kinds_file);
 	cfg_t *cfg = options ? cfg_init(options, CFGF_NONE) : NULL;
 	run->document->last = &run->document->first;

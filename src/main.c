@@ -285,11 +285,13 @@ name_mistake(const struct config_report *report, struct failure *why)
 {
 	for (size_t i = 0; i < report->count; i++)
 		if (report->at[i].is_error) {
+			char line[16] = "";
+			if (report->at[i].origin.line)
+				snprintf(line, sizeof(line), ":%u", report->at[i].origin.line);
 			failure_set(why, FAILURE_CONFIG,
-				    "%zu mistake%s in the configuration, %s:%u: %.120s",
+				    "%zu mistake%s in the configuration, %s%s: %.120s",
 				    report->errors, report->errors == 1 ? "" : "s",
-				    report->at[i].origin.file, report->at[i].origin.line,
-				    report->at[i].text);
+				    report->at[i].origin.file, line, report->at[i].text);
 			return;
 		}
 	failure_set(why, FAILURE_MEMORY, "no memory for a configuration");

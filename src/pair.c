@@ -278,7 +278,7 @@ open_end(struct endpoint *end, struct endpoint *partner, struct bufferevent *bev
 }
 
 /* libevent 2.1.12 crashes when memory ends inside bufferevent_pair_new: what that takes (2 KB) must be
- * there before. */
+ * there before. What a thread frees stays with its allocator. */
 static bool
 has_memory(void)
 {

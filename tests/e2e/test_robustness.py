@@ -5,6 +5,7 @@ import contextlib
 import os
 import random
 import re
+import resource
 import select
 import signal
 import socket
@@ -15,7 +16,7 @@ import time
 import pytest
 
 from certificates import Authority
-from daemon import DEADLINE, configuration, section, tunnel, wait_until
+from daemon import DEADLINE, PENSTOCKCTL, configuration, section, tunnel, wait_until
 from peers import (CLIENT_STREAM, KIB, MIB, ClosedPort, EchoTarget, Target, client_hello, connect, echo_at_random, echoes, is_refused,
                    size_text, transfer, wait_readable)
 from programs import program
@@ -305,6 +306,25 @@ def test_churn(start, workers):
             assert sum(client.result() for client in clients) > 100
         daemon.wait_sockets(sockets)
         assert echoes(daemon.address("chained"))
+
+
+def test_reload_without_memory(start, directory):
+    """What libconfuse needs must be there before: it would end the process."""
+    good = configuration(tunnel("a", "internal:echo"), tunnel("admin", "internal:admin", f"unix:{directory}/admin"))
+    daemon = start(good)
+    daemon.reload()  # its thread has its stack
+    (daemon.config.parent / "big.conf").write_text(
+        tunnel("b", "internal:echo", deny=[f"10.{i >> 8}.{i & 255}.0/24" for i in range(3000)]))
+    daemon.write(good + 'include("big.conf")\n')
+    used = int(re.search(r"VmData:\s+(\d+) kB", daemon.proc("status"))[1]) * KIB
+    reload = [PENSTOCKCTL, "--socket", directory / "admin", "reload"]
+    for spare in range(0, 512 * KIB, 8 * KIB):
+        resource.prlimit(daemon.pid, resource.RLIMIT_DATA, (used + spare, resource.RLIM_INFINITY))
+        done = subprocess.run(reload, capture_output=True, text=True, timeout=DEADLINE, check=False)
+        assert "no memory" in done.stderr, (spare, done.stderr, daemon.log())
+    resource.prlimit(daemon.pid, resource.RLIMIT_DATA, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    subprocess.run(reload, timeout=DEADLINE, check=True)
+    assert echoes(daemon.address("a")) and echoes(daemon.address("b"))
 
 
 # --- strangers
