@@ -9,6 +9,7 @@
 #include "filters/registry.h"
 #include "nearest.h"
 #include "services/services.h"
+#include "systemd.h"
 #include "trial.h"
 
 #include <errno.h>
@@ -108,16 +109,23 @@ command_parse(struct command *command, int argc, char **argv)
 	return WRONG_USAGE;
 }
 
+/* What a line about a mistake begins with: the journal takes that for its priority. */
+static const char *
+priority(void)
+{
+	return systemd_journal_on_stderr() ? "<3>" : "";
+}
+
 struct generation *
 command_load(const char *file)
 {
 	struct config_report report = { 0 };
 	struct generation *generation = config_load(file, services_builtin, &report);
 
-	config_report_print(&report, stderr);
+	config_report_print(&report, systemd_journal_on_stderr(), stderr);
 	if (!generation)
-		fprintf(stderr, "penstockd: %s: %zu mistakes, nothing was started\n", file,
-			report.errors);
+		fprintf(stderr, "%spenstockd: %s: %zu mistake%s\n", priority(), file, report.errors,
+			report.errors == 1 ? "" : "s");
 	config_report_release(&report);
 	return generation;
 }
@@ -165,9 +173,10 @@ check_as_user(const struct generation *generation)
 	    (generation->user.uid == (uid_t)-1 && generation->user.gid == (gid_t)-1))
 		return 0;
 	if (confine_become(&generation->user, &why) < 0)
-		fprintf(stderr, "%s: %s\n", generation->file, why.text);
+		fprintf(stderr, "%s%s: %s\n", priority(), generation->file, why.text);
 	else if (config_check_log(log, &why) < 0)
-		fprintf(stderr, "%s:%u: %s\n", log->origin.file, log->origin.line, why.text);
+		fprintf(stderr, "%s%s:%u: %s\n", priority(), log->origin.file, log->origin.line,
+			why.text);
 	else
 		return 0;
 	return -1;

@@ -99,17 +99,19 @@ config_report_no_memory(struct config_report *report)
 }
 
 void
-config_report_print(const struct config_report *report, FILE *out)
+config_report_print(const struct config_report *report, bool priorities, FILE *out)
 {
 	for (size_t i = 0; i < report->count; i++) {
 		const struct config_finding *finding = &report->at[i];
+		if (priorities)
+			fputs(finding->is_error ? "<3>" : "<4>", out);
 		fputs(finding->origin.file, out);
 		if (finding->origin.line)
 			fprintf(out, ":%u", finding->origin.line);
 		fprintf(out, ": %s%s\n", finding->is_error ? "" : "warning: ", finding->text);
 	}
 	if (report->left_out)
-		fprintf(out, "%zu more not shown\n", report->left_out);
+		fprintf(out, "%s%zu more not shown\n", priorities ? "<4>" : "", report->left_out);
 }
 
 void

@@ -44,8 +44,9 @@ void config_report_warning(struct config_report *report, struct origin origin, c
 /* Of the configuration as a whole; its file is known. */
 void config_report_no_memory(struct config_report *report);
 
-/* One line each: "file:line: text", a warning as "file:line: warning: text". */
-void config_report_print(const struct config_report *report, FILE *out);
+/* One line each: "file:line: text", a warning as "file:line: warning: text". With `priorities` it begins with
+ * its priority, sd-daemon(3): the journal reads them. */
+void config_report_print(const struct config_report *report, bool priorities, FILE *out);
 
 /* Frees what it owns and zeroes it. */
 void config_report_release(struct config_report *report);

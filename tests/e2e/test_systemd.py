@@ -85,6 +85,7 @@ def test_bad_reload(machine):
     assert machine.status != 0
     wrong = f"{CONFIG}:5: balance: 'none' is unknown here"
     assert wrong in machine.systemctl("status", "penstock", check=False)
+    assert any(wrong in entry["MESSAGE"] and entry["PRIORITY"] == "3" for entry in machine.journal())
     assert machine.show("ActiveState") == "active"
     assert machine.show("StatusText") == "generation 1, 1 tunnel, 0 connections open"
     machine.systemctl("kill", "--kill-who=main", "-s", "HUP", "penstock")

@@ -53,7 +53,7 @@ printed(const struct config_report *report)
 	char *text = NULL;
 	size_t size;
 	FILE *out = open_memstream(&text, &size);
-	config_report_print(report, out);
+	config_report_print(report, false, out);
 	fclose(out);
 	return text;
 }
