@@ -82,8 +82,12 @@ open_tcp(const struct socket_address *address, bool shared, struct failure *why)
 	if (address->family == AF_INET6)
 		set(fd, IPPROTO_IPV6, IPV6_V6ONLY, 1);
 	if (bind(fd, (struct sockaddr *)&storage, length) < 0) {
-		failure_set_errno(why, errno, "cannot listen on %s", text);
+		int error = errno;
 		close(fd);
+		failure_set_errno(why, error, "cannot listen on %s", text);
+		if (error == EACCES)
+			failure_set(why, why->kind,
+				    "%s; a port this low takes CAP_NET_BIND_SERVICE", why->text);
 		return -1;
 	}
 	return fd;

@@ -106,7 +106,9 @@ listen_for(const struct tunnel_conf *conf, const struct listeners *open, unsigne
 					overlaps(open, address) || overlaps(listeners, address),
 					why);
 			if (!listener)
-				return -1;
+				return failure_set(why, why->kind, "%s:%u: tunnel \"%s\": %s",
+						   conf->origin.file, conf->origin.line, conf->name,
+						   why->text);
 			listeners->at[listeners->count++] = listener;
 			if (name_index_add(&listeners->keys, listener->key, listener) < 0)
 				return failure_set(why, FAILURE_MEMORY, "no memory for listeners");

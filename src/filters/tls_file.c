@@ -39,12 +39,21 @@ read_all(int fd, struct tls_file *file, struct failure *why)
 	return 0;
 }
 
+static int
+refuse_unopened(const char *path, int error, struct failure *why)
+{
+	failure_set_errno(why, error, "%s", path);
+	return failure_set(why, why->kind, "%s; %s", why->text,
+			   error == EACCES ? "let the user that penstockd runs as read it"
+					   : "name a file that can be read");
+}
+
 int
 tls_file_read(struct tls_file *file, const char *path, struct failure *why)
 {
 	*file = (struct tls_file){ .path = path };
 	int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
-	int result = fd < 0 ? failure_set_errno(why, errno, "%s", path) : read_all(fd, file, why);
+	int result = fd < 0 ? refuse_unopened(path, errno, why) : read_all(fd, file, why);
 	if (fd >= 0)
 		close(fd);
 	if (result < 0 && why->kind != FAILURE_MEMORY)

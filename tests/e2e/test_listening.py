@@ -113,7 +113,7 @@ def test_lost_socket_file_is_made_anew_by_a_reload(start, directory):
         taken.write_text("somebody else's")
         path.symlink_to(taken)
         mode = taken.stat().st_mode
-        daemon.reload(expect=f"not reloaded, nothing was changed: {path} is there and is no socket")
+        daemon.reload(expect=f'not reloaded, nothing was changed: {daemon.config}:2: tunnel "a": {path} is there and is no socket')
         assert taken.stat().st_mode == mode
         path.unlink()
         daemon.reload()
