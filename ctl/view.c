@@ -145,7 +145,7 @@ view_status(bool json)
 			       : "",
 		       moment(number(reload, "failed_at")), text(reload, "failure"),
 		       table_style("\033[0m"));
-	printf("%lld connections of %lld; log level %s, %lld lines dropped\n\n",
+	printf("%lld of at most %lld connections; log level %s, %lld lines dropped\n\n",
 	       (long long)whole(connections, "open"), (long long)whole(connections, "most"),
 	       text(log, "level"), (long long)whole(log, "dropped"));
 	print_workers(json_object_get(status, "workers"));

@@ -181,12 +181,17 @@ begin_log_level(struct inquiry *inquiry, const struct http_request *request, con
 	for (int level = LOG_LEVEL_ERROR; name && level <= LOG_LEVEL_DEBUG; level++)
 		if (!strcmp(name, level_names[level]))
 			action->level = level;
+	if (action->level < 0 && name)
+		inquiry_fail(
+			inquiry, 400,
+			"there is no level '%.60s'; it is error, warning, notice, info or debug",
+			name);
+	else if (action->level < 0)
+		inquiry_fail(
+			inquiry, 400,
+			"write {\"level\":\"...\"} with error, warning, notice, info or debug");
 	json_decref(body);
-	if (action->level < 0)
-		return inquiry_fail(inquiry, 400,
-				    "write {\"level\":\"...\"} with error, warning, notice, info "
-				    "or debug");
-	return 0;
+	return action->level < 0 ? -1 : 0;
 }
 
 static bool

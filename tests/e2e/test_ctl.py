@@ -89,6 +89,7 @@ def test_kill_drain_reload_and_level(ctl):
     assert is_refused(daemon.address("a"))
     assert "no tunnel" in asked.run("drain", "x y", status=1)
     assert asked.run("log-level", "debug")
+    assert "there is no level 'loud'; it is error, warning" in asked.run("log-level", "loud", status=1)
     assert asked.json("status")["log"]["level"] == "debug"
     assert asked.run("reload") == "reloaded\n"
     daemon.write(daemon.text + "\nnonsense = 1\n")
