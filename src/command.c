@@ -3,6 +3,7 @@
 #include "config.h"
 #include "config_check.h"
 #include "config_diff.h"
+#include "config_files.h"
 #include "config_kinds.h"
 #include "config_parse.h"
 #include "confine.h"
@@ -14,6 +15,7 @@
 
 #include <errno.h>
 #include <event2/event.h>
+#include <fcntl.h>
 #include <getopt.h>
 #include <jansson.h>
 #include <stdio.h>
@@ -162,6 +164,17 @@ test(const struct command *command, const struct generation *generation)
 	return EXIT_FAILURE;
 }
 
+static void
+warn_unreadable(const char *path, void *context)
+{
+	(void)context;
+	if (faccessat(AT_FDCWD, path, R_OK, AT_EACCESS) < 0)
+		fprintf(stderr,
+			"%s%s: warning: the user that the daemon becomes cannot read it, which "
+			"a reload needs; let it\n",
+			systemd_journal_on_stderr() ? "<4>" : "", path);
+}
+
 /* As the user that the daemon would become, if that is to be told. */
 static int
 check_as_user(const struct generation *generation)
@@ -172,14 +185,17 @@ check_as_user(const struct generation *generation)
 	if (geteuid() != 0 ||
 	    (generation->user.uid == (uid_t)-1 && generation->user.gid == (gid_t)-1))
 		return 0;
-	if (confine_become(&generation->user, &why) < 0)
+	if (confine_become(&generation->user, &why) < 0) {
 		fprintf(stderr, "%s%s: %s\n", priority(), generation->file, why.text);
-	else if (config_check_log(log, &why) < 0)
+		return -1;
+	}
+	if (config_check_log(log, &why) < 0) {
 		fprintf(stderr, "%s%s:%u: %s\n", priority(), log->origin.file, log->origin.line,
 			why.text);
-	else
-		return 0;
-	return -1;
+		return -1;
+	}
+	config_files_each(generation, warn_unreadable, NULL);
+	return 0;
 }
 
 static int

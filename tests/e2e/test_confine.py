@@ -67,7 +67,8 @@ def test_a_log_that_the_user_cannot_write(directory):
     assert re.match(f"{path}:\\d+: target: ", done.stderr)
     log.touch()
     os.chown(log, pwd.getpwnam("nobody").pw_uid, -1)
-    assert run_penstockd("-c", path, "--check").returncode == 0
+    done = run_penstockd("-c", path, "--check")
+    assert done.returncode == 0 and not done.stderr, done
 
 
 @pytest.mark.root
@@ -78,6 +79,8 @@ def test_what_the_user_cannot_read_is_told(start, directory):
     private.write_text("max_connections = 7\n")
     private.chmod(0o600)
     daemon = start(text)
+    done = run_penstockd("-c", daemon.config, "--check")
+    assert done.returncode == 0 and f"{private}: warning: the user that the daemon becomes cannot read it" in done.stderr
     daemon.wait_log(f"{private} cannot be read any more by the daemon's user")
     daemon.reload(expect="not reloaded")
     assert echoes(daemon.address("a"))
