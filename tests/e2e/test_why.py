@@ -3,7 +3,6 @@
 import re
 import socket
 import subprocess
-import sys
 import threading
 import time
 
@@ -11,7 +10,6 @@ import pytest
 
 from daemon import DEADLINE, configuration, preloaded, section, tunnel, wait_until
 from peers import FullTarget, Target, connect
-from programs import program
 from test_admin import Admin
 
 pytestmark = [pytest.mark.sanitize, pytest.mark.slow]
@@ -253,94 +251,3 @@ def test_shares_are_what_was_done(asked):
             assert abs(told - blocked / life) < 0.05, (told, blocked / life)
             client.read(16 << 20)
             far.join_sender()
-
-
-# An end of a connection, to be traced: it reads so many bytes, so often, and does nothing for a while before.
-END = """
-import socket, sys, time
-way, port, times, pause, count = sys.argv[1], *map(float, sys.argv[2:])
-if way == "target":
-    listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
-    listener.listen()
-    print(listener.getsockname()[1], flush=True)
-    sock = listener.accept()[0]
-else:
-    sock = socket.create_connection(("127.0.0.1", int(port)))
-for _ in range(int(times)):
-    time.sleep(pause)
-    if way == "asker":
-        sock.sendall(b"x")
-    left = int(count)
-    while left and (got := len(sock.recv(min(left, 1 << 20)))):
-        left -= got
-sock.close()
-"""
-
-
-class TracedEnd:
-    """That program under strace."""
-
-    def __init__(self, directory, way, port=0, times=4, pause=0.4, count=8 << 20):
-        self.file = directory / "trace"
-        self.process = subprocess.Popen(
-            [program("strace"), "-ttt", "-T", "-e", "trace=accept4,connect,recvfrom,close", "-o", self.file,
-             sys.executable, "-c", END, way, *map(str, (port, times, pause, count))], stdout=subprocess.PIPE, text=True)
-        self.port = int(self.process.stdout.readline()) if way == "target" else None
-
-    def wait(self):
-        assert self.process.wait(4 * DEADLINE) == 0
-        self.process.stdout.close()
-
-    def reading(self):
-        """The share of the connection's time that was spent in recv."""
-        call = re.compile(r"([\d.]+) (\w+)\(.* <([\d.]+)>$", re.M)
-        calls = [(float(at), name, float(took)) for at, name, took in call.findall(self.file.read_text())]
-        began = next(at + took for at, name, took in calls if name in ("accept4", "connect"))
-        reads = [(at, took) for at, name, took in calls if name == "recvfrom"]
-        ended = next(at for at, name, _ in calls if name == "close" and at >= reads[-1][0])
-        return sum(took for _, took in reads) / (ended - began)
-
-
-def told_share(line, flow, wait):
-    """What the closing line says of one wait."""
-    match = re.search(rf"{wait} ([\d.]+)%", line[f"{flow}_wait"])
-    return float(match[1]) / 100 if match else 0
-
-
-@pytest.mark.alone
-@pytest.mark.parametrize("way, flow, wait", [("client", "down", "near writable"), ("target", "up", "far writable")])
-def test_shares_are_what_a_trace_of_the_slow_end_shows(asked, directory, way, flow, wait):
-    """While that end does not read, the other one waits to write to it: whatever the program's time went to."""
-    if way == "target":
-        end = TracedEnd(directory, way)
-        admin = asked(tunnel("a", f"127.0.0.1:{end.port}"))
-        with socket.create_connection(admin.daemon.address("a")) as client:
-            Feeder(client)
-            end.wait()
-            line = admin.daemon.ended("a")
-    else:
-        with Target() as target:
-            admin = asked(tunnel("a", target.text))
-            end = TracedEnd(directory, way, admin.daemon.address("a")[1])
-            with target.accept() as far:
-                Feeder(far.sock)
-                end.wait()
-                line = admin.daemon.ended("a")
-    shown, told = 1 - end.reading(), told_share(line, flow, wait)
-    assert 0.5 < shown < 0.99 and abs(shown - told) < 0.05, (shown, line)
-
-
-@pytest.mark.alone
-def test_the_share_of_a_limit_is_what_a_trace_of_the_client_shows(asked, directory):
-    """Half the time it asks for nothing, and then it waits for bytes that a limit keeps."""
-    with Target() as target:
-        admin = asked(tunnel("a", target.text, limit="slow"), section("limit", "slow", rate="400kB/s"))
-        end = TracedEnd(directory, "asker", admin.daemon.address("a")[1], times=2, pause=0.5, count=250_000)
-        with target.accept() as far:
-            for _ in range(2):
-                far.sock.recv(1)
-                far.send(250_000)
-            end.wait()
-        shown, told = end.reading(), told_share(admin.daemon.ended("a"), "down", "limit")
-    assert 0.3 < shown < 0.7 and abs(shown - told) < 0.05, (shown, told)
