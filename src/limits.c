@@ -846,6 +846,7 @@ limits_reset_total(struct limit_node *node, enum limit_direction direction)
 	lock(limits);
 	limits_queue_settle(&limits->queue);
 	node->bucket[direction].total = 0;
+	node->rest[direction].seen_total = 0;
 	unlock(limits);
 }
 
@@ -961,6 +962,7 @@ fetch_ahead(const struct limits_table *table, size_t row)
 		return;
 	__builtin_prefetch(&node->bucket[LIMIT_UP].total);
 	__builtin_prefetch(&node->bucket[LIMIT_DOWN].total);
+	__builtin_prefetch(&node->rest);
 	__builtin_prefetch(&node->limit);
 }
 
@@ -1055,19 +1057,63 @@ forget(struct limit_top *top, uintptr_t id)
 		}
 }
 
+/* Who asks often gets the speed of a second or two all the same. */
+#define SPEED_NS LIMITS_BILLION
+
+static uint64_t
+speed_of(uint64_t bytes, uint64_t time_ns)
+{
+	return (uint64_t)((double)bytes * (double)LIMITS_BILLION / (double)time_ns);
+}
+
+/* Measures what has passed since it was last measured. */
+static void
+measure_speed(struct limit_node *node, uint64_t now_ns)
+{
+	uint64_t time_ns = now_ns > node->seen_ns ? now_ns - node->seen_ns : 0;
+	bool is_due = time_ns >= SPEED_NS;
+
+	if (!is_due && node->is_measured)
+		return;
+	for (int i = 0; i < 2; i++) {
+		struct limit_rest *rest = &node->rest[i];
+		uint64_t total = node->bucket[i].total;
+		uint64_t passed = total > rest->seen_total ? total - rest->seen_total : 0;
+		rest->speed = speed_of(passed, is_due ? time_ns : SPEED_NS);
+		if (is_due)
+			rest->seen_total = total;
+	}
+	if (is_due)
+		node->seen_ns = now_ns;
+	node->is_measured = is_due;
+}
+
+static bool
+goes_before(const struct limit_node *node, const struct limit_top_node *entry)
+{
+	const struct limit_report_direction *told = entry->report.direction;
+	uint64_t speed = node->rest[LIMIT_UP].speed + node->rest[LIMIT_DOWN].speed;
+	uint64_t other = entry->speed[LIMIT_UP] + entry->speed[LIMIT_DOWN];
+
+	if (speed != other)
+		return speed > other;
+	return node->bucket[LIMIT_UP].total + node->bucket[LIMIT_DOWN].total >
+	       told[LIMIT_UP].total + told[LIMIT_DOWN].total;
+}
+
 static void
 enter_top(struct limit_top *top, struct limit_node *node, uint64_t now_ns)
 {
-	uint64_t total = node->bucket[LIMIT_UP].total + node->bucket[LIMIT_DOWN].total;
-
-	if (top->count == LIMITS_TOP_MOST && total <= top->nodes[LIMITS_TOP_MOST - 1].total)
+	measure_speed(node, now_ns);
+	if (top->count == LIMITS_TOP_MOST && !goes_before(node, &top->nodes[LIMITS_TOP_MOST - 1]))
 		return;
 	forget(top, (uintptr_t)node);
 	size_t at = top->count < LIMITS_TOP_MOST ? top->count++ : LIMITS_TOP_MOST - 1;
-	for (; at > 0 && top->nodes[at - 1].total < total; at--)
+	for (; at > 0 && goes_before(node, &top->nodes[at - 1]); at--)
 		top->nodes[at] = top->nodes[at - 1];
 	struct limit_top_node *entry = &top->nodes[at];
-	entry->total = total;
+	for (int i = 0; i < 2; i++)
+		entry->speed[i] = node->rest[i].speed;
 	entry->above[0] = '\0';
 	write_keys(node->bucket[0].child.parent, entry->above, sizeof(entry->above));
 	report(node, now_ns, &entry->report);

@@ -296,12 +296,15 @@ bool limits_sift(struct limits *limits, size_t *cursor, uint64_t now_ns, enum li
 
 #define LIMITS_TOP_MOST 10
 
-/* Those nodes of one limit that have the largest totals, up and down together. */
+/* Those nodes of one limit through which bytes pass fastest, up and down together; where they pass alike, those
+ * with the largest totals. */
 struct limit_top {
 	struct limit *limit; /* held by the caller */
 	size_t count;
 	struct limit_top_node {
-		uint64_t total;
+		/* Bytes a second since the last time that all were gone through, by whomever, at least a second
+		 * ago; of a node that is younger, since it was made. */
+		uint64_t speed[2];
 		char above
 			[520]; /* keys of the nodes above it that have one, "outer inner"; cut off if longer */
 		struct limit_report report;

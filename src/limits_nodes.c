@@ -211,6 +211,7 @@ make_node(struct limit *limit, struct limit_node *parent, const struct limits_ke
 	node->limit = limit;
 	node->hash = hash;
 	node->users = 1;
+	node->seen_ns = now_ns;
 	for (int i = 0; i < 2; i++)
 		limits_queue_init(&node->bucket[i], (enum limit_direction)i, limit->spec.weight,
 				  now_ns);

@@ -22,7 +22,7 @@
 #include <stdatomic.h>
 
 #define LIMITS_LINE_BYTES   64
-#define LIMITS_OWN_KEY_MOST 106 /* what fills the last line of a node */
+#define LIMITS_OWN_KEY_MOST 65 /* what fills the last line of a node */
 
 /* One direction of a node. Its children queue here while it, or something above it, is short. With a million
  * nodes what a grant costs is cache lines: what it looks at stands in these three, all else in the rest. */
@@ -58,6 +58,9 @@ struct limit_rest {
 	int64_t level;     /* while blocked: the tokens at which it comes back */
 	uint32_t children; /* flows and buckets that hang here */
 	uint32_t members;  /* flows that hang here and below */
+	/* What limits_top saw: the total when it last began to measure, and what passed before that. */
+	uint64_t seen_total;
+	uint64_t speed; /* bytes a second */
 };
 
 struct limit_node {
@@ -67,11 +70,13 @@ struct limit_node {
 	struct limit_node *chained; /* the next of its row in the table */
 	struct limit_link link;     /* in `used` or `idle` of the limit */
 	const unsigned char *key;   /* limits_key.h: `own_key`, or owned */
+	uint64_t seen_ns;           /* when limits_top last began to measure, or it was made */
 	uint32_t hash;
 	uint32_t users;
 	uint32_t version; /* of the limit's values that it has */
 	uint8_t key_length;
 	bool is_among_many; /* from which slab it is */
+	bool is_measured;   /* limits_top has seen it for long enough to know its speed */
 	unsigned char own_key[LIMITS_OWN_KEY_MOST];
 };
 

@@ -169,8 +169,7 @@ static const struct metric {
 	  "Bytes read and written, by side (near: client) and flow (up: away from the client).",
 	  write_bytes },
 	{ "penstock_tunnel_drained", "gauge",
-	  "Whether an operator has the tunnel let nobody in until the next reload.",
-	  write_drained },
+	  "Whether an operator has drained the tunnel, so that it lets nobody in.", write_drained },
 	{ "penstock_target_connections", "gauge",
 	  "Connections to a target and attempts to connect, over all tunnels with it.",
 	  write_target_connections },
@@ -246,6 +245,10 @@ write_limit(struct evbuffer *page, const struct limit_metric *metric, const stru
 /* Nodes by key come and go and may be many: only some of them are told, by metrics of their own, so that
  * nobody takes those for all. */
 static const struct limit_metric by_key[] = {
+	{ "penstock_limit_top_passing_bytes_per_second", "gauge",
+	  "What passes, measured since the last scrape but at least over a second. Of the ten "
+	  "busiest nodes of a limit by key: those through which most passes now.",
+	  NULL },
 	{ "penstock_limit_top_rate_bytes_per_second", "gauge",
 	  "The rate in force; 0 = unlimited. Of the ten busiest nodes of a limit by key.",
 	  rate_of },
@@ -256,8 +259,7 @@ static const struct limit_metric by_key[] = {
 	  "Flows below the node that wait. Of the ten busiest nodes of a limit by key.",
 	  waiting_of },
 	{ "penstock_limit_top_bytes_total", "counter",
-	  "Bytes that passed. Of the ten busiest nodes of a limit by key: those with the most.",
-	  total_of },
+	  "Bytes that passed. Of the ten busiest nodes of a limit by key.", total_of },
 };
 #define BY_KEY (sizeof(by_key) / sizeof(by_key[0]))
 
@@ -272,7 +274,8 @@ write_top_node(struct evbuffer *page, const struct limit_metric *metric, const c
 			page, "%s{limit=\"%s\",above=\"%s\",key=\"%s\",direction=\"%s\"} %.17g\n",
 			metric->name, limit, escape(node->above, above),
 			escape(node->report.key, key), i == LIMIT_UP ? "up" : "down",
-			metric->value(&node->report.direction[i]));
+			metric->value ? metric->value(&node->report.direction[i])
+				      : (double)node->speed[i]);
 }
 
 /* --- of the daemon -------------------------------------------------------------------------------- */

@@ -955,8 +955,10 @@ static void
 assert_top(const struct limit_top *top, uint64_t first, uint64_t step)
 {
 	assert_int_equal(top->count, LIMITS_TOP_MOST);
-	for (size_t i = 0; i < top->count; i++)
-		assert_int_equal(top->nodes[i].total, first - i * step);
+	for (size_t i = 0; i < top->count; i++) {
+		const struct limit_report_direction *told = top->nodes[i].report.direction;
+		assert_int_equal(told[LIMIT_UP].total + told[LIMIT_DOWN].total, first - i * step);
+	}
 }
 
 static void
@@ -1035,6 +1037,77 @@ the_busiest_of_each_limit_are_told(void **state)
 	for (uint32_t i = 0; i < LATER; i++)
 		for (int j = 0; j < 2; j++)
 			limits_release(nodes[j][i], now_ns);
+}
+
+/* The first of the top of that limit, after all nodes were gone through. */
+static const struct limit_top_node *
+busiest(struct limit *limit)
+{
+	static struct limit_top top;
+	struct limit_top *order = &top;
+	size_t cursor = 0;
+
+	top = (struct limit_top){ .limit = limit };
+	while (limits_top(limits, &cursor, now_ns, &order, 1))
+		;
+	return &top.nodes[0];
+}
+
+/* By what passes now and not by what once has: the totals are whole all the same. */
+static void
+the_busiest_are_so_now(void **state)
+{
+	struct limit *client = add("client", NULL, LIMIT_PER_SOURCE, 0, 0);
+	struct limit_node *old = node_for(client, 0), *fresh = node_for(client, 256), *late;
+	const struct limit_top_node *first;
+	(void)state;
+
+	old->bucket[LIMIT_UP].total = 1000 * MB;
+	fresh->bucket[LIMIT_DOWN].total = 10;
+	now_ns += 2 * S;
+	first = busiest(client);
+	assert_int_equal(first->report.id, (uintptr_t)old);
+	assert_int_equal(first->speed[LIMIT_UP], 500 * MB); /* since it was made */
+
+	now_ns += 4 * S;
+	fresh->bucket[LIMIT_DOWN].total += 40000;
+	first = busiest(client);
+	assert_int_equal(first->report.id, (uintptr_t)fresh);
+	assert_int_equal(first->speed[LIMIT_DOWN], 10000);
+	assert_int_equal(first->speed[LIMIT_UP], 0);
+	assert_int_equal(first->report.direction[LIMIT_DOWN].total, 40010);
+
+	/* Who asks again at once is told the same. */
+	now_ns += S / 2;
+	old->bucket[LIMIT_UP].total += 1000 * MB;
+	first = busiest(client);
+	assert_int_equal(first->report.id, (uintptr_t)fresh);
+	assert_int_equal(first->speed[LIMIT_DOWN], 10000);
+	now_ns += S / 2;
+	first = busiest(client);
+	assert_int_equal(first->report.id, (uintptr_t)old);
+	assert_int_equal(first->speed[LIMIT_UP], 1000 * MB);
+
+	/* One that has just come has no second behind it: what it passed counts as that of one. */
+	late = node_for(client, 512);
+	now_ns += S / 100;
+	late->bucket[LIMIT_UP].total = 2000 * MB;
+	first = busiest(client);
+	assert_int_equal(first->report.id, (uintptr_t)late);
+	assert_int_equal(first->speed[LIMIT_UP], 2000 * MB);
+
+	/* When nothing passes any more, those with the most come first; a reset is no speed below zero. */
+	limits_reset_total(late, LIMIT_UP);
+	for (int i = 0; i < 2; i++) {
+		now_ns += 2 * S;
+		first = busiest(client);
+	}
+	assert_int_equal(first->report.id, (uintptr_t)old);
+	assert_int_equal(first->speed[LIMIT_UP], 0);
+	assert_int_equal(first->report.direction[LIMIT_UP].total, 2000 * MB);
+	limits_release(old, now_ns);
+	limits_release(fresh, now_ns);
+	limits_release(late, now_ns);
 }
 
 /* --- workers ------------------------------------------------------------------------------------ */
@@ -1220,6 +1293,7 @@ main(void)
 		CASE(many_nodes_are_found_listed_and_changed),
 		CASE(only_what_has_so_much_is_sifted_out),
 		CASE(the_busiest_of_each_limit_are_told),
+		CASE(the_busiest_are_so_now),
 		CASE(a_grant_for_another_worker_signals_it_once),
 		CASE(a_worker_that_ends_leaves_its_timer_to_another),
 		CASE(threads_share_a_tree),
