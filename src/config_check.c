@@ -2,9 +2,11 @@
 
 #include "config_groups.h"
 #include "log.h"
+#include "name_index.h"
 #include "nearest.h"
 #include "pair.h"
 
+#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -273,6 +275,30 @@ check_target(const struct check *check, struct config_place *place)
 				    tunnel_of(check, place)->name, address->text);
 }
 
+/* Two of one address would be told apart by nobody: neither in what is counted, nor in their checks. */
+static void
+check_twice(const struct check *check)
+{
+	struct name_index seen = { 0 };
+	size_t tunnel = SIZE_MAX;
+
+	for (size_t i = 0; i < check->connects->count; i++) {
+		struct config_place *place = &check->connects->at[i];
+		const char *text = connect_of(check, place)->text;
+		if (place->tunnel != tunnel)
+			name_index_clear(&seen);
+		tunnel = place->tunnel;
+		if (name_index_find(&seen, text))
+			config_report_error(check->report, place->origin,
+					    "'%s' stands twice among the targets of tunnel \"%s\"; "
+					    "write it once",
+					    text, tunnel_of(check, place)->name);
+		else if (name_index_add(&seen, text, place) < 0)
+			break; /* who has no memory here fails elsewhere */
+	}
+	name_index_clear(&seen);
+}
+
 /* `place` is where the tunnel's bind was written. */
 static void
 check_bind(const struct check *check, const struct config_place *place)
@@ -439,6 +465,7 @@ config_check_generation(struct generation *generation, struct config_places *lis
 		check_sharing(&check, i, count_sharing(&check, i));
 	for (size_t i = 0; i < connects->count; i++)
 		check_target(&check, &connects->at[i]);
+	check_twice(&check);
 	for (size_t i = 0; i < binds->count; i++)
 		check_bind(&check, &binds->at[i]);
 	check_cycles(&check);

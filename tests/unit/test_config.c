@@ -504,6 +504,20 @@ test_addresses(void **state)
 	       "address\n");
 }
 
+/* In one tunnel; two tunnels may share a target. */
+static void
+test_targets_written_twice(void **state)
+{
+	(void)state;
+	refuse("tunnel a { listen = 127.0.0.1:1 connect = { 10.0.0.1:80, 10.0.0.2:80,\n"
+	       " 10.0.0.1:080,\n unix:/x, unix:/x } }\n"
+	       "tunnel b { listen = 127.0.0.1:2 connect = { 10.0.0.1:80, x:80,\n x:80 } }\n",
+	       "t.conf:2: '10.0.0.1:80' stands twice among the targets of tunnel \"a\"; write it "
+	       "once\n"
+	       "t.conf:3: 'unix:/x' stands twice among the targets of tunnel \"a\"; write it once\n"
+	       "t.conf:5: 'x:80' stands twice among the targets of tunnel \"b\"; write it once\n");
+}
+
 static void
 test_names(void **state)
 {
@@ -1030,6 +1044,7 @@ main(void)
 		TEST(test_repeated),
 		TEST(test_values),
 		TEST(test_addresses),
+		TEST(test_targets_written_twice),
 		TEST(test_names),
 		TEST(test_groups),
 		TEST(test_bad_matches),
