@@ -224,6 +224,7 @@ connection_new(struct connections *home, const struct tunnel_conf *conf, const s
 		return NULL;
 	}
 	connection->facts.target_host = "";
+	connection->facts.is_own = is_own;
 	connection->home = home;
 	connection->conf = conf;
 	counted_hold(conf->generation);

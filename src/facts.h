@@ -17,6 +17,7 @@ struct facts {
 	struct socket_address
 		peer; /* who connected to the socket, always seen: what trust looks at */
 
+	bool is_own;          /* the daemon's own connection, a check: it counts nowhere */
 	bool client_is_told;  /* by a header, and not by the socket; `accepted` too */
 	bool begins_with_tls; /* a look at the first bytes found a ClientHello: see `sni` */
 	bool tls_is_told;     /* a PROXY header tells of TLS between the client and its sender */

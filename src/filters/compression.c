@@ -32,6 +32,7 @@ struct adaption {
 struct compression {
 	const struct compression_format *format;
 	const struct compression_conf *conf;
+	bool is_counted; /* in the totals: not the daemon's own checks */
 	struct flow flows[FILTER_FLOWS];
 	struct adaption adaption;
 };
@@ -54,7 +55,7 @@ compression_configure(void *opaque, struct failure *why)
 
 void *
 compression_open(const struct compression_format *format, const struct compression_conf *conf,
-		 struct failure *why)
+		 const struct facts *facts, struct failure *why)
 {
 	struct compression *compression = calloc(1, sizeof(*compression));
 	if (!compression) {
@@ -63,6 +64,7 @@ compression_open(const struct compression_format *format, const struct compressi
 	}
 	compression->format = format;
 	compression->conf = conf;
+	compression->is_counted = !facts->is_own;
 	return compression;
 }
 
@@ -135,6 +137,9 @@ count(const struct compression *compression, enum filter_flow flow, const struct
 	size_t plain = flow == FILTER_OUT ? run->taken_bytes : run->given_bytes;
 	size_t packed = flow == FILTER_OUT ? run->given_bytes : run->taken_bytes;
 	enum compression_kind kind = compression->format->kind;
+
+	if (!compression->is_counted)
+		return;
 	atomic_fetch_add_explicit(&totals[kind][flow].plain_bytes, plain, memory_order_relaxed);
 	atomic_fetch_add_explicit(&totals[kind][flow].packed_bytes, packed, memory_order_relaxed);
 	if (flow == FILTER_OUT && compression->adaption.store_left_bytes)

@@ -106,13 +106,13 @@ struct compression_format {
  * the first byte of its flow and given back with the last. */
 int compression_configure(void *conf, struct failure *why);
 void *compression_open(const struct compression_format *format, const struct compression_conf *conf,
-		       struct failure *why);
+		       const struct facts *facts, struct failure *why);
 enum filter_result compression_step(void *state, enum filter_flow flow, struct filter_io *io);
 size_t compression_kept(const void *state);
 size_t compression_held(const void *state);
 void compression_close(void *state);
 
-/* What all connections of the process have moved since its start. */
+/* What all connections of the process but its own checks have moved since its start. */
 struct compression_totals {
 	uint64_t plain_bytes;  /* on the core's side */
 	uint64_t packed_bytes; /* on the wire's side */

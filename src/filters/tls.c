@@ -272,7 +272,7 @@ fail_with(struct tls *tls, struct filter_io *io)
 static void
 count_failure(struct tls *tls, enum tls_failure failure)
 {
-	if (tls->is_ready || tls->is_counted)
+	if (tls->is_ready || tls->is_counted || tls->facts->is_own)
 		return;
 	tls->is_counted = true;
 	tls_counters_add_failure((enum filter_side)tls->side, failure);
@@ -371,7 +371,8 @@ finish_handshake(struct tls *tls, struct filter_io *io)
 		count_failure(tls, TLS_NO_MEMORY);
 		return fail_with(tls, io);
 	}
-	tls_counters_add((enum filter_side)tls->side, kind);
+	if (!tls->facts->is_own)
+		tls_counters_add((enum filter_side)tls->side, kind);
 	tls->ticket_is_due = tls->side == FILTER_NEAR &&
 			     (tls->conf->tickets || tls->conf->session_cache) &&
 			     SSL_version(tls->ssl) == TLS1_3_VERSION;

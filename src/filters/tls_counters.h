@@ -1,5 +1,6 @@
 /*
- * tls_counters: what handshakes came to, in the whole process. Relaxed atomics; any thread.
+ * tls_counters: what handshakes came to, in the whole process, but for those of the daemon's own checks.
+ * Relaxed atomics; any thread.
  */
 #ifndef PENSTOCK_FILTERS_TLS_COUNTERS_H
 #define PENSTOCK_FILTERS_TLS_COUNTERS_H

@@ -213,8 +213,7 @@ static void *
 zlib_open(const void *conf, enum filter_side side, struct facts *facts, struct failure *why)
 {
 	(void)side;
-	(void)facts;
-	return compression_open(&format, conf, why);
+	return compression_open(&format, conf, facts, why);
 }
 
 static const char *

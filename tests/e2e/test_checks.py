@@ -1,5 +1,6 @@
 """Health checks of targets: through the whole far side, without counting anywhere."""
 
+import re
 import socket
 import subprocess
 
@@ -89,7 +90,15 @@ def test_through_the_filters_of_the_far_side(asked, directory):
         admin.daemon.wait_log("target fails its checks", tunnel="bad")
         wait_until(lambda: states(admin, "good") == ["up"], "the good one")
         assert admin.daemon.wait_log("target passes its checks", tunnel="good")
-        assert admin.metrics()['penstock_connections_admitted_total{tunnel="inner"}'] == 0
+        seen = admin.metrics()
+        assert seen['penstock_connections_admitted_total{tunnel="inner"}'] == 0
+        # Neither those of the check nor, at the inner tunnel, those that it meets.
+        assert not {name: value for name, value in seen.items() if value and re.match("penstock_(tls|compression)_", name)}
+        assert echoes(admin.daemon.address("good"))
+        seen = admin.metrics()
+        assert all(sum(seen[f'penstock_tls_handshakes_total{{side="{side}",result="{result}"}}'] for result in ("full", "resumed"))
+                   == 1 for side in ("near", "far"))
+        assert seen['penstock_compression_bytes_total{filter="zlib",flow="out",form="plain"}'] == 1000
 
 
 def test_reload_and_stop_with_checks_under_way(asked):

@@ -73,7 +73,8 @@ unpack(const struct filter_type *type, const struct compression_conf *conf, cons
 {
 	struct failure why = { .kind = FAILURE_NONE };
 	struct filter_io io = { .src = evbuffer_new(), .dst = evbuffer_new(), .why = &why };
-	void *state = type->open(conf, FILTER_NEAR, NULL, &why);
+	static struct facts facts;
+	void *state = type->open(conf, FILTER_NEAR, &facts, &why);
 	if (!io.src || !io.dst || !state)
 		abort();
 	enum filter_result result = FILTER_REST;

@@ -180,6 +180,8 @@ struct side {
 static void
 side_open(struct side *side, const struct format *format, struct compression_conf conf)
 {
+	static struct facts facts;
+
 	*side = (struct side){ .type = registry_find(format->name), .conf = conf };
 	assert_non_null(side->type);
 	if (!side->conf.level)
@@ -187,7 +189,7 @@ side_open(struct side *side, const struct format *format, struct compression_con
 	if (!side->conf.window_bytes)
 		side->conf.window_bytes = format->window_bytes;
 	assert_int_equal(side->type->configure(&side->conf, &side->why), 0);
-	side->state = side->type->open(&side->conf, FILTER_NEAR, NULL, &side->why);
+	side->state = side->type->open(&side->conf, FILTER_NEAR, &facts, &side->why);
 	assert_non_null(side->state);
 	for (int flow = 0; flow < FILTER_FLOWS; flow++) {
 		side->src[flow] = evbuffer_new();
