@@ -2,7 +2,7 @@
 
 _penstockctl() {
 	local words=${COMP_WORDS[*]:1:COMP_CWORD-1} word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD-1]}
-	local commands="status tunnels targets connections top show why limits limit charge credit reset kill drain diff reload log-level"
+	local commands="status tunnels targets connections top show why limits limit charge credit reset kill drain undrain diff reload log-level"
 	local options="--socket --json --tunnel --source --state --sort --limit --every --rounds --direction --version --help"
 	local socket=() i choice
 
@@ -17,7 +17,7 @@ _penstockctl() {
 	--sort) choice="id rate bytes age idle wait" ;;
 	--state) choice="opening dialling open half_open flushing" ;;
 	log-level) choice="error warning notice info debug" ;;
-	drain | --tunnel)
+	drain | undrain | --tunnel)
 		choice=$(penstockctl "${socket[@]}" --json tunnels 2>/dev/null | sed -n 's/^ *"name": "\(.*\)".*/\1/p')
 		;;
 	limits | limit | charge | credit | reset)

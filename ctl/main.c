@@ -45,7 +45,8 @@ static const char usage[] =
 	"  credit NAME AMOUNT      give it tokens\n"
 	"  reset NAME              begin its totals anew\n"
 	"  kill ID                 reset a connection\n"
-	"  drain TUNNEL            let nobody in there any more, until the next reload\n"
+	"  drain TUNNEL            close its listeners, until undrain or the next reload\n"
+	"  undrain TUNNEL          open them again\n"
 	"  diff                    what a reload would change, from when on, for how many\n"
 	"  reload                  read the configuration anew; waits, and fails if that failed\n"
 	"  log-level LEVEL         error, warning, notice, info or debug, until the next reload\n"
@@ -158,12 +159,26 @@ run_kill(const struct options *options, char **arguments)
 }
 
 static void
-run_drain(const struct options *options, char **arguments)
+steer_tunnel(const char *name, const char *act)
 {
 	char path[512];
-	snprintf(path, sizeof(path), "/v1/tunnels/%.400s/drain", client_escape(arguments[0]));
+	snprintf(path, sizeof(path), "/v1/tunnels/%.400s/%s", client_escape(name), act);
 	client_post(path, NULL);
-	confirm(options, "drained: nobody is let in until the next reload; who is there goes on");
+}
+
+static void
+run_drain(const struct options *options, char **arguments)
+{
+	steer_tunnel(arguments[0], "drain");
+	confirm(options, "drained: nobody is let in until undrain or the next reload; who is there "
+			 "goes on");
+}
+
+static void
+run_undrain(const struct options *options, char **arguments)
+{
+	steer_tunnel(arguments[0], "undrain");
+	confirm(options, "open again");
 }
 
 static void
@@ -193,23 +208,15 @@ static const struct command {
 	int least, most; /* arguments */
 	void (*run)(const struct options *options, char **arguments);
 } commands[] = {
-	{ "status", 0, 0, run_status },
-	{ "tunnels", 0, 0, run_tunnels },
-	{ "targets", 0, 0, run_targets },
-	{ "connections", 0, 0, run_connections },
-	{ "top", 0, 0, run_top },
-	{ "show", 1, 1, run_show },
-	{ "why", 0, 1, run_why },
-	{ "limits", 0, 1, run_limits },
-	{ "limit", 2, 5, run_limit },
-	{ "charge", 2, 2, run_charge },
-	{ "credit", 2, 2, run_credit },
-	{ "reset", 1, 1, run_reset },
-	{ "kill", 1, 1, run_kill },
-	{ "drain", 1, 1, run_drain },
-	{ "diff", 0, 0, run_diff },
-	{ "reload", 0, 0, run_reload },
-	{ "log-level", 1, 1, run_log_level },
+	{ "status", 0, 0, run_status },   { "tunnels", 0, 0, run_tunnels },
+	{ "targets", 0, 0, run_targets }, { "connections", 0, 0, run_connections },
+	{ "top", 0, 0, run_top },         { "show", 1, 1, run_show },
+	{ "why", 0, 1, run_why },         { "limits", 0, 1, run_limits },
+	{ "limit", 2, 5, run_limit },     { "charge", 2, 2, run_charge },
+	{ "credit", 2, 2, run_credit },   { "reset", 1, 1, run_reset },
+	{ "kill", 1, 1, run_kill },       { "drain", 1, 1, run_drain },
+	{ "undrain", 1, 1, run_undrain }, { "diff", 0, 0, run_diff },
+	{ "reload", 0, 0, run_reload },   { "log-level", 1, 1, run_log_level },
 };
 
 /* --- the command line ----------------------------------------------------------------------------- */

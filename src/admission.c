@@ -321,7 +321,7 @@ allowed(const struct tunnel_conf *conf, const struct socket_address *source, enu
 {
 	*refusal = REFUSAL_DRAINED;
 	if (atomic_load_explicit(&conf->live->drained, memory_order_relaxed))
-		return failure_set(why, FAILURE_ADMISSION, "the tunnel was drained");
+		return failure_set(why, FAILURE_ADMISSION, "the tunnel is drained");
 	*refusal = REFUSAL_DENY;
 	if (prefix_list_contains(&conf->deny, source))
 		return failure_set(why, FAILURE_ADMISSION, "deny: this source is denied");

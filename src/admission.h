@@ -45,7 +45,8 @@ struct tunnel_live {
 	atomic_uint_fast64_t open;                           /* connections now */
 	atomic_uint_fast64_t admitted;                       /* since the start */
 	atomic_uint_fast64_t refused[REFUSALS];
-	atomic_bool drained;     /* by an operator: nobody is let in until the next reload */
+	atomic_bool drained;     /* by an operator: nobody is let in */
+	bool is_shut;            /* the same, of its listeners: the control thread's */
 	struct sources *sources; /* by source; its own lock */
 	char *name;
 	unsigned int users; /* generations; under the roster's lock */

@@ -38,6 +38,9 @@
 
 #define RESOLVER_THREADS 4
 
+/* A renewal leaves what penstockctl has set as it is; the file, when it is read for its own sake, counts. */
+enum reload { RELOAD_NONE, RELOAD_RENEWAL, RELOAD_FILE };
+
 /* The control thread's affairs. */
 struct control {
 	const char *file;
@@ -55,10 +58,11 @@ struct control {
 
 	struct generation *generation, *next; /* next: the workers are switching to it */
 	struct listeners listeners, next_listeners;
-	bool ready;         /* "ready" was said */
-	bool reload_wanted; /* a HUP came while one was loaded or the workers were switching */
-	bool stops;         /* TERM came */
-	bool drains;        /* ... and the workers were told */
+	bool ready;                /* "ready" was said */
+	enum reload reload;        /* the one under way, or the last */
+	enum reload reload_wanted; /* it was asked for while something else was under way */
+	bool stops;                /* TERM came */
+	bool drains;               /* ... and the workers were told */
 	uint64_t generations;
 
 	/* For the admin service. */
@@ -66,7 +70,8 @@ struct control {
 	struct mailbox *mailbox;
 	struct admin_wish *wishes, *next_wishes; /* next: for the reload after the one under way */
 	struct admin_wish *comparison; /* what is being loaded is to be compared and thrown away */
-	double started_at, loaded_at, failed_at; /* seconds since 1970, 0 = never */
+	struct admin_wish *drain_wishes, *drain_wish; /* the first comes first; the one under way */
+	double started_at, loaded_at, failed_at;      /* seconds since 1970, 0 = never */
 	uint64_t reloads, failed_reloads;
 	int log_level;
 	struct failure reload_failure;
@@ -174,22 +179,25 @@ say_listening(const struct listeners *listeners, const struct listeners *before)
 static int
 load(struct control *control, struct generation *next, struct failure *why)
 {
-	if (switchover_prepare(next, control->generation, &control->listeners, control->workers,
-			       control->limits, &control->next_listeners, why) < 0)
+	struct incumbent before = { .generation = control->generation,
+				    .open = &control->listeners,
+				    .is_steered = control->reload == RELOAD_RENEWAL };
+	int level = before.is_steered ? control->log_level : next->log.level;
+
+	if (switchover_prepare(next, &before, control->workers, control->limits,
+			       &control->next_listeners, why) < 0)
 		return -1;
-	if (log_retarget(next->log.target, (enum log_format)next->log.format,
-			 (enum log_level)next->log.level, why) < 0) {
+	if (log_retarget(next->log.target, (enum log_format)next->log.format, (enum log_level)level,
+			 why) < 0) {
 		switchover_abandon(next, &control->next_listeners, &control->listeners);
 		return -1;
 	}
 	next->number = ++control->generations;
-	control->log_level = next->log.level;
-	for (size_t i = 0; i < next->tunnel_count; i++)
-		atomic_store(&next->tunnels[i]->live->drained, false);
+	control->log_level = level;
 	fill_in(next, control->workers);
 	admission_set_most(next->max_connections);
-	switchover_commit(next, &control->next_listeners);
-	switchover_forget(&control->listeners, &control->next_listeners);
+	switchover_commit(next, &before, &control->next_listeners);
+	switchover_store(&control->listeners, &control->next_listeners);
 	control->next = next;
 	crew_switch(control->crew, next, control->next_listeners.at, control->next_listeners.count);
 	return 0;
@@ -201,8 +209,14 @@ is_reloading(const struct control *control)
 	return control->next || loader_is_busy(control->loader);
 }
 
-static void reload(struct control *control);
-static void drain(struct control *control);
+/* Whether something is under way behind which the next has to wait. */
+static bool
+is_busy(const struct control *control)
+{
+	return is_reloading(control) || control->drain_wish;
+}
+
+static void go_on(struct control *control);
 
 /* The reload that these wished for is over. */
 static void
@@ -253,16 +267,9 @@ on_switched(void *context)
 	control->ready = true;
 	control->loaded_at = time_of_day();
 	grant(&control->wishes, NULL);
-	control->wishes = control->next_wishes;
-	control->next_wishes = NULL;
 	manager_ready(control->manager, control->generation->number,
 		      control->generation->tunnel_count);
-	if (control->stops) {
-		drain(control);
-	} else if (control->reload_wanted) {
-		control->reload_wanted = false;
-		reload(control);
-	}
+	go_on(control);
 }
 
 static void
@@ -306,12 +313,7 @@ refuse_reload(struct control *control, const struct failure *why)
 	control->failed_reloads++;
 	control->reload_failure = *why;
 	grant(&control->wishes, why);
-	control->wishes = control->next_wishes;
-	control->next_wishes = NULL;
-	if (control->reload_wanted) {
-		control->reload_wanted = false;
-		reload(control);
-	}
+	go_on(control);
 }
 
 static void
@@ -323,7 +325,7 @@ say_restart(const struct config_change *change, void *context)
 			 change->row->name, change->after, change->before);
 }
 
-/* What was loaded is not for use. A reload that was wished for meanwhile comes now. */
+/* What was loaded is not for use. */
 static void
 compare(struct control *control, struct generation *fresh, const struct config_report *report)
 {
@@ -340,12 +342,7 @@ compare(struct control *control, struct generation *fresh, const struct config_r
 	wish->over(wish, fresh ? NULL : &why);
 	if (fresh)
 		counted_release(&fresh->counted);
-	if (control->reload_wanted && !control->stops) {
-		control->reload_wanted = false;
-		control->wishes = control->next_wishes;
-		control->next_wishes = NULL;
-		reload(control);
-	}
+	go_on(control);
 }
 
 static void
@@ -376,14 +373,111 @@ on_loaded(struct generation *next, const struct config_report *report, void *con
 }
 
 static void
-reload(struct control *control)
+reload(struct control *control, enum reload kind)
 {
 	struct failure why;
 
+	control->reload = kind;
 	manager_reloading(control->manager);
 	clock_gettime(CLOCK_REALTIME, &control->load_began);
 	if (loader_begin(control->loader, &why) < 0)
 		refuse_reload(control, &why);
+}
+
+/* --- tunnels that an operator drains --------------------------------------------------------------- */
+
+/* Whether who comes to that tunnel may get to the admin service. */
+static bool
+leads_to_admin(const struct tunnel_conf *conf)
+{
+	if (conf->live->is_shut)
+		return false;
+	for (size_t i = 0; i < conf->connect.count; i++)
+		if (!strcmp(conf->connect.at[i].text, "internal:admin") ||
+		    (conf->internal && conf->internal[i].tunnel &&
+		     leads_to_admin(conf->internal[i].tunnel)))
+			return true;
+	return false;
+}
+
+static bool
+has_way_in(const struct generation *generation)
+{
+	for (size_t i = 0; i < generation->tunnel_count; i++) {
+		const struct tunnel_conf *conf = generation->tunnels[i];
+		for (size_t j = 0; j < conf->listen.count; j++)
+			if (conf->listen.at[j].kind != ADDRESS_INTERNAL && leads_to_admin(conf))
+				return true;
+	}
+	return false;
+}
+
+/* The listeners of a tunnel that is to be shut or not; the workers are told. */
+static int
+shut(struct control *control, const struct tunnel_conf *conf, bool is_shut, struct failure *why)
+{
+	bool had_way_in = has_way_in(control->generation);
+	int result = 0;
+
+	conf->live->is_shut = is_shut;
+	if (had_way_in && !has_way_in(control->generation))
+		result = failure_set(why, FAILURE_ADMISSION,
+				     "tunnel \"%.64s\" is the last way to internal:admin: nobody "
+				     "could open it again",
+				     conf->name);
+	else
+		result = switchover_listen(control->generation, &control->listeners,
+					   control->workers, &control->next_listeners, why);
+	if (result < 0) {
+		conf->live->is_shut = !is_shut;
+		return -1;
+	}
+	if (!is_shut)
+		atomic_store(&conf->live->drained, false); /* before the first one comes */
+	switchover_store(&control->listeners, &control->next_listeners);
+	crew_listen(control->crew, control->next_listeners.at, control->next_listeners.count);
+	return 0;
+}
+
+static void
+drain_next(struct control *control)
+{
+	struct admin_wish *wish = control->drain_wishes;
+	const struct tunnel_conf *conf = generation_find(control->generation, wish->tunnel);
+	struct failure why;
+	int result = 0;
+
+	control->drain_wishes = wish->next;
+	control->drain_wish = wish;
+	if (!conf)
+		result = failure_set(&why, FAILURE_CONFIG, "there is no tunnel \"%.64s\"",
+				     wish->tunnel);
+	else if (conf->live->is_shut != wish->drains)
+		result = shut(control, conf, wish->drains, &why);
+	else
+		result = 1; /* it is so already */
+	if (result == 0)
+		return;
+	control->drain_wish = NULL;
+	wish->over(wish, result < 0 ? &why : NULL);
+}
+
+/* Who waited in the queues of what is closed was let in; now the tunnel's other ways are shut as well. */
+static void
+on_listening(void *context)
+{
+	struct control *control = context;
+	struct admin_wish *wish = control->drain_wish;
+	const struct tunnel_conf *conf = generation_find(control->generation, wish->tunnel);
+
+	atomic_store(&conf->live->drained, wish->drains);
+	say_listening(&control->next_listeners, &control->listeners);
+	switchover_close(&control->listeners, &control->next_listeners);
+	control->listeners = control->next_listeners;
+	control->next_listeners = (struct listeners){ 0 };
+	control->drain_wish = NULL;
+	wish->over(wish, NULL);
+	go_on(control);
 }
 
 /* --- stopping ------------------------------------------------------------------------------------- */
@@ -418,6 +512,8 @@ drain(struct control *control)
 	failure_set(&why, FAILURE_STOPPED, "not reloaded: the daemon is stopping");
 	grant(&control->wishes, &why);
 	grant(&control->next_wishes, &why);
+	failure_set(&why, FAILURE_STOPPED, "not done: the daemon is stopping");
+	grant(&control->drain_wishes, &why);
 	admin_drain();
 	control->drains = true;
 	manager_stopping(control->manager, drain_ns);
@@ -428,15 +524,36 @@ drain(struct control *control)
 		set_timer(control->drain_over, drain_ns);
 }
 
+/* What was asked for meanwhile comes now, one after the other. */
 static void
-reload_soon(struct control *control)
+go_on(struct control *control)
 {
-	if (control->stops)
+	if (control->stops) {
+		if (!control->drains && !control->next && !control->drain_wish)
+			drain(control);
+		return;
+	}
+	while (control->drain_wishes && !is_busy(control))
+		drain_next(control);
+	if (!control->reload_wanted || is_busy(control))
+		return;
+	enum reload kind = control->reload_wanted;
+	control->reload_wanted = RELOAD_NONE;
+	control->wishes = control->next_wishes;
+	control->next_wishes = NULL;
+	reload(control, kind);
+}
+
+static void
+reload_soon(struct control *control, enum reload kind)
+{
+	if (control->stops) {
 		log_line(LOG_LEVEL_WARNING, "not reloaded: the daemon is stopping");
-	else if (is_reloading(control))
-		control->reload_wanted = true;
-	else
-		reload(control);
+		return;
+	}
+	if (kind > control->reload_wanted)
+		control->reload_wanted = kind;
+	go_on(control);
 }
 
 static void
@@ -444,7 +561,7 @@ on_hangup(evutil_socket_t fd, short what, void *context)
 {
 	(void)fd;
 	(void)what;
-	reload_soon(context);
+	reload_soon(context, RELOAD_FILE);
 }
 
 static void
@@ -457,7 +574,7 @@ on_renewed(const char *path, const char *config, void *context)
 		return;
 	}
 	log_line(LOG_LEVEL_NOTICE, "%s has changed: reloading", path);
-	reload_soon(context);
+	reload_soon(context, RELOAD_RENEWAL);
 }
 
 static void
@@ -484,7 +601,7 @@ on_stop(evutil_socket_t fd, short what, void *context)
 		return;
 	}
 	control->stops = true;
-	if (!control->next) /* else when the workers have switched */
+	if (!control->next && !control->drain_wish) /* else when the workers have obeyed */
 		drain(control);
 }
 
@@ -574,8 +691,6 @@ static void
 wish_reload(void *context, struct admin_wish *wish)
 {
 	struct control *control = context;
-	struct admin_wish **wishes =
-		is_reloading(control) ? &control->next_wishes : &control->wishes;
 	struct failure why;
 
 	if (control->stops) {
@@ -583,12 +698,9 @@ wish_reload(void *context, struct admin_wish *wish)
 		wish->over(wish, &why);
 		return;
 	}
-	wish->next = *wishes;
-	*wishes = wish;
-	if (is_reloading(control))
-		control->reload_wanted = true;
-	else
-		reload(control);
+	wish->next = control->next_wishes;
+	control->next_wishes = wish;
+	reload_soon(control, RELOAD_FILE);
 }
 
 static void
@@ -614,16 +726,23 @@ generation_now(const struct control *control)
 	return control->generation ? control->generation : control->next;
 }
 
-static int
-drain_tunnel(void *context, const char *name, struct failure *why)
+static void
+wish_drain(void *context, struct admin_wish *wish)
 {
 	struct control *control = context;
-	const struct tunnel_conf *conf = generation_find(generation_now(control), name);
+	struct admin_wish **end = &control->drain_wishes;
+	struct failure why;
 
-	if (!conf)
-		return failure_set(why, FAILURE_CONFIG, "there is no tunnel \"%.64s\"", name);
-	atomic_store(&conf->live->drained, true);
-	return 0;
+	if (control->stops) {
+		failure_set(&why, FAILURE_STOPPED, "not done: the daemon is stopping");
+		wish->over(wish, &why);
+		return;
+	}
+	while (*end)
+		end = &(*end)->next;
+	wish->next = NULL;
+	*end = wish;
+	go_on(control);
 }
 
 static int
@@ -658,7 +777,7 @@ open_admin(struct control *control, struct failure *why)
 		.describe = describe,
 		.reload = wish_reload,
 		.compare = wish_comparison,
-		.drain = drain_tunnel,
+		.drain = wish_drain,
 		.set_log_level = set_log_level,
 	};
 	control->started_at = time_of_day();
@@ -718,6 +837,7 @@ start(struct control *control, struct generation *first, struct failure *why)
 		.base = control->base,
 		.limits = control->limits,
 		.on_switched = on_switched,
+		.on_listening = on_listening,
 		.on_empty = on_empty,
 		.context = control,
 	};
@@ -764,6 +884,9 @@ stop(struct control *control)
 	grant(&control->wishes, &why);
 	grant(&control->next_wishes, &why);
 	grant(&control->comparison, &why);
+	grant(&control->drain_wishes, &why);
+	if (control->drain_wish)
+		control->drain_wish->over(control->drain_wish, &why);
 	crew_stop(control->crew);
 	mailbox_close(control->mailbox);
 	resolver_stop(control->resolver);

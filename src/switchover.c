@@ -83,10 +83,33 @@ listeners_of(const struct address *address)
 	return passed ? passed : 1;
 }
 
-static int
-listen_for(const struct tunnel_conf *conf, const struct listeners *open, unsigned int workers,
-	   struct listeners *listeners, struct failure *why)
+/* What to look for, and where. */
+struct search {
+	const struct listeners *open;
+	unsigned int workers;
+	bool leaves_shut; /* tunnels that are shut get no listener */
+	bool leaves_lost; /* one whose file is gone stays as it is */
+	struct listeners *found;
+};
+
+/* The open one of that key, if it will do; the one that was there before is forgotten otherwise. */
+static struct listener *
+find_open(const struct search *search, const char *key)
 {
+	struct listener *listener = name_index_find(&search->open->keys, key);
+
+	if (!listener || search->leaves_lost || !listener_is_lost(listener))
+		return listener;
+	listener_forget(listener); /* the new one is stored as the same */
+	return NULL;
+}
+
+static int
+listen_for(const struct tunnel_conf *conf, const struct search *search, struct failure *why)
+{
+	struct listeners *listeners = search->found;
+	bool is_shut = search->leaves_shut && conf->live->is_shut;
+
 	for (size_t i = 0; i < conf->listen.count; i++) {
 		const struct address *address = &conf->listen.at[i];
 		unsigned int count = listeners_of(address);
@@ -95,16 +118,15 @@ listen_for(const struct tunnel_conf *conf, const struct listeners *open, unsigne
 			key_of(conf, i, number, key, sizeof(key));
 			if (name_index_find(&listeners->keys, key))
 				continue; /* a tunnel before this one shares it */
-			struct listener *listener = name_index_find(&open->keys, key);
-			if (listener && listener_is_lost(listener)) {
-				listener_forget(listener); /* the new one is stored as the same */
-				listener = NULL;
-			}
+			struct listener *listener = find_open(search, key);
+			if (is_shut && !(listener && listener->is_inherited))
+				continue;
 			if (!listener)
-				listener = listener_open(
-					key, address, number, accepts_for(conf, i), workers,
-					overlaps(open, address) || overlaps(listeners, address),
-					why);
+				listener = listener_open(key, address, number, accepts_for(conf, i),
+							 search->workers,
+							 overlaps(search->open, address) ||
+								 overlaps(listeners, address),
+							 why);
 			if (!listener)
 				return failure_set(why, why->kind, "%s:%u: tunnel \"%s\": %s",
 						   conf->origin.file, conf->origin.line, conf->name,
@@ -117,21 +139,34 @@ listen_for(const struct tunnel_conf *conf, const struct listeners *open, unsigne
 	return 0;
 }
 
-int
-switchover_prepare(struct generation *next, const struct generation *current,
-		   const struct listeners *open, unsigned int workers, struct limits *limits,
-		   struct listeners *listeners, struct failure *why)
+static int
+make_room(const struct generation *generation, struct listeners *listeners, struct failure *why)
 {
 	size_t most = 0;
 
-	for (size_t i = 0; i < next->tunnel_count; i++)
-		for (size_t j = 0; j < next->tunnels[i]->listen.count; j++)
-			most += listeners_of(&next->tunnels[i]->listen.at[j]);
+	for (size_t i = 0; i < generation->tunnel_count; i++)
+		for (size_t j = 0; j < generation->tunnels[i]->listen.count; j++)
+			most += listeners_of(&generation->tunnels[i]->listen.at[j]);
 	*listeners = (struct listeners){ 0 };
 	listeners->at = calloc(most ? most : 1, sizeof(struct listener *));
 	if (!listeners->at)
 		return failure_set(why, FAILURE_MEMORY, "no memory for %zu listeners", most);
-	if (switchover_limits_prepare(next, current, limits, why) < 0) {
+	return 0;
+}
+
+int
+switchover_prepare(struct generation *next, const struct incumbent *before, unsigned int workers,
+		   struct limits *limits, struct listeners *listeners, struct failure *why)
+{
+	const struct listeners *open = before->open;
+	struct search search = { .open = open,
+				 .workers = workers,
+				 .leaves_shut = before->is_steered,
+				 .found = listeners };
+
+	if (make_room(next, listeners, why) < 0)
+		return -1;
+	if (switchover_limits_prepare(next, before->generation, limits, why) < 0) {
 		switchover_close(listeners, open);
 		return -1;
 	}
@@ -141,9 +176,29 @@ switchover_prepare(struct generation *next, const struct generation *current,
 			return -1;
 		}
 	for (size_t i = 0; i < next->tunnel_count; i++)
-		if (prepare_tunnel(next->tunnels[i], current, why) < 0 ||
-		    listen_for(next->tunnels[i], open, workers, listeners, why) < 0) {
+		if (prepare_tunnel(next->tunnels[i], before->generation, why) < 0 ||
+		    listen_for(next->tunnels[i], &search, why) < 0) {
 			switchover_abandon(next, listeners, open);
+			return -1;
+		}
+	return 0;
+}
+
+int
+switchover_listen(const struct generation *generation, const struct listeners *open,
+		  unsigned int workers, struct listeners *listeners, struct failure *why)
+{
+	struct search search = { .open = open,
+				 .workers = workers,
+				 .leaves_shut = true,
+				 .leaves_lost = true,
+				 .found = listeners };
+
+	if (make_room(generation, listeners, why) < 0)
+		return -1;
+	for (size_t i = 0; i < generation->tunnel_count; i++)
+		if (listen_for(generation->tunnels[i], &search, why) < 0) {
+			switchover_close(listeners, open);
 			return -1;
 		}
 	return 0;
@@ -165,11 +220,16 @@ switchover_finish(const struct generation *old, const struct generation *next)
 }
 
 void
-switchover_commit(struct generation *next, const struct listeners *listeners)
+switchover_commit(struct generation *next, const struct incumbent *before,
+		  const struct listeners *listeners)
 {
-	switchover_limits_commit(next);
+	switchover_limits_commit(next, before->is_steered ? before->generation : NULL);
 	for (size_t i = 0; i < next->tunnel_count; i++) {
 		const struct tunnel_conf *conf = next->tunnels[i];
+		if (!before->is_steered) {
+			conf->live->is_shut = false;
+			atomic_store(&conf->live->drained, false);
+		}
 		for (size_t j = 0; j < conf->listen.count; j++) {
 			unsigned int count = listeners_of(&conf->listen.at[j]);
 			for (unsigned int number = 0; number < count; number++) {
@@ -181,15 +241,15 @@ switchover_commit(struct generation *next, const struct listeners *listeners)
 			}
 		}
 	}
-	for (size_t i = 0; i < listeners->count; i++)
-		listener_store(listeners->at[i]);
 }
 
 void
-switchover_forget(const struct listeners *old, const struct listeners *kept)
+switchover_store(const struct listeners *old, const struct listeners *kept)
 {
 	bool forgot = false;
 
+	for (size_t i = 0; i < kept->count; i++)
+		listener_store(kept->at[i]);
 	for (size_t i = 0; i < old->count; i++)
 		if (!contains(kept, old->at[i]))
 			forgot |= listener_forget(old->at[i]);

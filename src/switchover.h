@@ -18,25 +18,39 @@ struct listeners {
 	struct name_index keys;
 };
 
-/* Makes `next` ready: targets, live counters, limits, listeners for `workers` workers. `current` (NULL at
- * the start) and its listeners `open` are not changed. On failure nothing was opened or added. */
-int switchover_prepare(struct generation *next, const struct generation *current,
-		       const struct listeners *open, unsigned int workers, struct limits *limits,
-		       struct listeners *listeners, struct failure *why);
+/* What is in force when another generation is to come. */
+struct incumbent {
+	const struct generation *generation; /* NULL at the start */
+	const struct listeners *open;
+	bool is_steered; /* what an operator has set by hand goes on: drained tunnels, values of limits */
+};
+
+/* Makes `next` ready: targets, live counters, limits, listeners for `workers` workers. What is in force is
+ * not changed. On failure nothing was opened or added. */
+int switchover_prepare(struct generation *next, const struct incumbent *before,
+		       unsigned int workers, struct limits *limits, struct listeners *listeners,
+		       struct failure *why);
 /* Undoes it: `next` does not come into force. */
 void switchover_abandon(struct generation *next, struct listeners *listeners,
 			const struct listeners *open);
 
 /* Points every listener at its tunnel in the generation it now belongs to, and gives limits their new
- * values; has systemd keep the sockets that are new. Just before crew_switch. */
-void switchover_commit(struct generation *next, const struct listeners *listeners);
+ * values. Unless what is in force is steered, no tunnel is drained any more. Just before crew_switch. */
+void switchover_commit(struct generation *next, const struct incumbent *before,
+		       const struct listeners *listeners);
+
+/* The listeners of a generation in force, those that are `open` and those that are not: all but the ones of
+ * tunnels that are shut, which only stay where a socket unit holds them open anyhow. On failure nothing was
+ * opened. */
+int switchover_listen(const struct generation *generation, const struct listeners *open,
+		      unsigned int workers, struct listeners *listeners, struct failure *why);
 
 /* Removes the limits that `old` (NULL at the start) has and `next` has not. After every worker has switched. */
 void switchover_finish(const struct generation *old, const struct generation *next);
 
-/* Has systemd give up the listeners of `old` that are not in `kept`. Just before crew_switch; may wait
- * for systemd, a second at most. */
-void switchover_forget(const struct listeners *old, const struct listeners *kept);
+/* Has systemd keep those of `kept`, and give up the listeners of `old` that are not in it. Just before
+ * crew_switch or crew_listen; may wait for systemd, a second at most. */
+void switchover_store(const struct listeners *old, const struct listeners *kept);
 
 /* Closes the listeners of `old` that are not in `kept` (may be empty), frees the list. After every
  * worker has switched. */

@@ -49,8 +49,29 @@ switchover_limits_abandon(struct generation *next)
 	}
 }
 
+static bool
+is_same(const struct limit_spec *a, const struct limit_spec *b)
+{
+	return a->parent == b->parent && a->weight == b->weight && a->quantum == b->quantum &&
+	       a->nodes_most == b->nodes_most && a->rate[LIMIT_UP] == b->rate[LIMIT_UP] &&
+	       a->rate[LIMIT_DOWN] == b->rate[LIMIT_DOWN] &&
+	       a->burst[LIMIT_UP] == b->burst[LIMIT_UP] &&
+	       a->burst[LIMIT_DOWN] == b->burst[LIMIT_DOWN];
+}
+
+static bool
+is_as_written(const struct limit_conf *limit, const struct generation *before)
+{
+	const struct limit_conf *was = before ? generation_find_limit(before, limit->name) : NULL;
+
+	if (!was || was->live != limit->live)
+		return false;
+	struct limit_spec then = limit_conf_spec(was), now = limit_conf_spec(limit);
+	return is_same(&then, &now);
+}
+
 void
-switchover_limits_commit(struct generation *next)
+switchover_limits_commit(struct generation *next, const struct generation *steered)
 {
 	struct failure why;
 
@@ -58,7 +79,8 @@ switchover_limits_commit(struct generation *next)
 	for (size_t i = 0; i < next->limit_count; i++) {
 		struct limit_conf *limit = next->limits[i];
 		struct limit_spec spec = limit_conf_spec(limit);
-		if (!limit->is_new && limits_change(limit->live, &spec, clock_now_ns(), &why) < 0)
+		if (!limit->is_new && !is_as_written(limit, steered) &&
+		    limits_change(limit->live, &spec, clock_now_ns(), &why) < 0)
 			log_line(LOG_LEVEL_ERROR, "limit \"%s\" keeps its old values: %s",
 				 limit->name, why.text);
 	}

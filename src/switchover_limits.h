@@ -16,8 +16,9 @@ int switchover_limits_prepare(struct generation *next, const struct generation *
 /* Removes again what was added. For a generation that does not come into force. */
 void switchover_limits_abandon(struct generation *next);
 
-/* The values of `next` count from now on. What could not be changed for lack of memory is logged. */
-void switchover_limits_commit(struct generation *next);
+/* The values of `next` count from now on: all, or, with `steered`, only those that were others there, so that
+ * what an operator has set since goes on. What could not be changed for lack of memory is logged. */
+void switchover_limits_commit(struct generation *next, const struct generation *steered);
 
 /* Removes what `old` has and `next` has not. After every worker has switched. */
 void switchover_limits_finish(const struct generation *old, const struct generation *next);

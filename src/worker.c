@@ -61,8 +61,8 @@ struct worker {
 	bool drains;
 	bool said_empty;
 	bool over; /* its loop has ended: nobody moves in any more */
-	struct order switch_over, switched, shut, shut_too, drain, empty, reset, stop, granted,
-		ping, pong;
+	struct order switch_over, switched, listen, listening, shut, shut_too, drain, empty, reset,
+		stop, granted, ping, pong;
 	struct manager_check check;
 	bool is_well; /* as `pong` says */
 	char name[24];
@@ -75,10 +75,11 @@ struct crew {
 	size_t listener_count;
 	struct mailbox *answers; /* of the workers, to the control thread */
 	bool stopping;           /* they interest nobody any more */
-	unsigned int switching;  /* workers that have not switched yet */
-	unsigned int shutting;   /* workers whose doors are not closed yet */
-	unsigned int filled;     /* workers that are not empty yet */
-	struct failure why;      /* of a reset */
+	unsigned int
+		switching; /* workers that have not switched yet, or not heard what to listen at */
+	unsigned int shutting; /* workers whose doors are not closed yet */
+	unsigned int filled;   /* workers that are not empty yet */
+	struct failure why;    /* of a reset */
 	struct manager *manager;
 	struct worker workers[];
 };
@@ -281,18 +282,13 @@ find_tunnel(const void *generation, const char *name)
 	return generation_find(generation, name);
 }
 
+/* Accepts by the crew's listeners and no others. */
 static void
-on_switch_over(struct message *message)
+serve_listeners(struct worker *worker)
 {
-	struct worker *worker = worker_of(message);
 	struct crew *crew = worker->crew;
-	const struct generation *generation = crew->generation;
 	struct failure why;
 
-	worker->generation = generation;
-	worker->connections.logged = worker->door.logged = generation->log.connections;
-	worker->loop.heavy_most = (unsigned int)generation->max_handshakes;
-	worker->loop.kept_most = generation->max_memory / crew->options.workers;
 	door_begin(&worker->door);
 	for (size_t i = 0; i < crew->listener_count; i++)
 		if (door_serve(&worker->door, crew->listeners[i], crew->listeners[i]->conf, &why) <
@@ -300,10 +296,32 @@ on_switch_over(struct message *message)
 			log_line(LOG_LEVEL_ERROR, "worker %u does not accept at %s: %s",
 				 worker->connections.worker, crew->listeners[i]->text, why.text);
 	door_finish(&worker->door);
+}
+
+static void
+on_switch_over(struct message *message)
+{
+	struct worker *worker = worker_of(message);
+	struct crew *crew = worker->crew;
+	const struct generation *generation = crew->generation;
+
+	worker->generation = generation;
+	worker->connections.logged = worker->door.logged = generation->log.connections;
+	worker->loop.heavy_most = (unsigned int)generation->max_handshakes;
+	worker->loop.kept_most = generation->max_memory / crew->options.workers;
+	serve_listeners(worker);
 	tunnel_obey_limits(&worker->connections, find_tunnel, generation);
 	if (!worker->drains)
 		check_switch(&worker->checks, (struct generation *)generation);
 	answer(worker, &worker->switched);
+}
+
+static void
+on_listen(struct message *message)
+{
+	struct worker *worker = worker_of(message);
+	serve_listeners(worker);
+	answer(worker, &worker->listening);
 }
 
 static void
@@ -425,6 +443,14 @@ on_switched(struct message *message)
 		crew->options.on_switched(crew->options.context);
 }
 
+static void
+on_listening(struct message *message)
+{
+	struct crew *crew = worker_of(message)->crew;
+	if (!--crew->switching && !crew->stopping)
+		crew->options.on_listening(crew->options.context);
+}
+
 /* Only now, when nothing is handed over any more, does an empty worker stay empty. */
 static void
 on_shut_too(struct message *message)
@@ -466,6 +492,8 @@ open_worker(struct crew *crew, unsigned int index, struct failure *why)
 	worker->door.spare = -1;
 	prepare_order(worker, &worker->switch_over, on_switch_over);
 	prepare_order(worker, &worker->switched, on_switched);
+	prepare_order(worker, &worker->listen, on_listen);
+	prepare_order(worker, &worker->listening, on_listening);
 	prepare_order(worker, &worker->shut, on_shut);
 	prepare_order(worker, &worker->shut_too, on_shut_too);
 	prepare_order(worker, &worker->drain, on_drain);
@@ -558,6 +586,15 @@ crew_switch(struct crew *crew, const struct generation *generation,
 	crew->listener_count = count;
 	crew->switching = crew->options.workers;
 	post_all(crew, offsetof(struct worker, switch_over));
+}
+
+void
+crew_listen(struct crew *crew, struct listener *const *listeners, size_t count)
+{
+	crew->listeners = listeners;
+	crew->listener_count = count;
+	crew->switching = crew->options.workers;
+	post_all(crew, offsetof(struct worker, listen));
 }
 
 struct mailbox *

@@ -22,9 +22,10 @@ struct crew_options {
 	unsigned int workers; /* at least 1 */
 	struct resolver *resolver;
 	struct event_base *base;
-	struct limits *limits;              /* must outlive the crew */
-	void (*on_switched)(void *context); /* every worker has obeyed crew_switch */
-	void (*on_empty)(void *context);    /* after crew_drain: no connection is left */
+	struct limits *limits;               /* must outlive the crew */
+	void (*on_switched)(void *context);  /* every worker has obeyed crew_switch */
+	void (*on_listening)(void *context); /* after crew_listen */
+	void (*on_empty)(void *context);     /* after crew_drain: no connection is left */
 	void *context;
 };
 
@@ -35,6 +36,9 @@ struct crew *crew_start(const struct crew_options *options, struct failure *why)
  * not before on_switched of the last. The array is borrowed until then. */
 void crew_switch(struct crew *crew, const struct generation *generation,
 		 struct listener *const *listeners, size_t count);
+
+/* The same for the listeners alone: the generation goes on. Not while one of the two is under way. */
+void crew_listen(struct crew *crew, struct listener *const *listeners, size_t count);
 
 /* Where messages for a worker go. Any thread, until crew_stop returns. */
 struct mailbox *crew_mailbox(struct crew *crew, unsigned int worker);

@@ -22,11 +22,15 @@ struct mailbox;
 struct pulse;
 struct tunnel_conf;
 
-/* Somebody waits for the end of a reload, or of a comparison. */
+/* Somebody waits for the end of a reload, of a comparison, or until a tunnel is drained or open again. */
 struct admin_wish {
 	struct admin_wish *next; /* the control thread's, until `over` */
-	/* On the control thread, once: `why` NULL = the new configuration is in force, or loads. */
+	/* On the control thread, once: `why` NULL = the new configuration is in force, or loads, or the
+	 * tunnel is as wished. */
 	void (*over)(struct admin_wish *wish, const struct failure *why);
+	/* Of a tunnel: its name, the asker's until `over`, and whether it is to be drained. */
+	const char *tunnel;
+	bool drains;
 	/* A comparison's, for the length of `over` without a failure: what is in force, and what a reload
 	 * would bring. */
 	const struct generation *old, *fresh;
@@ -72,7 +76,8 @@ struct admin_control {
 	void (*reload)(void *context,
 		       struct admin_wish *wish); /* `over` may be called before it returns */
 	void (*compare)(void *context, struct admin_wish *wish); /* the same */
-	int (*drain)(void *context, const char *tunnel, struct failure *why);
+	/* The same. FAILURE_CONFIG: there is no such tunnel. */
+	void (*drain)(void *context, struct admin_wish *wish);
 	int (*set_log_level)(void *context, int level, struct failure *why);
 };
 

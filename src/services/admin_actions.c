@@ -108,19 +108,42 @@ begin_drain(struct inquiry *inquiry, const struct http_request *request, const c
 	return 0;
 }
 
+static void
+on_drained(struct admin_wish *wish, const struct failure *why)
+{
+	struct action *action = (struct action *)wish;
+	if (why)
+		inquiry_fail(action->inquiry, why->kind == FAILURE_CONFIG ? 404 : 409, "%s",
+			     why->text);
+	inquiry_go_home(action->inquiry);
+}
+
 static bool
-collect_drain(struct inquiry *inquiry)
+wish_drain(struct inquiry *inquiry, bool drains)
 {
 	const struct admin_control *control = inquiry->control;
 	struct action *action = inquiry->state;
-	struct failure why;
 
-	if (control->drain(control->context, action->name, &why) < 0)
-		inquiry_fail(inquiry, 404, "%s", why.text);
-	else
-		snprintf(inquiry->log, sizeof(inquiry->log),
-			 "tunnel \"%.80s\" drained until the next reload", action->name);
-	return true;
+	action->inquiry = inquiry;
+	action->wish.over = on_drained;
+	action->wish.tunnel = action->name;
+	action->wish.drains = drains;
+	snprintf(inquiry->log, sizeof(inquiry->log), "tunnel \"%.80s\" %s", action->name,
+		 drains ? "drained until the next reload" : "open again");
+	control->drain(control->context, &action->wish);
+	return false;
+}
+
+static bool
+collect_drain(struct inquiry *inquiry)
+{
+	return wish_drain(inquiry, true);
+}
+
+static bool
+collect_undrain(struct inquiry *inquiry)
+{
+	return wish_drain(inquiry, false);
 }
 
 const struct answer admin_actions_drain = {
@@ -129,6 +152,14 @@ const struct answer admin_actions_drain = {
 	.begin = begin_drain,
 	.write = write_after_visit,
 	.collect = collect_drain,
+};
+
+const struct answer admin_actions_undrain = {
+	.content_type = "application/json",
+	.state_bytes = sizeof(struct action),
+	.begin = begin_drain,
+	.write = write_after_visit,
+	.collect = collect_undrain,
 };
 
 /* --- reload --------------------------------------------------------------------------------------- */

@@ -30,6 +30,7 @@ extern const struct answer admin_limits_change;
 /* admin_actions.c */
 extern const struct answer admin_actions_kill;
 extern const struct answer admin_actions_drain;
+extern const struct answer admin_actions_undrain;
 extern const struct answer admin_actions_reload;
 extern const struct answer admin_diff_all;
 extern const struct answer admin_actions_log_level;

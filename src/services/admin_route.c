@@ -26,6 +26,7 @@ static const struct route {
 	{ "/v1/connections/*", &admin_connections_one, NULL },
 	{ "/v1/connections/*/kill", NULL, &admin_actions_kill },
 	{ "/v1/tunnels/*/drain", NULL, &admin_actions_drain },
+	{ "/v1/tunnels/*/undrain", NULL, &admin_actions_undrain },
 	{ "/v1/limits", &admin_limits_list, NULL },
 	{ "/v1/limits/*", NULL, &admin_limits_change },
 	{ "/v1/diff", &admin_diff_all, NULL },

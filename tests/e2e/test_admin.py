@@ -5,6 +5,7 @@ import contextlib
 import json
 import re
 import select
+import signal
 import socket
 import ssl
 import subprocess
@@ -16,7 +17,9 @@ import pytest
 
 from certificates import Authority
 from daemon import DEADLINE, PENSTOCKD, configuration, section, tunnel, wait_until
-from peers import CLIENT_STREAM, KIB, EchoTarget, Target, client_hello, connect, echoes, is_refused, transfer
+from peers import (CLIENT_STREAM, KIB, EchoTarget, Target, client_hello, connect, echoes, is_closed, is_refused,
+                   transfer)
+from programs import free_port
 
 pytestmark = pytest.mark.sanitize
 
@@ -54,8 +57,10 @@ class Admin:
         """name{labels} -> value"""
         status, _, body = self.curl("/metrics")
         assert status == 200
-        samples = (line.rpartition(" ") for line in body.splitlines() if not line.startswith("#"))
-        return {name: float(value) for name, _, value in samples}
+        samples = [line.rpartition(" ") for line in body.splitlines() if not line.startswith("#")]
+        told = {name: float(value) for name, _, value in samples}
+        assert len(told) == len(samples), "a series is told twice"
+        return told
 
     def connections(self, **query):
         text = "&".join(f"{name}={value}" for name, value in query.items())
@@ -533,20 +538,106 @@ def test_many_reloads_at_once_all_get_an_answer(admin):
     assert answers == [(200, {"ok": True})] * 12
 
 
-def test_drain_a_tunnel_until_the_next_reload(admin):
-    asked = admin(tunnel("a", "internal:echo"))
-    daemon = asked.daemon
-    with connect(daemon.address("a"), expects=CLIENT_STREAM) as client:
+def drained(asked, name="a"):
+    told = next(one for one in asked.get("/v1/tunnels")["tunnels"] if one["name"] == name)
+    assert asked.metrics()[f'penstock_tunnel_drained{{tunnel="{name}"}}'] == told["drained"]
+    return told["drained"]
+
+
+def test_a_drained_tunnel_is_closed_until_it_is_opened_again(admin, directory):
+    """Nobody is accepted any more, who is there goes on, and who waited in the queue is let in."""
+    port = free_port()
+    asked = admin(tunnel("a", "internal:echo", listen=[f"127.0.0.1:{port}", f"unix:{directory}/a.sock"]))
+    daemon, addresses = asked.daemon, [("127.0.0.1", port), f"{directory}/a.sock"]
+    with connect(addresses[0], expects=CLIENT_STREAM) as client:
         transfer(client, client, 10)
-        assert asked.post("/v1/tunnels/a/drain")[0] == 200
-        assert is_refused(daemon.address("a"))
-        transfer(client, client, 1000)
-        told = asked.get("/v1/tunnels")["tunnels"][0]
-        assert told["drained"] and told["open"] == 1 and told["refused"]["drained"] >= 1
-        assert asked.post("/v1/tunnels/nobody/drain")[0] == 404
-        assert asked.post("/v1/reload")[0] == 200
-        assert echoes(daemon.address("a"))
-    assert daemon.wait_log('tunnel "a" drained until the next reload')
+        daemon.signal(signal.SIGSTOP)
+        with asked.raw() as asking:
+            asking.sendall(b"POST /v1/tunnels/a/drain HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nX-Penstock: 1\r\n"
+                           b"Content-Length: 2\r\n\r\n{}")
+            waiting = [connect(address, expects=CLIENT_STREAM) for address in addresses * 30]
+            daemon.signal(signal.SIGCONT)
+            assert [head.split()[1] for head, _ in receive(asking, 1)] == ["200"]
+        assert all(is_closed(address) for address in addresses) and not Path(addresses[1]).exists()
+        assert drained(asked)
+        for peer in [client, *waiting]:
+            transfer(peer, peer, 1000)
+            peer.close()
+        assert asked.get("/v1/tunnels")["tunnels"][0]["listen"] == []
+        assert asked.post("/v1/tunnels/a/drain") == (200, {"ok": True})  # as it is
+        assert asked.post("/v1/tunnels/a/undrain") == (200, {"ok": True})
+        assert all(echoes(address) for address in addresses) and not drained(asked)
+        assert asked.post("/v1/tunnels/a/undrain") == (200, {"ok": True})
+    for act in ("drain", "undrain"):
+        assert asked.post(f"/v1/tunnels/nobody/{act}") == (404, {"error": 'there is no tunnel "nobody"'})
+    assert daemon.wait_log('tunnel "a" drained until the next reload') and daemon.wait_log('tunnel "a" open again')
+
+
+def test_a_drained_tunnel_leaves_its_port_to_others(admin):
+    """While another listens there neither undrain nor a reload takes it: they say so, and all stays as it was."""
+    port = free_port()
+    asked = admin(tunnel("a", "internal:echo", listen=f"127.0.0.1:{port}"))
+    assert asked.post("/v1/tunnels/a/drain")[0] == 200
+    with socket.create_server(("127.0.0.1", port)) as other:
+        for path in ("/v1/tunnels/a/undrain", "/v1/reload"):
+            status, answer = asked.post(path)
+            assert status == 409 and answer["error"] == f"cannot listen on 127.0.0.1:{port}: Address already in use"
+            assert drained(asked)
+        with connect(("127.0.0.1", port)):
+            other.accept()[0].close()
+    assert asked.post("/v1/reload")[0] == 200
+    assert echoes(("127.0.0.1", port)) and not drained(asked)
+
+
+def test_what_a_drained_tunnel_shares_stays_open(admin, directory):
+    """An address that another tunnel has too, and an internal name: who would get to the drained one is reset."""
+    port = free_port()
+    rows = {"listen": f"127.0.0.1:{port}"}
+    asked = admin(tunnel("a", "internal:echo", match={"source": ["127.0.0.2"]}, **rows), tunnel("rest", "internal:echo", **rows),
+                  tunnel("inner", "internal:echo", listen="internal:inner"), tunnel("outer", "internal:inner"))
+    for name in ("a", "inner"):
+        assert asked.post(f"/v1/tunnels/{name}/drain")[0] == 200
+        assert drained(asked, name)
+    assert echoes(("127.0.0.1", port))
+    with pytest.raises(ConnectionResetError), socket.create_connection(("127.0.0.1", port), DEADLINE, ("127.0.0.2", 0)) as sock:
+        sock.recv(1)
+    assert is_refused(asked.daemon.address("outer"))
+    assert asked.post("/v1/tunnels/rest/drain")[0] == 200
+    assert is_closed(("127.0.0.1", port))
+    assert asked.post("/v1/tunnels/a/undrain")[0] == 200
+    with socket.create_connection(("127.0.0.1", port), DEADLINE, ("127.0.0.2", 0)) as sock:
+        sock.sendall(b"x")
+        assert sock.recv(1) == b"x"
+    assert asked.post("/v1/tunnels/inner/undrain")[0] == 200
+    assert echoes(asked.daemon.address("outer"))
+
+
+def test_the_last_way_in_is_not_drained(admin, directory):
+    asked = admin(tunnel("other", "internal:more", listen=f"unix:{directory}/other.sock"),
+                  tunnel("more", "internal:admin", listen="internal:more"))
+    assert asked.post("/v1/tunnels/other/drain")[0] == 200
+    status, answer = asked.post("/v1/tunnels/admin/drain")
+    assert status == 409 and answer["error"].startswith('tunnel "admin" is the last way to internal:admin')
+    assert asked.post("/v1/tunnels/other/undrain")[0] == 200
+    assert asked.post("/v1/tunnels/admin/drain")[0] == 200
+    asked = Admin(asked.daemon, path=directory / "other.sock")
+    assert asked.post("/v1/tunnels/more/drain")[0] == 409
+    assert asked.post("/v1/tunnels/admin/undrain")[0] == 200
+
+
+def test_drains_and_reloads_at_once(admin):
+    """Each gets its answer, and what came last is so in the end."""
+    asked = admin(tunnel("a", "internal:echo"), tunnel("b", "internal:echo"))
+    answers = []
+    paths = [f"/v1/tunnels/{name}/{act}" for name in "ab" for act in ("drain", "undrain")] + ["/v1/reload"]
+    threads = [threading.Thread(target=lambda path=path: answers.append(asked.post(path)[0])) for path in paths * 4]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == [200] * 20
+    assert asked.post("/v1/tunnels/a/undrain")[0] == asked.post("/v1/tunnels/b/drain")[0] == 200
+    assert echoes(asked.daemon.address("a")) and is_closed(asked.daemon.address("b"))
 
 
 def test_changes_before_the_last_worker_has_begun(start, directory):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from daemon import DEADLINE, PENSTOCKCTL, configuration, tunnel, wait_until
-from peers import CLIENT_STREAM, connect, is_refused, transfer
+from peers import CLIENT_STREAM, connect, echoes, is_closed, is_refused, transfer
 
 pytestmark = pytest.mark.sanitize
 
@@ -86,7 +86,10 @@ def test_kill_drain_reload_and_level(ctl):
         client.expect_reset()
     assert "is not open" in asked.run("kill", number, status=1)
     assert asked.run("drain", "a").startswith("drained")
-    assert is_refused(daemon.address("a"))
+    assert is_closed(daemon.address("a"))
+    assert rows(asked.run("tunnels"))[0]["TUNNEL"] == "a (drained)"
+    assert asked.run("undrain", "a") == "open again\n"
+    assert echoes(daemon.address("a"))
     assert "no tunnel" in asked.run("drain", "x y", status=1)
     assert asked.run("log-level", "debug")
     assert "there is no level 'loud'; it is error, warning" in asked.run("log-level", "loud", status=1)
@@ -217,6 +220,6 @@ def test_completion(ctl):
                               check=True).stdout.split()
 
     assert {"status", "why", "reload"} <= set(complete("penstockctl"))
-    assert complete("penstockctl", "drain") == ["web", "admin"]
+    assert complete("penstockctl", "drain") == complete("penstockctl", "undrain") == ["web", "admin"]
     assert "debug" in complete("penstockctl", "log-level")
     assert complete("penstockctl", "kill")

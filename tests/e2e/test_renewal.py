@@ -9,7 +9,9 @@ import pytest
 
 from certificates import Authority
 from daemon import DEADLINE, configuration, preloaded, section, tunnel, wait_until
+from peers import CLIENT_STREAM, connect, is_closed, transfer
 from programs import run
+from test_admin import Admin
 
 pytestmark = pytest.mark.sanitize
 
@@ -235,6 +237,39 @@ def test_a_fresh_answer_is_stapled(start, directory):
     replace(authority.answer(certificate, "nine.ocsp", days=9), staple)
     daemon.wait_log("reloaded")
     assert stapled_until(daemon) != before
+
+
+def test_what_an_operator_has_set_outlives_a_renewal(start, pairs, live, directory):
+    """Drained tunnels, values of limits and the level of the log: the file that they differ from has not changed. When it
+    is read for its own sake, it counts."""
+    (first, second), (certificate, key) = pairs, live
+    limits = ('limit "all" { rate = "8MB/s" }\nlimit "each" { parent = "all"  per = "source/32"  rate = "2MB/s" }\n')
+    daemon = start(edge(certificate, key) + limits + tunnel("a", "internal:echo", limit="each") +
+                   tunnel("b", "internal:echo") + tunnel("admin", "internal:admin", listen=f"unix:{directory}/admin.sock"))
+    asked = Admin(daemon, path=directory / "admin.sock")
+
+    def state():
+        told = {(one["name"], one["key"]): one["down"]["rate"] for one in asked.get("/v1/limits")["limits"]}
+        return (told["all", ""], told["each", "127.0.0.1/32"], is_closed(daemon.address("b")), is_closed(daemon.address("a")),
+                asked.get("/v1/status")["log"]["level"])
+
+    with connect(daemon.address("a"), expects=CLIENT_STREAM) as client:
+        transfer(client, client, 1000)
+        for path, body in (("limits/all", {"rate": "7MB/s"}), ("limits/each", {"rate": "1MB/s", "key": "127.0.0.1/32"}),
+                           ("log-level", {"level": "debug"}), ("tunnels/b/drain", {})):
+            assert asked.post(f"/v1/{path}", body)[0] == 200
+        set_by_hand = (7_000_000, 1_000_000, True, False, "debug")
+        assert state() == set_by_hand
+        replace(second[0], certificate)
+        replace(second[1], key)
+        daemon.wait_log("reloaded")
+        assert served(daemon) == der(second[0]) and asked.get("/v1/status")["generation"] == 2
+        assert state() == set_by_hand
+        assert asked.post("/v1/tunnels/b/undrain")[0] == asked.post("/v1/tunnels/b/drain")[0] == 200
+        assert state() == set_by_hand
+        daemon.reload()
+        assert state() == (8_000_000, 2_000_000, False, False, "info")
+        transfer(client, client, 1000)
 
 
 def test_a_changed_configuration_waits_for_its_operator(start, pairs, live):
