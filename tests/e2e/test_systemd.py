@@ -10,7 +10,7 @@ import pytest
 
 from daemon import DEADLINE, configuration, tunnel, wait_until
 from machine import Machine, StoppedThread
-from peers import CLIENT_STREAM, connect, echoes, transfer
+from peers import CLIENT_STREAM, connect, echoes, is_closed, is_refused, transfer
 
 CONFIG = "/etc/penstock/penstock.conf"
 pytestmark = pytest.mark.root
@@ -286,6 +286,27 @@ def test_socket_activation(machine, by):
     machine.systemctl("stop", "penstock.service")
     assert os.path.exists(path), "systemd's socket file was removed"
     assert machine.within(echoes, path)  # and starts it again
+
+
+def test_a_drained_tunnel(machine):
+    """Its own sockets are given up by the store as well, so that the kernel refuses; a socket unit's stay, and who comes
+    by them is reset. A restart knows nothing of it."""
+    machine.write(CONFIG, configuration(tunnel("a", "internal:echo", ["systemd:web", "127.0.0.1:7003"]),
+                                        tunnel("admin", "internal:admin", "unix:/run/penstock/admin.sock"), workers=2))
+    machine.drop_in(SOCKET, unit="penstock.socket")
+    machine.systemctl("start", "penstock.socket", "penstock.service")
+    for act in ("undrain", "restart"):
+        wait_until(lambda: machine.show("NFileDescriptorStore") == "3", "two sockets, and one of the admin tunnel")
+        machine.run("penstockctl", "drain", "a")
+        wait_until(lambda: machine.show("NFileDescriptorStore") == "1", "the two to be given up")
+        refused(machine, 7003)
+        assert machine.within(is_refused, ("127.0.0.1", 7001)) and not machine.within(is_closed, ("127.0.0.1", 7001))
+        if act == "undrain":
+            machine.run("penstockctl", "undrain", "a")
+        else:
+            machine.systemctl("restart", "penstock.service")
+        for port in (7001, 7003):
+            assert machine.within(echoes, ("127.0.0.1", port))
 
 
 def test_restart_under_load_with_socket_activation(machine):
