@@ -863,6 +863,37 @@ active_flows(const struct limit_bucket *bucket, uint64_t now_ns)
 	return bucket->second + 1 == second ? bucket->active : 0;
 }
 
+/* Who asks often gets the speed of a second or two all the same. */
+#define SPEED_NS LIMITS_BILLION
+
+static uint64_t
+speed_of(uint64_t bytes, uint64_t time_ns)
+{
+	return (uint64_t)((double)bytes * (double)LIMITS_BILLION / (double)time_ns);
+}
+
+/* Measures what has passed since it was last measured. */
+static void
+measure_speed(struct limit_node *node, uint64_t now_ns)
+{
+	uint64_t time_ns = now_ns > node->seen_ns ? now_ns - node->seen_ns : 0;
+	bool is_due = time_ns >= SPEED_NS;
+
+	if (!is_due && node->is_measured)
+		return;
+	for (int i = 0; i < 2; i++) {
+		struct limit_rest *rest = &node->rest[i];
+		uint64_t total = node->bucket[i].total;
+		uint64_t passed = total > rest->seen_total ? total - rest->seen_total : 0;
+		rest->speed = speed_of(passed, is_due ? time_ns : SPEED_NS);
+		if (is_due)
+			rest->seen_total = total;
+	}
+	if (is_due)
+		node->seen_ns = now_ns;
+	node->is_measured = is_due;
+}
+
 static void
 report_direction(struct limit_bucket *bucket, uint64_t now_ns, struct limit_report_direction *out)
 {
@@ -873,6 +904,7 @@ report_direction(struct limit_bucket *bucket, uint64_t now_ns, struct limit_repo
 		.level = bucket->rate ? bucket->tokens : 0,
 		.passing = UINT64_MAX,
 		.total = bucket->total,
+		.speed = limits_tree_rest(bucket)->speed,
 		.members = limits_tree_rest(bucket)->members,
 		.active = active_flows(bucket, now_ns),
 		.waiting = bucket->flows_waiting,
@@ -898,6 +930,8 @@ report(struct limit_node *node, uint64_t now_ns, struct limit_report *out)
 	limits_key_text(node->key, node->key_length, out->key);
 	out->weight = node->bucket[0].child.weight;
 	out->users = node->users;
+	out->is_only = node->limit->only == node;
+	measure_speed(node, now_ns);
 	for (int i = 0; i < 2; i++)
 		report_direction(&node->bucket[i], now_ns, &out->direction[i]);
 }
@@ -967,7 +1001,7 @@ fetch_ahead(const struct limits_table *table, size_t row)
 }
 
 static uint64_t
-measure(const struct limit_node *node, enum limit_measure by, uint64_t now_ns)
+measure(struct limit_node *node, enum limit_measure by, uint64_t now_ns)
 {
 	const struct limit_bucket *up = &node->bucket[LIMIT_UP], *down = &node->bucket[LIMIT_DOWN];
 
@@ -976,6 +1010,10 @@ measure(const struct limit_node *node, enum limit_measure by, uint64_t now_ns)
 		return active_flows(up, now_ns) + active_flows(down, now_ns);
 	case LIMIT_BY_WAITING:
 		return up->flows_waiting + down->flows_waiting;
+	case LIMIT_BY_SPEED:
+		measure_speed(node, now_ns);
+		return node->rest[LIMIT_UP].speed + node->rest[LIMIT_DOWN].speed +
+		       (node->limit->only == node ? LIMIT_SPEED_ONLY : 0);
 	default:
 		return up->total + down->total;
 	}
@@ -1057,43 +1095,12 @@ forget(struct limit_top *top, uintptr_t id)
 		}
 }
 
-/* Who asks often gets the speed of a second or two all the same. */
-#define SPEED_NS LIMITS_BILLION
-
-static uint64_t
-speed_of(uint64_t bytes, uint64_t time_ns)
-{
-	return (uint64_t)((double)bytes * (double)LIMITS_BILLION / (double)time_ns);
-}
-
-/* Measures what has passed since it was last measured. */
-static void
-measure_speed(struct limit_node *node, uint64_t now_ns)
-{
-	uint64_t time_ns = now_ns > node->seen_ns ? now_ns - node->seen_ns : 0;
-	bool is_due = time_ns >= SPEED_NS;
-
-	if (!is_due && node->is_measured)
-		return;
-	for (int i = 0; i < 2; i++) {
-		struct limit_rest *rest = &node->rest[i];
-		uint64_t total = node->bucket[i].total;
-		uint64_t passed = total > rest->seen_total ? total - rest->seen_total : 0;
-		rest->speed = speed_of(passed, is_due ? time_ns : SPEED_NS);
-		if (is_due)
-			rest->seen_total = total;
-	}
-	if (is_due)
-		node->seen_ns = now_ns;
-	node->is_measured = is_due;
-}
-
 static bool
 goes_before(const struct limit_node *node, const struct limit_top_node *entry)
 {
 	const struct limit_report_direction *told = entry->report.direction;
 	uint64_t speed = node->rest[LIMIT_UP].speed + node->rest[LIMIT_DOWN].speed;
-	uint64_t other = entry->speed[LIMIT_UP] + entry->speed[LIMIT_DOWN];
+	uint64_t other = told[LIMIT_UP].speed + told[LIMIT_DOWN].speed;
 
 	if (speed != other)
 		return speed > other;
@@ -1112,8 +1119,6 @@ enter_top(struct limit_top *top, struct limit_node *node, uint64_t now_ns)
 	for (; at > 0 && goes_before(node, &top->nodes[at - 1]); at--)
 		top->nodes[at] = top->nodes[at - 1];
 	struct limit_top_node *entry = &top->nodes[at];
-	for (int i = 0; i < 2; i++)
-		entry->speed[i] = node->rest[i].speed;
 	entry->above[0] = '\0';
 	write_keys(node->bucket[0].child.parent, entry->above, sizeof(entry->above));
 	report(node, now_ns, &entry->report);

@@ -265,11 +265,15 @@ struct limit_report {
 	char key[260]; /* "10.0.0.0/24", "uid:1000", "www.example.org", "none"; "" = no key */
 	uint16_t weight;
 	uint32_t users; /* flows, nodes below, and those who hold it */
+	bool is_only;   /* its limit depends on no key */
 	struct limit_report_direction {
 		uint64_t rate, burst;
 		int64_t level;    /* tokens; below 0 = in debt */
 		uint64_t passing; /* what could pass this moment: the least level up to the root */
 		uint64_t total;   /* bytes since it was made or reset, less those given back */
+		/* Bytes a second that passed since a report of the node was last made, to whomever, at least a
+		 * second ago; of a younger one, since it was made. */
+		uint64_t speed;
 		uint32_t members; /* flows at this node and below it */
 		uint32_t active;  /* those that were granted something in the last full second */
 		uint32_t waiting; /* those that wait, for this node or another */
@@ -290,7 +294,9 @@ size_t limits_list(struct limits *limits, size_t *cursor, uint64_t now_ns, struc
 
 /* As limits_list, but only nodes that have so much of something, up and down together; what is left out costs
  * next to nothing. *count is how many are given; false is returned when there is no more. */
-enum limit_measure { LIMIT_BY_TOTAL, LIMIT_BY_ACTIVE, LIMIT_BY_WAITING };
+enum limit_measure { LIMIT_BY_TOTAL, LIMIT_BY_ACTIVE, LIMIT_BY_WAITING, LIMIT_BY_SPEED };
+/* By speed, the one node of a limit without keys has so much more: there are few of them, and all are told. */
+#define LIMIT_SPEED_ONLY (UINT64_C(1) << 62)
 bool limits_sift(struct limits *limits, size_t *cursor, uint64_t now_ns, enum limit_measure by,
 		 uint64_t least, struct limit_report *out, size_t most, size_t *count);
 
@@ -302,9 +308,6 @@ struct limit_top {
 	struct limit *limit; /* held by the caller */
 	size_t count;
 	struct limit_top_node {
-		/* Bytes a second since the last time that all were gone through, by whomever, at least a second
-		 * ago; of a node that is younger, since it was made. */
-		uint64_t speed[2];
 		char above
 			[520]; /* keys of the nodes above it that have one, "outer inner"; cut off if longer */
 		struct limit_report report;

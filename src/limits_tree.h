@@ -58,7 +58,7 @@ struct limit_rest {
 	int64_t level;     /* while blocked: the tokens at which it comes back */
 	uint32_t children; /* flows and buckets that hang here */
 	uint32_t members;  /* flows that hang here and below */
-	/* What limits_top saw: the total when it last began to measure, and what passed before that. */
+	/* What a report saw: the total when it last began to measure, and what had passed before that. */
 	uint64_t seen_total;
 	uint64_t speed; /* bytes a second */
 };
@@ -70,13 +70,13 @@ struct limit_node {
 	struct limit_node *chained; /* the next of its row in the table */
 	struct limit_link link;     /* in `used` or `idle` of the limit */
 	const unsigned char *key;   /* limits_key.h: `own_key`, or owned */
-	uint64_t seen_ns;           /* when limits_top last began to measure, or it was made */
+	uint64_t seen_ns;           /* when a report last began to measure, or it was made */
 	uint32_t hash;
 	uint32_t users;
 	uint32_t version; /* of the limit's values that it has */
 	uint8_t key_length;
 	bool is_among_many; /* from which slab it is */
-	bool is_measured;   /* limits_top has seen it for long enough to know its speed */
+	bool is_measured;   /* it was there for long enough to know its speed */
 	unsigned char own_key[LIMITS_OWN_KEY_MOST];
 };
 

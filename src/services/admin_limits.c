@@ -20,18 +20,20 @@
 
 /* --- the list ------------------------------------------------------------------------------------- */
 
-enum order { ORDER_NONE, ORDER_TOTAL, ORDER_ACTIVE, ORDER_WAITING };
+enum order { ORDER_NONE, ORDER_TOTAL, ORDER_ACTIVE, ORDER_WAITING, ORDER_SPEED };
 
 static const char *const order_names[] = {
 	[ORDER_TOTAL] = "total",
 	[ORDER_ACTIVE] = "active",
 	[ORDER_WAITING] = "waiting",
+	[ORDER_SPEED] = "speed",
 };
 
 static const enum limit_measure measures[] = {
 	[ORDER_TOTAL] = LIMIT_BY_TOTAL,
 	[ORDER_ACTIVE] = LIMIT_BY_ACTIVE,
 	[ORDER_WAITING] = LIMIT_BY_WAITING,
+	[ORDER_SPEED] = LIMIT_BY_SPEED,
 };
 
 struct list {
@@ -59,11 +61,12 @@ begin_list(struct inquiry *inquiry, const struct http_request *request, const ch
 
 	http_query(request->query, "name", list->name, sizeof(list->name));
 	if (http_query(request->query, "sort", text, sizeof(text))) {
-		for (int order = ORDER_TOTAL; order <= ORDER_WAITING; order++)
+		for (int order = ORDER_TOTAL; order <= ORDER_SPEED; order++)
 			if (!strcmp(text, order_names[order]))
 				list->order = (enum order)order;
 		if (!list->order)
-			return inquiry_fail(inquiry, 400, "sort: one of total, active and waiting");
+			return inquiry_fail(inquiry, 400,
+					    "sort: one of total, active, waiting and speed");
 		list->most = SORTED_USUAL;
 	}
 	if (list->order && http_query(request->query, "limit", text, sizeof(text))) {
@@ -90,6 +93,8 @@ rank_of(const struct list *list, const struct limit_report *report)
 		return up->active + down->active;
 	case ORDER_WAITING:
 		return up->waiting + down->waiting;
+	case ORDER_SPEED:
+		return up->speed + down->speed + (report->is_only ? LIMIT_SPEED_ONLY : 0);
 	default:
 		return up->total + down->total;
 	}
@@ -168,15 +173,15 @@ identity(uintptr_t node, char text[20])
 static json_t *
 direction_of(const struct limit_report_direction *direction)
 {
-	return json_pack("{s:I, s:I, s:I, s:o, s:I, s:i, s:i, s:i, s:b}", "rate",
-			 (json_int_t)direction->rate, "burst", (json_int_t)direction->burst,
-			 "level", (json_int_t)direction->level, "passing",
-			 direction->passing == UINT64_MAX
-				 ? json_null()
-				 : json_integer((json_int_t)direction->passing),
-			 "total", (json_int_t)direction->total, "members", (int)direction->members,
-			 "active", (int)direction->active, "waiting", (int)direction->waiting,
-			 "short", (int)direction->is_short);
+	return json_pack(
+		"{s:I, s:I, s:I, s:o, s:I, s:I, s:i, s:i, s:i, s:b}", "rate",
+		(json_int_t)direction->rate, "burst", (json_int_t)direction->burst, "level",
+		(json_int_t)direction->level, "passing",
+		direction->passing == UINT64_MAX ? json_null()
+						 : json_integer((json_int_t)direction->passing),
+		"total", (json_int_t)direction->total, "speed", (json_int_t)direction->speed,
+		"members", (int)direction->members, "active", (int)direction->active, "waiting",
+		(int)direction->waiting, "short", (int)direction->is_short);
 }
 
 static json_t *

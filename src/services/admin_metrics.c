@@ -209,6 +209,12 @@ total_of(const struct limit_report_direction *direction)
 	return (double)direction->total;
 }
 
+static double
+speed_of(const struct limit_report_direction *direction)
+{
+	return (double)direction->speed;
+}
+
 static const struct limit_metric by_limit[] = {
 	{ "penstock_limit_rate_bytes_per_second", "gauge", "The rate in force; 0 = unlimited.",
 	  rate_of },
@@ -246,9 +252,9 @@ write_limit(struct evbuffer *page, const struct limit_metric *metric, const stru
  * nobody takes those for all. */
 static const struct limit_metric by_key[] = {
 	{ "penstock_limit_top_passing_bytes_per_second", "gauge",
-	  "What passes, measured since the last scrape but at least over a second. Of the ten "
-	  "busiest nodes of a limit by key: those through which most passes now.",
-	  NULL },
+	  "What passes, measured since anybody asked before, but at least over a second. Of the "
+	  "ten busiest nodes of a limit by key: those through which most passes now.",
+	  speed_of },
 	{ "penstock_limit_top_rate_bytes_per_second", "gauge",
 	  "The rate in force; 0 = unlimited. Of the ten busiest nodes of a limit by key.",
 	  rate_of },
@@ -274,8 +280,7 @@ write_top_node(struct evbuffer *page, const struct limit_metric *metric, const c
 			page, "%s{limit=\"%s\",above=\"%s\",key=\"%s\",direction=\"%s\"} %.17g\n",
 			metric->name, limit, escape(node->above, above),
 			escape(node->report.key, key), i == LIMIT_UP ? "up" : "down",
-			metric->value ? metric->value(&node->report.direction[i])
-				      : (double)node->speed[i]);
+			metric->value(&node->report.direction[i]));
 }
 
 /* --- of the daemon -------------------------------------------------------------------------------- */

@@ -17,6 +17,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from daemon import DEADLINE, ROOT, configuration, tunnel, wait_until
+from peers import is_closed
 from test_admin import Admin
 
 PICTURES = ROOT / "build" / "pages"
@@ -122,7 +123,7 @@ def test_numbers_are_those_of_the_api(page, browser):
 def test_a_change_of_a_limit_is_seen_at_once(page, browser):
     assert page.post("/v1/limits/all", {"down": "700kB/s"})[0] == 200
     began = time.monotonic()
-    wait_until(lambda: table(browser, "limits")[0][4].startswith("700"), "the new rate")
+    wait_until(lambda: " of 700" in table(browser, "limits")[0][4], "the new rate")
     assert time.monotonic() - began < 2.5
 
 
@@ -246,6 +247,22 @@ def test_kill_by_keyboard(steering, browser):
     wait_until(lambda: victim["id"] not in ids(steering, "slow"), "its end")
 
 
+def test_drain_and_undrain_by_click(steering, browser):
+    daemon = steering.daemon
+
+    def gate():
+        return browser.execute_script("return document.querySelector('[data-key=gateecho]')")
+    wait_until(gate, "the button").click()
+    dialog(browser).accept()
+    wait_until(lambda: table(browser, "tunnels")[1][0] == "echo drained", "it to be told")
+    assert is_closed(daemon.address("echo")) and table(browser, "tunnels")[1][8] == "–"
+    assert not is_closed(daemon.address("slow"))
+    assert gate().text == "Undrain"
+    browser.execute_script("arguments[0].click()", gate())
+    wait_until(lambda: table(browser, "tunnels")[1][0] == "echo", "it to be told")
+    assert not is_closed(daemon.address("echo"))
+
+
 def test_reload_by_click(steering, browser):
     daemon = steering.daemon
     daemon.write(daemon.text + tunnel("fresh", "internal:echo"))
@@ -297,6 +314,10 @@ def test_with_9000_connections(crowded, browser):
     assert sum(int(row[1]) for row in table(browser, "workers")) >= MANY + 1
     for name in ("fast", "slow"):
         wait_until(lambda: table(browser, name)[0][0] == str(number), f"the only one that moves to be the first in {name}")
+    wait_until(lambda: [row[0] for row in table(browser, "limits")][::3] == ["all", "each: and more that do less"] and
+               f"each #{number}" in [row[0] for row in table(browser, "limits")], "the node through which bytes pass, and few others")
+    busy_row = next(row for row in table(browser, "limits") if row[0] == f"each #{number}")
+    assert "of 100" in busy_row[4] and not busy_row[4].startswith("0")
     for _ in range(2):
         wait_refresh(browser)
     assert browser.get_log("browser") == []

@@ -1067,14 +1067,14 @@ the_busiest_are_so_now(void **state)
 	now_ns += 2 * S;
 	first = busiest(client);
 	assert_int_equal(first->report.id, (uintptr_t)old);
-	assert_int_equal(first->speed[LIMIT_UP], 500 * MB); /* since it was made */
+	assert_int_equal(first->report.direction[LIMIT_UP].speed, 500 * MB); /* since it was made */
 
 	now_ns += 4 * S;
 	fresh->bucket[LIMIT_DOWN].total += 40000;
 	first = busiest(client);
 	assert_int_equal(first->report.id, (uintptr_t)fresh);
-	assert_int_equal(first->speed[LIMIT_DOWN], 10000);
-	assert_int_equal(first->speed[LIMIT_UP], 0);
+	assert_int_equal(first->report.direction[LIMIT_DOWN].speed, 10000);
+	assert_int_equal(first->report.direction[LIMIT_UP].speed, 0);
 	assert_int_equal(first->report.direction[LIMIT_DOWN].total, 40010);
 
 	/* Who asks again at once is told the same. */
@@ -1082,11 +1082,11 @@ the_busiest_are_so_now(void **state)
 	old->bucket[LIMIT_UP].total += 1000 * MB;
 	first = busiest(client);
 	assert_int_equal(first->report.id, (uintptr_t)fresh);
-	assert_int_equal(first->speed[LIMIT_DOWN], 10000);
+	assert_int_equal(first->report.direction[LIMIT_DOWN].speed, 10000);
 	now_ns += S / 2;
 	first = busiest(client);
 	assert_int_equal(first->report.id, (uintptr_t)old);
-	assert_int_equal(first->speed[LIMIT_UP], 1000 * MB);
+	assert_int_equal(first->report.direction[LIMIT_UP].speed, 1000 * MB);
 
 	/* One that has just come has no second behind it: what it passed counts as that of one. */
 	late = node_for(client, 512);
@@ -1094,7 +1094,7 @@ the_busiest_are_so_now(void **state)
 	late->bucket[LIMIT_UP].total = 2000 * MB;
 	first = busiest(client);
 	assert_int_equal(first->report.id, (uintptr_t)late);
-	assert_int_equal(first->speed[LIMIT_UP], 2000 * MB);
+	assert_int_equal(first->report.direction[LIMIT_UP].speed, 2000 * MB);
 
 	/* When nothing passes any more, those with the most come first; a reset is no speed below zero. */
 	limits_reset_total(late, LIMIT_UP);
@@ -1103,7 +1103,7 @@ the_busiest_are_so_now(void **state)
 		first = busiest(client);
 	}
 	assert_int_equal(first->report.id, (uintptr_t)old);
-	assert_int_equal(first->speed[LIMIT_UP], 0);
+	assert_int_equal(first->report.direction[LIMIT_UP].speed, 0);
 	assert_int_equal(first->report.direction[LIMIT_UP].total, 2000 * MB);
 	limits_release(old, now_ns);
 	limits_release(fresh, now_ns);
