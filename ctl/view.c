@@ -282,11 +282,15 @@ view_targets(bool json)
 	json_array_foreach(json_object_get(all, "targets"), index, target)
 	{
 		double later_s = number(target, "tried_last_for_s");
+		json_int_t most = whole(target, "most");
 		const char *cells[] = {
 			text(target, "tunnel"),
-			text(target, "target"),
+			table_text("%s%s", text(target, "target"),
+				   flag(target, "backup") ? " (backup)" : ""),
 			text(target, "state"),
-			table_count(whole(target, "active")),
+			most ? table_text("%s of %s", table_count(whole(target, "active")),
+					  table_count(most))
+			     : table_count(whole(target, "active")),
 			later_s > 0 ? table_text("tried last for %s", table_duration(later_s))
 				    : " ",
 		};

@@ -139,8 +139,8 @@ admission_first_reserved(void)
 static bool
 leads_to_admin(const struct tunnel_conf *conf)
 {
-	for (size_t i = 0; i < conf->connect.count; i++)
-		if (!strcmp(conf->connect.at[i].text, "internal:admin") ||
+	for (size_t i = 0; i < tunnel_conf_target_count(conf); i++)
+		if (!strcmp(tunnel_conf_target(conf, i)->text, "internal:admin") ||
 		    (conf->internal && conf->internal[i].tunnel &&
 		     leads_to_admin(conf->internal[i].tunnel)))
 			return true;

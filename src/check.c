@@ -111,7 +111,7 @@ check_switch(struct checks *checks, struct generation *generation)
 	check_close(checks);
 	for (size_t i = 0; i < generation->tunnel_count; i++) {
 		const struct tunnel_conf *conf = generation->tunnels[i];
-		for (size_t target = 0; target < conf->connect.count; target++) {
+		for (size_t target = 0; target < tunnel_conf_target_count(conf); target++) {
 			if (number++ % checks->workers != checks->worker)
 				continue;
 			if (!conf->check.origin.line) {

@@ -136,6 +136,7 @@ load_release(struct config_load *load)
 	free(load->listens.at);
 	free(load->connects.at);
 	free(load->binds.at);
+	free(load->weights.at);
 	free(load->accept_filters.at);
 	free(load->connect_filters.at);
 	free(load->limit_rows.at);
@@ -163,7 +164,7 @@ run(struct config_load *load, const char *path, const struct service *const *ser
 			    load->report);
 	config_limits_check(load->generation, &load->limit_rows, &load->limit_uses, load->report);
 	config_check_generation(load->generation, &load->listens, &load->connects, &load->binds,
-				services, load->report);
+				&load->weights, services, load->report);
 	if (load->report->errors == 0 && keep_file_names(load->generation, load->report))
 		config_report_no_memory(load->report);
 }

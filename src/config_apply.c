@@ -20,8 +20,25 @@ add_place(struct config_load *load, struct config_places *places, size_t owner, 
 		places->at = at;
 	}
 	places->at[places->count++] =
-		(struct config_place){ owner, index, origin, SIZE_MAX, false };
+		(struct config_place){ owner, index, origin, SIZE_MAX, false, false };
 	return 0;
+}
+
+/* Its place among the targets is known when all of the tunnel is: see count_backups. */
+static void
+add_backup(struct config_load *load, size_t owner, size_t index, struct origin origin)
+{
+	if (add_place(load, &load->connects, owner, index, origin) == 0)
+		load->connects.at[load->connects.count - 1].is_backup = true;
+}
+
+/* Those of the tunnel, from `first` on, are targets behind those of connect. */
+static void
+count_backups(struct config_load *load, size_t first, const struct tunnel_conf *tunnel)
+{
+	for (size_t i = first; i < load->connects.count; i++)
+		if (load->connects.at[i].is_backup)
+			load->connects.at[i].index += tunnel->connect.count;
 }
 
 /* Remembers where what a tunnel names was written. */
@@ -36,8 +53,12 @@ note_place(struct config_load *load, const struct keyword *row, const void *obje
 	else if (row->type == KEYWORD_ADDRESSES &&
 		 row->offset == offsetof(struct tunnel_conf, listen))
 		add_place(load, &load->listens, owner, tunnel->listen.count - 1, origin);
-	else if (row->type == KEYWORD_ADDRESSES)
+	else if (row->type == KEYWORD_COUNTS)
+		add_place(load, &load->weights, owner, tunnel->weights.count - 1, origin);
+	else if (row->offset == offsetof(struct tunnel_conf, connect))
 		add_place(load, &load->connects, owner, tunnel->connect.count - 1, origin);
+	else if (row->offset == offsetof(struct tunnel_conf, backup))
+		add_backup(load, owner, tunnel->backup.count - 1, origin);
 	else if (row->offset == offsetof(struct tunnel_conf, accept_filters))
 		add_place(load, &load->accept_filters, owner, tunnel->accept_filters.count - 1,
 			  origin);
@@ -198,7 +219,9 @@ apply_tunnel(struct config_load *load, const struct config_document *document,
 		config_report_no_memory(load->report);
 		return;
 	}
+	size_t first_target = load->connects.count;
 	apply_written(load, document, section, tunnel, seen);
+	count_backups(load, first_target, tunnel);
 	apply_defaults(load, section->kind, section, origin, tunnel, seen);
 	apply_inside(load, document, section, &config_kinds_timeouts, &tunnel->timeouts, &first);
 	apply_inside(load, document, section, &config_kinds_match, &tunnel->match,

@@ -19,7 +19,7 @@ struct config_load {
 	struct generation *generation;
 
 	/* Where the generation's values were written, owned: */
-	struct config_places listens, connects, binds;
+	struct config_places listens, connects, binds, weights;
 	struct config_places accept_filters, connect_filters;
 	struct config_places limit_rows, limit_uses;
 };

@@ -39,7 +39,7 @@ listen_of(const struct check *check, const struct config_place *place)
 static const struct address *
 connect_of(const struct check *check, const struct config_place *place)
 {
-	return &tunnel_of(check, place)->connect.at[place->index];
+	return tunnel_conf_target(tunnel_of(check, place), place->index);
 }
 
 /* ------------------------------------------------------------------ listeners */
@@ -308,8 +308,8 @@ check_bind(const struct check *check, const struct config_place *place)
 	bool is_of_use = false;
 	if (family == AF_UNSPEC)
 		return; /* "": the kernel's choice */
-	for (size_t i = 0; i < tunnel->connect.count; i++) {
-		const struct address *address = &tunnel->connect.at[i];
+	for (size_t i = 0; i < tunnel_conf_target_count(tunnel); i++) {
+		const struct address *address = tunnel_conf_target(tunnel, i);
 		is_of_use =
 			is_of_use || address->kind == ADDRESS_IP || address->kind == ADDRESS_HOST;
 		if (address->kind == ADDRESS_IP && address->numeric.family != family)
@@ -324,6 +324,27 @@ check_bind(const struct check *check, const struct config_place *place)
 			check->report, place->origin,
 			"bind has no effect, as no target has an IP address; leave it "
 			"out");
+}
+
+/* `place` is where the tunnel's weights begin. */
+static void
+check_weights(const struct check *check, const struct config_place *place)
+{
+	const struct tunnel_conf *tunnel = tunnel_of(check, place);
+	size_t weights = tunnel->weights.count, targets = tunnel->connect.count;
+	if (targets && weights != targets)
+		config_report_error(
+			check->report, place->origin,
+			"tunnel \"%s\" has %zu target%s in connect and %zu weight%s; write "
+			"one for each of them, in the same order",
+			tunnel->name, targets, targets == 1 ? "" : "s", weights,
+			weights == 1 ? "" : "s");
+	else if (tunnel->balance == BALANCE_ORDER)
+		config_report_warning(
+			check->report, place->origin,
+			"weights have no effect with balance = \"order\", which takes "
+			"the first that works; write \"round_robin\", \"least\" or "
+			"\"source\", or leave them out");
 }
 
 /* ------------------------------------------------------------------ cycles of internal names */
@@ -431,7 +452,8 @@ allocate_internal(const struct check *check)
 {
 	for (size_t i = 0; i < check->generation->tunnel_count; i++) {
 		struct tunnel_conf *tunnel = check->generation->tunnels[i];
-		tunnel->internal = calloc(tunnel->connect.count + 1, sizeof(*tunnel->internal));
+		tunnel->internal =
+			calloc(tunnel_conf_target_count(tunnel) + 1, sizeof(*tunnel->internal));
 		tunnel->fronts = calloc(tunnel->listen.count + 1, sizeof(*tunnel->fronts));
 		if (!tunnel->internal || !tunnel->fronts)
 			return -1;
@@ -442,7 +464,8 @@ allocate_internal(const struct check *check)
 void
 config_check_generation(struct generation *generation, struct config_places *listens,
 			struct config_places *connects, const struct config_places *binds,
-			const struct service *const *services, struct config_report *report)
+			const struct config_places *weights, const struct service *const *services,
+			struct config_report *report)
 {
 	struct check check = { .generation = generation,
 			       .listens = listens,
@@ -468,6 +491,9 @@ config_check_generation(struct generation *generation, struct config_places *lis
 	check_twice(&check);
 	for (size_t i = 0; i < binds->count; i++)
 		check_bind(&check, &binds->at[i]);
+	for (size_t i = 0; i < weights->count; i++)
+		if (weights->at[i].index == 0)
+			check_weights(&check, &weights->at[i]);
 	check_cycles(&check);
 	if (config_check_log(&generation->log, &why) < 0)
 		config_report_error(report, generation->log.origin, "%s", why.text);

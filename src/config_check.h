@@ -13,10 +13,11 @@ struct service;
 /* Where one address of a tunnel was written; or another thing that it, or a limit, names. */
 struct config_place {
 	size_t tunnel; /* index into the generation's tunnels (or limits) */
-	size_t index;  /* into its listen or connect */
+	size_t index;  /* into its listens or targets */
 	struct origin origin;
 	size_t next; /* connect: the first that listens there, into the sorted listens; SIZE_MAX = none */
-	bool is_used; /* listen: somebody connects there */
+	bool is_used;   /* listen: somebody connects there */
+	bool is_backup; /* connect: it stands in backup */
 };
 
 struct config_places {
@@ -25,10 +26,12 @@ struct config_places {
 };
 
 /* Checks the generation and fills `internal` of its tunnels. The places stand in the order of the
- * tunnels, one for each address; `binds` has one for each tunnel with a bind. Listens are reordered.
+ * tunnels, one for each address; `binds` has one for each tunnel with a bind, `weights` one for each weight.
+ * Listens are reordered.
  * `services` ends with NULL. O(addresses * log addresses). */
 void config_check_generation(struct generation *generation, struct config_places *listens,
 			     struct config_places *connects, const struct config_places *binds,
+			     const struct config_places *weights,
 			     const struct service *const *services, struct config_report *report);
 
 /* Whether lines can be written where the file says, as the user that the process is now. The text of a

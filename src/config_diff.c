@@ -60,6 +60,8 @@ count_items(const struct keyword *row, const void *slot)
 		return ((const struct address_list *)slot)->count;
 	case KEYWORD_PREFIXES:
 		return ((const struct prefix_list *)slot)->count;
+	case KEYWORD_COUNTS:
+		return ((const struct count_list *)slot)->count;
 	default:
 		return ((const struct text_list *)slot)->count;
 	}
@@ -74,6 +76,9 @@ put_item(FILE *out, const struct keyword *row, const void *slot, size_t index)
 		break;
 	case KEYWORD_PREFIXES:
 		put_prefix(out, &((const struct prefix_list *)slot)->at[index]);
+		break;
+	case KEYWORD_COUNTS:
+		fprintf(out, "%" PRIu64, ((const struct count_list *)slot)->at[index]);
 		break;
 	default:
 		fprintf(out, "\"%s\"", ((const struct text_list *)slot)->at[index]);
@@ -139,6 +144,7 @@ put_value(FILE *out, const struct keyword *row, const void *object)
 		break;
 	case KEYWORD_ADDRESSES:
 	case KEYWORD_PREFIXES:
+	case KEYWORD_COUNTS:
 	case KEYWORD_TEXTS:
 	case KEYWORD_FILES:
 	case KEYWORD_RIGHTS:

@@ -29,6 +29,7 @@ parse_amount(enum keyword_type type, const char *text, uint64_t *out, struct fai
 {
 	switch (type) {
 	case KEYWORD_COUNT:
+	case KEYWORD_COUNTS:
 		return units_parse_count(text, out, why);
 	case KEYWORD_DURATION:
 		return units_parse_duration(text, out, why);
@@ -59,16 +60,16 @@ format_amount(enum keyword_type type, uint64_t amount, char text[UNITS_TEXT])
 static bool
 is_amount(enum keyword_type type)
 {
-	return type == KEYWORD_COUNT || type == KEYWORD_DURATION || type == KEYWORD_SIZE ||
-	       type == KEYWORD_RATE;
+	return type == KEYWORD_COUNT || type == KEYWORD_COUNTS || type == KEYWORD_DURATION ||
+	       type == KEYWORD_SIZE || type == KEYWORD_RATE;
 }
 
 static bool
 is_default(const struct keyword *row, uint64_t amount)
 {
 	uint64_t fallback;
-	return row->fallback && parse_amount(row->type, row->fallback, &fallback, NULL) == 0 &&
-	       amount == fallback;
+	return row->fallback && *row->fallback &&
+	       parse_amount(row->type, row->fallback, &fallback, NULL) == 0 && amount == fallback;
 }
 
 static int
@@ -82,6 +83,20 @@ store_amount(const struct keyword *row, const char *text, uint64_t *slot, struct
 		return failure_set(why, FAILURE_CONFIG, "'%.60s' is out of range; write %s", text,
 				   config_value_range(row, range));
 	*slot = amount;
+	return 0;
+}
+
+static int
+store_count(const struct keyword *row, const char *text, struct count_list *list,
+	    struct failure *why)
+{
+	uint64_t *at = reallocarray(list->at, list->count + 1, sizeof(*at));
+	if (!at)
+		return no_memory(why);
+	list->at = at;
+	if (store_amount(row, text, &at[list->count], why))
+		return -1;
+	list->count++;
 	return 0;
 }
 
@@ -353,6 +368,8 @@ config_value_store(const struct keyword *row, const char *text, const char *dire
 	case KEYWORD_SIZE:
 	case KEYWORD_RATE:
 		return store_amount(row, text, slot, why);
+	case KEYWORD_COUNTS:
+		return store_count(row, text, slot, why);
 	case KEYWORD_FREQUENCY:
 		return units_parse_frequency(text, slot, why);
 	case KEYWORD_LOG_TARGET:
@@ -401,8 +418,8 @@ bool
 config_value_is_list(const struct keyword *row)
 {
 	return row->type == KEYWORD_ADDRESSES || row->type == KEYWORD_PREFIXES ||
-	       row->type == KEYWORD_TEXTS || row->type == KEYWORD_FILES ||
-	       row->type == KEYWORD_RIGHTS;
+	       row->type == KEYWORD_COUNTS || row->type == KEYWORD_TEXTS ||
+	       row->type == KEYWORD_FILES || row->type == KEYWORD_RIGHTS;
 }
 
 const char *
@@ -411,6 +428,7 @@ config_value_type_name(const struct keyword *row)
 	static const char *const names[] = {
 		[KEYWORD_FLAG] = "flag",
 		[KEYWORD_COUNT] = "count",
+		[KEYWORD_COUNTS] = "list of counts",
 		[KEYWORD_DURATION] = "duration",
 		[KEYWORD_SIZE] = "size",
 		[KEYWORD_RATE] = "rate",

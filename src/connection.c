@@ -269,7 +269,7 @@ connection_release(struct connection *connection)
 	event_del(&connection->timer);
 	tunnel_limits_close(&connection->limits, &connection->pump);
 	pump_close(&connection->pump);
-	if (connection->has_target)
+	if (connection->has_target && !connection->is_own)
 		targets_disconnected(connection->conf->targets, connection->target);
 	if (!connection->is_own)
 		admission_leave(connection->conf,

@@ -12,6 +12,13 @@ release_text(char **text)
 }
 
 static void
+release_counts(struct count_list *list)
+{
+	free(list->at);
+	*list = (struct count_list){ 0 };
+}
+
+static void
 release_texts(struct text_list *list)
 {
 	for (size_t i = 0; i < list->count; i++)
@@ -35,6 +42,9 @@ keyword_release(const struct keyword *rows, void *object)
 		case KEYWORD_FILES:
 		case KEYWORD_RIGHTS:
 			release_texts(slot);
+			break;
+		case KEYWORD_COUNTS:
+			release_counts(slot);
 			break;
 		case KEYWORD_HOST:
 			address_release(slot);

@@ -15,6 +15,7 @@
 enum keyword_type {
 	KEYWORD_FLAG,      /* bool: "true" or "false" */
 	KEYWORD_COUNT,     /* uint64_t */
+	KEYWORD_COUNTS,    /* struct count_list; `least` and `most` are of each */
 	KEYWORD_DURATION,  /* uint64_t, nanoseconds: "250ms", "10s", "1h" */
 	KEYWORD_SIZE,      /* uint64_t, bytes: "64KiB", "10MB" */
 	KEYWORD_RATE,      /* uint64_t, bytes a second: "10MB/s", "900Mbit/s" */
@@ -35,6 +36,11 @@ enum keyword_type {
 
 struct text_list {
 	char **at; /* owned, and so are the texts */
+	size_t count;
+};
+
+struct count_list {
+	uint64_t *at; /* owned */
 	size_t count;
 };
 

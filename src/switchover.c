@@ -19,7 +19,13 @@ prepare_tunnel(struct tunnel_conf *conf, const struct generation *current, struc
 	conf->live = admission_hold(conf->name, why);
 	if (!conf->live)
 		return -1;
-	conf->targets = targets_configure(&conf->connect, (enum balance)conf->balance,
+	const struct targets_options options = {
+		.balance = (enum balance)conf->balance,
+		.backup = &conf->backup,
+		.weights = &conf->weights,
+		.most = conf->max_per_target,
+	};
+	conf->targets = targets_configure(&conf->connect, &options,
 					  previous ? previous->targets : NULL, why);
 	return conf->targets ? 0 : -1;
 }

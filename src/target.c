@@ -28,12 +28,24 @@ struct target {
 	atomic_int health;    /* enum target_health, by checks */
 	atomic_uint in_a_row; /* checks that speak against it */
 	struct address address;
+	uint64_t digest; /* of its text */
+};
+
+/* A place in the rotation: a target has as many as its weight. */
+struct place {
+	uint32_t index;  /* of the target */
+	uint32_t number; /* of the place among those of the target, from 0 */
+	uint32_t weight;
 };
 
 struct targets {
 	struct counted counted; /* first */
 	enum balance balance;
-	atomic_uint turn; /* counts dials, for the rotation */
+	atomic_uint turn;       /* counts dials, for the rotation */
+	unsigned int most;      /* connections of each; 0 = no cap */
+	struct place *rotation; /* owned */
+	size_t places;
+	size_t backups; /* the first of them */
 	size_t count;
 	struct target *at[];
 };
@@ -41,9 +53,9 @@ struct targets {
 /* What the dial's timer is set for. */
 enum due { DUE_DEADLINE, DUE_NEXT_ADDRESS, DUE_RETRY };
 
-/* How trying goes on: the target failed and dial_state.why says why; or the outcome comes by an event;
- * or on_end was called and the dial may be gone. */
-enum progress { FAILED, UNDER_WAY, ENDED };
+/* How trying goes on: the target failed, or is full and was not tried, and dial_state.why says why; or the
+ * outcome comes by an event; or on_end was called and the dial may be gone. */
+enum progress { FAILED, FULL, UNDER_WAY, ENDED };
 
 /* One socket on its way to one address. */
 struct attempt {
@@ -66,8 +78,9 @@ struct dial_state {
 	struct attempt *attempts;
 	bool retry; /* the only attempt met a full backlog */
 	struct failure why;
-	size_t first;   /* where the rotation begins */
-	size_t untried; /* targets */
+	unsigned int turn; /* of the dial, in the rotation */
+	uint64_t client;   /* a digest of who it is for */
+	size_t untried;    /* targets */
 	bool tried[];
 };
 
@@ -106,7 +119,28 @@ discard_targets(struct counted *counted)
 
 	for (size_t i = 0; i < targets->count; i++)
 		counted_release(&targets->at[i]->counted);
+	free(targets->rotation);
 	free(targets);
+}
+
+/* Spreads what differs little over all of 64 bits (the finalizer of splitmix64). */
+static uint64_t
+mix(uint64_t number)
+{
+	number = (number ^ number >> 30) * UINT64_C(0xbf58476d1ce4e5b9);
+	number = (number ^ number >> 27) * UINT64_C(0x94d049bb133111eb);
+	return number ^ number >> 31;
+}
+
+static uint64_t
+digest(const void *bytes, size_t length)
+{
+	const uint8_t *at = bytes;
+	uint64_t number = length;
+
+	while (length--)
+		number = mix(number << 8 ^ *at++ ^ number);
+	return number;
 }
 
 static struct target *
@@ -117,6 +151,7 @@ make_target(const struct address *address, struct failure *why)
 		failure_set(why, FAILURE_MEMORY, "no memory for target %.120s", address->text);
 		return NULL;
 	}
+	target->digest = digest(address->text, strlen(address->text));
 	if (address_parse(address->text, &target->address, why) < 0) {
 		free(target);
 		return NULL;
@@ -134,32 +169,82 @@ find_target(const struct targets *targets, const char *text)
 	return NULL;
 }
 
+static int
+add_targets(struct targets *targets, const struct address_list *addresses,
+	    const struct targets *previous, struct failure *why)
+{
+	for (size_t i = 0; i < addresses->count; i++) {
+		struct target *target = find_target(previous, addresses->at[i].text);
+		if (target)
+			counted_hold(&target->counted);
+		else if (!(target = make_target(&addresses->at[i], why)))
+			return -1;
+		targets->at[targets->count++] = target;
+	}
+	return 0;
+}
+
+/* Places of one target lie as far apart as can be: that of number n where (n + 1/2) / weight of the rotation
+ * has passed. */
+static int
+compare_places(const void *a, const void *b)
+{
+	const struct place *place_a = a, *place_b = b;
+	uint64_t at_a = (2 * (uint64_t)place_a->number + 1) * place_b->weight;
+	uint64_t at_b = (2 * (uint64_t)place_b->number + 1) * place_a->weight;
+	if (at_a != at_b)
+		return at_a < at_b ? -1 : 1;
+	return (place_a->index > place_b->index) - (place_a->index < place_b->index);
+}
+
+static int
+make_rotation(struct targets *targets, const struct count_list *weights, struct failure *why)
+{
+	bool has_weights = weights && targets->balance != BALANCE_ORDER;
+	size_t most = targets->count;
+
+	for (size_t i = 0; has_weights && i < weights->count; i++)
+		most += weights->at[i];
+	targets->rotation = calloc(most, sizeof(*targets->rotation));
+	if (!targets->rotation)
+		return failure_set(why, FAILURE_MEMORY, "no memory for the targets");
+	for (size_t i = 0; i < targets->count; i++) {
+		uint32_t weight = has_weights && i < weights->count ? (uint32_t)weights->at[i] : 1;
+		for (uint32_t number = 0; number < weight; number++)
+			targets->rotation[targets->places++] =
+				(struct place){ (uint32_t)i, number, weight };
+	}
+	if (has_weights)
+		qsort(targets->rotation, targets->places, sizeof(*targets->rotation),
+		      compare_places);
+	return 0;
+}
+
 struct targets *
-targets_configure(const struct address_list *addresses, enum balance balance,
+targets_configure(const struct address_list *connect, const struct targets_options *options,
 		  const struct targets *previous, struct failure *why)
 {
+	static const struct address_list nothing;
 	static pthread_once_t once = PTHREAD_ONCE_INIT;
-	struct targets *targets =
-		calloc(1, sizeof(*targets) + addresses->count * sizeof(*targets->at));
+	const struct address_list *backup = options->backup ? options->backup : &nothing;
+	struct targets *targets = calloc(1, sizeof(*targets) + (connect->count + backup->count) *
+								       sizeof(*targets->at));
 	if (!targets) {
 		failure_set(why, FAILURE_MEMORY, "no memory for the targets");
 		return NULL;
 	}
 	pthread_once(&once, read_ephemeral_range);
 	counted_init(&targets->counted, discard_targets);
-	targets->balance = balance;
-	for (size_t i = 0; i < addresses->count; i++) {
-		struct target *target = find_target(previous, addresses->at[i].text);
-		if (target)
-			counted_hold(&target->counted);
-		else if (!(target = make_target(&addresses->at[i], why)))
-			goto fail;
-		targets->at[targets->count++] = target;
+	targets->balance = options->balance;
+	targets->most = (unsigned int)options->most;
+	targets->backups = connect->count;
+	if (add_targets(targets, connect, previous, why) < 0 ||
+	    add_targets(targets, backup, previous, why) < 0 ||
+	    make_rotation(targets, options->weights, why) < 0) {
+		targets_release(targets);
+		return NULL;
 	}
 	return targets;
-fail:
-	targets_release(targets);
-	return NULL;
 }
 
 void
@@ -234,39 +319,115 @@ targets_unchecked(struct targets *targets, size_t index)
 	atomic_store_explicit(&targets->at[index]->in_a_row, 0, memory_order_relaxed);
 }
 
-/* How little is to be expected of a target: a failed check outweighs a failure of late. */
-static int
+/* How little is to be expected of a target: a failed check outweighs a failure of late, and either that it is
+ * a backup. */
+static unsigned int
 badness(const struct targets *targets, size_t index, uint64_t now_ns)
 {
+	unsigned int is_backup = index >= targets->backups ? 1 : 0;
+
 	if (targets_health(targets, index) == TARGET_FAILS)
-		return 2;
-	return targets_failed_until(targets, index, now_ns) ? 1 : 0;
+		return 4 + is_backup;
+	return (targets_failed_until(targets, index, now_ns) ? 2 : 0) + is_backup;
 }
 
-/* The best target not tried yet: not failed, then (least) with the fewest connections, then
- * the next in the rotation. */
+/* The same for all of a client's connections: of an IPv6 address the network of 64 bits. */
+static uint64_t
+digest_client(const struct socket_address *client)
+{
+	if (!client || client->family == AF_UNSPEC)
+		return 0;
+	if (client->family == AF_UNIX)
+		return digest(&client->uid, sizeof(client->uid));
+	return digest(client->ip, client->family == AF_INET ? 4 : 8);
+}
+
+/* What speaks against a place, the least wins. With `source` each client has an order of its own of all places,
+ * so a target that comes or goes moves only the clients that are, or were, its own. */
+struct demerit {
+	unsigned int badness;
+	uint64_t load, weight; /* compared as load / weight */
+};
+
+static bool
+is_less(const struct demerit *a, const struct demerit *b)
+{
+	if (a->badness != b->badness)
+		return a->badness < b->badness;
+	return a->load * b->weight < b->load * a->weight;
+}
+
+static struct demerit
+judge(const struct targets *targets, const struct place *place, uint64_t client, uint64_t now_ns)
+{
+	struct demerit demerit = { badness(targets, place->index, now_ns), 0, 1 };
+
+	if (targets->balance == BALANCE_LEAST) {
+		demerit.load = (uint64_t)targets_active(targets, place->index) + 1;
+		demerit.weight = place->weight;
+	} else if (targets->balance == BALANCE_SOURCE) {
+		demerit.load = mix(targets->at[place->index]->digest ^ mix(client + place->number));
+	}
+	return demerit;
+}
+
+/* The best target not tried yet: not failed and no backup, then with the fewest connections (least) or for this
+ * client (source). Those that are as good as each other have their turns, whatever the others are. */
 static size_t
 choose(const struct targets *targets, const struct dial_state *state, uint64_t now_ns)
 {
-	size_t best = targets->count;
-	int best_failed = 0;
-	unsigned int best_active = 0;
+	size_t best = targets->count, ties = 0;
+	struct demerit least = { 0 };
 
-	for (size_t i = 0; i < targets->count; i++) {
-		size_t index = (state->first + i) % targets->count;
-		if (state->tried[index])
+	for (size_t i = 0; i < targets->places; i++) {
+		const struct place *place = &targets->rotation[i];
+		if (state->tried[place->index])
 			continue;
-		int failed = badness(targets, index, now_ns);
-		unsigned int active =
-			targets->balance == BALANCE_LEAST ? targets_active(targets, index) : 0;
-		if (best == targets->count || failed < best_failed ||
-		    (failed == best_failed && active < best_active)) {
-			best = index;
-			best_failed = failed;
-			best_active = active;
+		struct demerit demerit = judge(targets, place, state->client, now_ns);
+		if (ties && is_less(&least, &demerit))
+			continue;
+		if (!ties || is_less(&demerit, &least)) {
+			best = place->index;
+			least = demerit;
+			ties = 0;
 		}
+		ties++;
 	}
-	return best;
+	size_t skip = state->turn % ties;
+	for (size_t i = 0; ties > 1 && i < targets->places; i++) {
+		const struct place *place = &targets->rotation[i];
+		if (state->tried[place->index])
+			continue;
+		struct demerit demerit = judge(targets, place, state->client, now_ns);
+		if (!is_less(&least, &demerit) && !is_less(&demerit, &least) && skip-- == 0)
+			return place->index;
+	}
+	return best; /* another worker has changed what was counted */
+}
+
+/* Counts one more connection of the target, unless it has as many as it may. */
+static bool
+take_target(const struct dial *dial)
+{
+	const struct targets *targets = dial->options->targets;
+	struct target *target = targets->at[dial->index];
+	unsigned int active = atomic_load_explicit(&target->active, memory_order_relaxed);
+
+	if (dial->options->is_own)
+		return true;
+	do
+		if (targets->most && active >= targets->most)
+			return false;
+	while (!atomic_compare_exchange_weak_explicit(&target->active, &active, active + 1,
+						      memory_order_relaxed, memory_order_relaxed));
+	return true;
+}
+
+static void
+give_target(const struct dial *dial)
+{
+	if (!dial->options->is_own)
+		targets_disconnected(dial->options->targets, dial->index);
 }
 
 /* The end of a dial. */
@@ -649,8 +810,13 @@ try_next_target(struct dial *dial, uint64_t now_ns)
 	}
 	state->tried[dial->index] = true;
 	state->untried--;
-	atomic_fetch_add_explicit(&target_of(dial)->active, 1, memory_order_relaxed);
-	return try_target(dial);
+	if (take_target(dial))
+		return try_target(dial);
+	failure_set(&state->why, FAILURE_ADMISSION,
+		    "connect to %.120s: max_per_target: it has %u connections already",
+		    targets_name(dial->options->targets, dial->index),
+		    dial->options->targets->most);
+	return FULL;
 }
 
 static void
@@ -659,7 +825,7 @@ leave_target(struct dial *dial, uint64_t now_ns)
 	enum failure_kind kind = dial->state->why.kind;
 
 	withdraw(dial);
-	targets_disconnected(dial->options->targets, dial->index);
+	give_target(dial);
 	if (!is_our_own_lack(kind) && kind != FAILURE_ADMISSION)
 		atomic_store_explicit(&target_of(dial)->failed_until_ns,
 				      now_ns + TARGET_FAILED_S * NS_PER_S, memory_order_relaxed);
@@ -705,7 +871,8 @@ proceed(struct dial *dial, enum progress progress)
 				    targets_name(dial->options->targets, dial->index));
 		}
 		uint64_t now_ns = clock_now_ns();
-		leave_target(dial, now_ns);
+		if (progress != FULL)
+			leave_target(dial, now_ns);
 		if (state->untried == 0 || is_our_own_lack(state->why.kind) ||
 		    later(now_ns, TIME_IS_OUT_NS) >= state->deadline_ns)
 			progress = end_failed(dial);
@@ -748,14 +915,14 @@ make_state(struct dial *dial)
 	if (!state)
 		return NULL;
 	state->untried = targets->count;
+	state->client = digest_client(dial->options->client);
 	if (dial->options->only) {
 		memset(state->tried, true, targets->count * sizeof(state->tried[0]));
 		state->tried[*dial->options->only] = false;
 		state->untried = 1;
 	}
 	if (targets->balance != BALANCE_ORDER)
-		state->first = atomic_fetch_add_explicit(&targets->turn, 1, memory_order_relaxed) %
-			       targets->count;
+		state->turn = atomic_fetch_add_explicit(&targets->turn, 1, memory_order_relaxed);
 	evtimer_assign(&state->timer, dial->loop->base, on_due, dial);
 	return state;
 }
@@ -786,7 +953,7 @@ dial_cancel(struct dial *dial)
 	if (!dial->state)
 		return;
 	withdraw(dial);
-	targets_disconnected(dial->options->targets, dial->index);
+	give_target(dial);
 	free(dial->state);
 	dial->state = NULL;
 }

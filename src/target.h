@@ -22,9 +22,18 @@
 
 struct targets; /* one tunnel's list: shared by all workers, counted, outlives generations */
 
-/* Makes the list; what is known of an address that stands in `previous` too (may be NULL), by its
- * text, is shared with it. The addresses are copied. Owned by the caller. */
-struct targets *targets_configure(const struct address_list *addresses, enum balance balance,
+/* How the targets of a list are chosen. All is copied. */
+struct targets_options {
+	enum balance balance;
+	const struct address_list *backup; /* tried when no other works or has room; NULL = none */
+	const struct count_list *weights;  /* of `connect`; NULL or shorter: the others have 1 */
+	uint64_t most;                     /* connections of each at once; 0 = no cap */
+};
+
+/* Makes the list: `connect`, then the backups. What is known of an address that stands in `previous` too
+ * (may be NULL), by its text, is shared with it. The addresses are copied. Owned by the caller. */
+struct targets *targets_configure(const struct address_list *connect,
+				  const struct targets_options *options,
 				  const struct targets *previous, struct failure *why);
 void targets_hold(struct targets *targets);
 void targets_release(struct targets *targets); /* NULL is allowed */
@@ -41,16 +50,20 @@ struct dial_options {
 	/* Source address for connecting; NULL or family AF_UNSPEC: the kernel's choice. UNIX and internal
 	 * targets ignore it; an address of the other family cannot be reached from it and fails. */
 	const struct address *bind;
+	/* For whom, if that chooses the target; NULL = nobody. */
+	const struct socket_address *client;
 	/* NULL, or the only target to be tried, by its index. */
 	const size_t *only;
+	/* The daemon's own: it counts as none of the target's connections, and meets no cap. */
+	bool is_own;
 	/* Over all attempts, 0 = none. Each gets what is left / targets left, at least 1 s. */
 	uint64_t timeout_ns;
 	/* Silence before TCP keepalive probes, up to whole seconds; 0 = off. */
 	uint64_t keepalive_ns;
 
 	/* Asked when the turn comes to an internal target: 0 = admitted, the dial is over and the target
-	 * counts as connected; -1 = refused with *why, the next target is tried. `index` is the place in
-	 * the connect list. May be called inside dial_start; may not cancel the dial. May be NULL if no
+	 * counts as connected; -1 = refused with *why, the next target is tried. `index` is its place in
+	 * the list. May be called inside dial_start; may not cancel the dial. May be NULL if no
 	 * target is internal. */
 	int (*admit)(struct dial *dial, size_t index, struct failure *why);
 
@@ -82,7 +95,7 @@ struct dial {
 
 /* Starts. Returns with the dial under way or over (on_end has been called). Loop's thread.
  *
- * Every target failing, the dial fails. A target that refuses or cannot be reached is left at once; all
+ * Every target failing, or having as many connections as it may (FAILURE_ADMISSION), the dial fails. A target that refuses or cannot be reached is left at once; all
  * addresses of a host are raced. Without descriptors or memory the dial fails at once and the target
  * is not blamed. A literal target costs socket, setsockopt, connect and one epoll_ctl, and a getsockopt only if
  * the wake-up could mean an error (or the peer spoke first); a getsockname if its port is in the
@@ -93,8 +106,8 @@ void dial_start(struct dial *dial, struct loop *loop, const struct dial_options 
  * never started, is left alone. Loop's thread. */
 void dial_cancel(struct dial *dial);
 
-/* The connection to target `index` of the list has ended (for `least`): once for each dial that ended
- * connected or admitted. Any thread. */
+/* The connection to target `index` of the list has ended: once for each dial that ended connected or
+ * admitted and was not the daemon's own. Any thread. */
 void targets_disconnected(struct targets *targets, size_t index);
 
 /* A human name of the target at `index`: as written. Valid while targets are held. */

@@ -71,7 +71,8 @@ dial(struct trial *trial, const struct tunnel_conf *conf, const struct address *
 {
 	const struct address_list one = { (struct address *)address, 1 };
 	char text[SOCKET_ADDRESS_TEXT];
-	struct targets *targets = targets_configure(&one, BALANCE_ORDER, NULL, &trial->why);
+	const struct targets_options in_order = { .balance = BALANCE_ORDER };
+	struct targets *targets = targets_configure(&one, &in_order, NULL, &trial->why);
 	if (!targets)
 		return -1;
 	struct dial_options options = {
@@ -258,7 +259,7 @@ follow(struct trial *trial, const struct tunnel_conf *conf, size_t index, int ho
 
 	if (!target->tunnel) {
 		fprintf(trial->out, "  %-10s %s is built in\n", "open",
-			conf->connect.at[index].name);
+			tunnel_conf_target(conf, index)->name);
 		return 0;
 	}
 	fprintf(trial->out, "  %-10s tunnel \"%s\"; its accept_filters are not tried\n", "leads to",
@@ -269,7 +270,7 @@ follow(struct trial *trial, const struct tunnel_conf *conf, size_t index, int ho
 static int
 try_target(struct trial *trial, const struct tunnel_conf *conf, size_t index, int hops)
 {
-	const struct address *address = &conf->connect.at[index];
+	const struct address *address = tunnel_conf_target(conf, index);
 
 	fprintf(trial->out, "tunnel \"%s\", target %s\n", conf->name, address->text);
 	if (address->kind == ADDRESS_INTERNAL)
@@ -285,7 +286,7 @@ static int
 try_tunnel(struct trial *trial, const struct tunnel_conf *conf, int hops)
 {
 	int result = 0;
-	for (size_t i = 0; i < conf->connect.count; i++)
+	for (size_t i = 0; i < tunnel_conf_target_count(conf); i++)
 		result |= try_target(trial, conf, i, hops);
 	return result;
 }

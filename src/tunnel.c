@@ -456,7 +456,7 @@ tunnel_obey_limits(struct connections *connections,
 static const char *
 target_host(const struct connection *connection, char text[INET6_ADDRSTRLEN])
 {
-	const struct address *address = &connection->conf->connect.at[connection->target];
+	const struct address *address = tunnel_conf_target(connection->conf, connection->target);
 	if (address->kind == ADDRESS_HOST)
 		return address->name;
 	if (address->kind != ADDRESS_IP ||
@@ -573,14 +573,17 @@ on_dialled(struct dial *dialled, int fd, const struct failure *why)
 	connection->dialling = NULL;
 	free(dialling);
 	if (why) {
-		end_connection(connection, ENDED_BY_TARGET, RESET_BOTH, why);
+		bool is_our_cap = why->kind == FAILURE_ADMISSION;
+		end_connection(connection, is_our_cap ? ENDED_BY_US : ENDED_BY_TARGET, RESET_BOTH,
+			       why);
 		return;
 	}
 	if (fd >= 0 && admission_is_reserved(fd, connection->conf)) {
 		struct failure short_of;
 		failure_set(&short_of, FAILURE_DESCRIPTORS, "out of descriptors");
 		endpoint_reset_socket(fd);
-		targets_disconnected(connection->conf->targets, connection->target);
+		if (!connection->is_own)
+			targets_disconnected(connection->conf->targets, connection->target);
 		end_connection(connection, ENDED_BY_US, RESET_BOTH, &short_of);
 		return;
 	}
@@ -620,7 +623,9 @@ dial(struct connection *connection)
 		.resolver = connection->home->resolver,
 		.bind = &conf->bind,
 		.timeout_ns = conf->timeouts.connect,
+		.client = &connection->facts.client,
 		.only = connection->check ? &connection->check->target : NULL,
+		.is_own = connection->is_own,
 		.keepalive_ns = conf->keepalive,
 		.admit = on_admit,
 		.on_step = on_step,

@@ -6,10 +6,11 @@
 
 #define DURATION_MOST (UINT64_C(366) * 86400 * NS_PER_S)
 
-static const char *const balance_words[] = { [BALANCE_ORDER] = "order",
+const char *const tunnel_conf_balances[] = { [BALANCE_ORDER] = "order",
 					     [BALANCE_ROUND_ROBIN] = "round_robin",
 					     [BALANCE_LEAST] = "least",
-					     NULL };
+					     [BALANCE_SOURCE] = "source",
+					     [BALANCES] = NULL };
 
 #define AT(field) offsetof(struct tunnel_conf, field)
 const struct keyword tunnel_keywords[] = {
@@ -24,6 +25,12 @@ const struct keyword tunnel_keywords[] = {
 	  .offset = AT(connect),
 	  .effect = EFFECT_NEW_CONNECTIONS,
 	  .help = "Targets to connect to: HOST:PORT, unix:/PATH, unix:@NAME or internal:NAME." },
+	{ .name = "backup",
+	  .type = KEYWORD_ADDRESSES,
+	  .fallback = "",
+	  .offset = AT(backup),
+	  .effect = EFFECT_NEW_CONNECTIONS,
+	  .help = "Targets for when none of connect works or has room." },
 	{ .name = "accept_filters",
 	  .type = KEYWORD_TEXTS,
 	  .fallback = "",
@@ -53,12 +60,20 @@ const struct keyword tunnel_keywords[] = {
 	{ .name = "balance",
 	  .type = KEYWORD_CHOICE,
 	  .fallback = "order",
-	  .choices = balance_words,
+	  .choices = tunnel_conf_balances,
 	  .offset = AT(balance),
 	  .effect = EFFECT_NEW_CONNECTIONS,
-	  .help = "Which target is tried first: the first that works, each in turn, or the one "
-		  "with "
-		  "the fewest connections." },
+	  .help = "Which target is tried first: the first that works, each in turn, the one with "
+		  "the fewest connections, or for each client address the same." },
+	{ .name = "weights",
+	  .type = KEYWORD_COUNTS,
+	  .fallback = "",
+	  .least = 1,
+	  .most = 100,
+	  .offset = AT(weights),
+	  .effect = EFFECT_NEW_CONNECTIONS,
+	  .help = "How much of the connections each of connect gets, beside the others, in the "
+		  "same order; empty = all as much." },
 	{ .name = "bind",
 	  .type = KEYWORD_HOST,
 	  .fallback = "",
@@ -125,6 +140,15 @@ const struct keyword tunnel_keywords[] = {
 	  .effect = EFFECT_NEW_CONNECTIONS,
 	  .unit = "connections",
 	  .help = "Most connections from one client address at once; 0 = no cap." },
+	{ .name = "max_per_target",
+	  .type = KEYWORD_COUNT,
+	  .fallback = "0",
+	  .most = UINT32_MAX,
+	  .offset = AT(max_per_target),
+	  .effect = EFFECT_NEW_CONNECTIONS,
+	  .unit = "connections",
+	  .help = "Most connections to each target at once, after which the next one is tried; 0 "
+		  "= no cap." },
 	{ .name = "max_new_per_source",
 	  .type = KEYWORD_FREQUENCY,
 	  .fallback = "0",
@@ -228,6 +252,19 @@ const struct keyword match_keywords[] = {
 	{ .name = NULL },
 };
 #undef AT
+
+size_t
+tunnel_conf_target_count(const struct tunnel_conf *conf)
+{
+	return conf->connect.count + conf->backup.count;
+}
+
+const struct address *
+tunnel_conf_target(const struct tunnel_conf *conf, size_t index)
+{
+	return index < conf->connect.count ? &conf->connect.at[index]
+					   : &conf->backup.at[index - conf->connect.count];
+}
 
 size_t
 tunnel_conf_leading(const struct tunnel_conf *conf)

@@ -48,18 +48,21 @@ struct check_conf {
 	uint64_t rise, fall;        /* in a row, until a target counts as what they say */
 };
 
-enum balance { BALANCE_ORDER, BALANCE_ROUND_ROBIN, BALANCE_LEAST };
+enum balance { BALANCE_ORDER, BALANCE_ROUND_ROBIN, BALANCE_LEAST, BALANCE_SOURCE, BALANCES };
+extern const char *const tunnel_conf_balances[]; /* as an operator writes them; ends with NULL */
 
 struct tunnel_conf {
 	/* What was written. */
 	char *name;
 	struct origin origin;
 	struct address_list listen;
-	struct address_list connect;
+	struct address_list connect, backup; /* together the targets, counted through */
 	struct text_list accept_filters, connect_filters;
-	char *limit_name;         /* what meters the near side; "" = nothing */
-	char *connect_limit_name; /* the same for the far side */
-	int balance;              /* enum balance */
+	char *limit_name;          /* what meters the near side; "" = nothing */
+	char *connect_limit_name;  /* the same for the far side */
+	int balance;               /* enum balance */
+	struct count_list weights; /* of `connect`, in its order; empty = 1 each */
+	uint64_t max_per_target;   /* 0 = no cap */
 	struct address
 		bind; /* source address for connecting; family AF_UNSPEC = the kernel's choice */
 	struct prefix_list allow; /* empty = everybody */
@@ -79,7 +82,7 @@ struct tunnel_conf {
 	struct counted *generation;               /* hold it for as long as the conf is used */
 	struct chain near_chain, far_chain;       /* of accept_filters and connect_filters */
 	struct limit_conf *limit, *connect_limit; /* NULL = none */
-	struct targets *targets;                  /* the connect list, ready to be dialled */
+	struct targets *targets;                  /* its targets, ready to be dialled */
 	struct tunnel_live
 		*live; /* counters and caps that outlive generations; owned by the roster */
 
@@ -90,12 +93,12 @@ struct tunnel_conf {
 	/* For each entry of `listen` the front that stands there, or NULL; owned array. */
 	const struct tunnel_conf **fronts;
 
-	/* For each entry of `connect` that is internal:NAME, the tunnel or the built-in service that
+	/* For each target that is internal:NAME, the tunnel or the built-in service that
 	 * listens there; both NULL for other kinds of address. */
 	struct internal_target {
 		const struct tunnel_conf *tunnel; /* or the front before it */
 		const struct service *service;
-	} * internal; /* connect.count entries, owned */
+	} * internal; /* an entry for each target, owned */
 };
 
 extern const struct keyword
@@ -103,6 +106,10 @@ extern const struct keyword
 extern const struct keyword check_keywords[];    /* offsets into struct check_conf */
 extern const struct keyword timeouts_keywords[]; /* offsets into struct timeouts */
 extern const struct keyword match_keywords[];    /* offsets into struct match_conf */
+
+/* Its targets: those of `connect`, then those of `backup`. */
+size_t tunnel_conf_target_count(const struct tunnel_conf *conf);
+const struct address *tunnel_conf_target(const struct tunnel_conf *conf, size_t index);
 
 /* How many filters at the wire's end of near_chain the front has run: 0 or 1. */
 size_t tunnel_conf_leading(const struct tunnel_conf *conf);

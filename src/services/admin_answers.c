@@ -245,11 +245,6 @@ is_front(const struct tunnel_conf *conf)
 static json_t *
 tunnel_of(const struct admin_status *status, const struct tunnel_conf *conf)
 {
-	static const char *const balances[] = {
-		[BALANCE_ORDER] = "order",
-		[BALANCE_ROUND_ROBIN] = "round_robin",
-		[BALANCE_LEAST] = "least",
-	};
 	const struct tunnel_live *live = conf->live;
 	struct tunnel_sums sum;
 	admission_sum(live, &sum);
@@ -259,14 +254,15 @@ tunnel_of(const struct admin_status *status, const struct tunnel_conf *conf)
 				  (json_int_t)sum.bytes[SIDE_FAR][FLOW_UP], "far_down",
 				  (json_int_t)sum.bytes[SIDE_FAR][FLOW_DOWN]);
 	return json_pack(
-		"{s:s, s:b, s:o, s:o, s:s, s:o, s:o, s:I, s:I, s:b, s:I, s:o, s:o, s:o, s:o}",
+		"{s:s, s:b, s:o, s:o, s:o, s:s, s:o, s:o, s:I, s:I, s:b, s:I, s:o, s:o, s:o, s:o}",
 		"name", conf->name, "is_front", is_front(conf), "listen",
-		listeners_of(status, conf), "connect", addresses_of(&conf->connect), "balance",
-		balances[conf->balance], "accept_filters", texts_of(&conf->accept_filters),
-		"connect_filters", texts_of(&conf->connect_filters), "open", (json_int_t)live->open,
-		"max_connections", (json_int_t)conf->max_connections, "drained", (int)live->drained,
-		"admitted", (json_int_t)live->admitted, "states", states_of(&sum), "refused",
-		refusals_of(live), "ended", ends_of(&sum), "bytes", bytes);
+		listeners_of(status, conf), "connect", addresses_of(&conf->connect), "backup",
+		addresses_of(&conf->backup), "balance", tunnel_conf_balances[conf->balance],
+		"accept_filters", texts_of(&conf->accept_filters), "connect_filters",
+		texts_of(&conf->connect_filters), "open", (json_int_t)live->open, "max_connections",
+		(json_int_t)conf->max_connections, "drained", (int)live->drained, "admitted",
+		(json_int_t)live->admitted, "states", states_of(&sum), "refused", refusals_of(live),
+		"ended", ends_of(&sum), "bytes", bytes);
 }
 
 static enum answer_step
@@ -308,10 +304,12 @@ target_of(const struct tunnel_conf *conf, size_t index, uint64_t now_ns)
 	uint64_t until_ns = targets_failed_until(conf->targets, index, now_ns);
 	enum target_health health = targets_health(conf->targets, index);
 	const char *state = health == TARGET_FAILS ? "down" : until_ns ? "failed" : "up";
-	return json_pack("{s:s, s:o, s:I, s:s, s:b, s:f}", "tunnel", conf->name, "target",
-			 admin_survey_text(targets_name(conf->targets, index)), "active",
-			 (json_int_t)targets_active(conf->targets, index), "state", state,
-			 "checked", health != TARGET_UNCHECKED, "tried_last_for_s",
+	return json_pack("{s:s, s:o, s:b, s:I, s:I, s:s, s:b, s:f}", "tunnel", conf->name, "target",
+			 admin_survey_text(targets_name(conf->targets, index)), "backup",
+			 index >= conf->connect.count, "active",
+			 (json_int_t)targets_active(conf->targets, index), "most",
+			 (json_int_t)conf->max_per_target, "state", state, "checked",
+			 health != TARGET_UNCHECKED, "tried_last_for_s",
 			 until_ns ? (double)(until_ns - now_ns) / (double)NS_PER_S : 0.0);
 }
 
@@ -331,7 +329,7 @@ write_targets(struct inquiry *inquiry, struct evbuffer *page)
 		evbuffer_add_printf(page, "{\"targets\":[");
 	for (; generation && state->tunnel < generation->tunnel_count; state->tunnel++) {
 		const struct tunnel_conf *conf = generation->tunnels[state->tunnel];
-		while (state->target < conf->connect.count) {
+		while (state->target < tunnel_conf_target_count(conf)) {
 			evbuffer_add_printf(page, is_first ? "\n" : ",\n");
 			is_first = false;
 			admin_survey_print(inquiry, page, target_of(conf, state->target++, now_ns),

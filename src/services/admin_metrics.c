@@ -129,7 +129,7 @@ static void
 write_target_connections(struct evbuffer *page, const struct tunnel_conf *conf, const char *tunnel)
 {
 	char target[LABEL_TEXT];
-	for (size_t i = 0; i < conf->connect.count; i++)
+	for (size_t i = 0; i < tunnel_conf_target_count(conf); i++)
 		evbuffer_add_printf(page,
 				    "penstock_target_connections{tunnel=\"%s\",target=\"%s\"} %u\n",
 				    tunnel, escape(targets_name(conf->targets, i), target),
@@ -148,7 +148,7 @@ write_target_up(struct evbuffer *page, const struct tunnel_conf *conf, const cha
 {
 	char target[LABEL_TEXT];
 	uint64_t now_ns = clock_now_ns();
-	for (size_t i = 0; i < conf->connect.count; i++)
+	for (size_t i = 0; i < tunnel_conf_target_count(conf); i++)
 		evbuffer_add_printf(page, "penstock_target_up{tunnel=\"%s\",target=\"%s\"} %d\n",
 				    tunnel, escape(targets_name(conf->targets, i), target),
 				    is_up(conf->targets, i, now_ns) ? 1 : 0);

@@ -6,8 +6,8 @@ import subprocess
 
 import pytest
 
-from daemon import configuration, tunnel, wait_until
-from peers import ClosedPort, EchoTarget, FullTarget, Target, echoes
+from daemon import DEADLINE, configuration, tunnel, wait_until
+from peers import ClosedPort, EchoTarget, FullTarget, Target, connect, echoes
 from test_admin import Admin
 
 pytestmark = pytest.mark.sanitize
@@ -52,6 +52,27 @@ def test_a_target_fails_and_comes_back(asked):
             admin.daemon.wait_log("target passes its checks", count=1, tunnel="a", target=address)
             wait_until(lambda: admin.daemon.find_log("target passes its checks", target=address)[-1:] and
                        states(admin)[0] != "down", "it to come back")
+
+
+def test_a_backup_has_clients_while_the_others_fail(asked):
+    with ClosedPort() as main, EchoTarget() as spare:
+        admin = asked(checked(tunnel("a", main.text, backup=[spare.text], max_per_target=1)))
+        admin.daemon.wait_log("target fails its checks", target=main.text)
+        assert echoes(admin.daemon.address("a"))
+        assert admin.daemon.ended("a")["target"] == spare.text
+        assert [one["backup"] for one in admin.get("/v1/targets")["targets"]][:2] == [False, True]
+        main.sock.listen()
+        admin.daemon.wait_log("target passes its checks", target=main.text)
+        with connect(admin.daemon.address("a")) as client:
+            client.send(10)
+            main.sock.settimeout(DEADLINE)
+            seen = b""
+            while not seen:  # checks say nothing
+                peer = main.sock.accept()[0]
+                seen = peer.recv(10)
+            # However many checks there are, its one client is all that counts.
+            assert [one["active"] for one in admin.get("/v1/targets")["targets"]][:2] == [1, 0]
+            peer.close()
 
 
 def test_checks_count_nowhere(asked):

@@ -98,6 +98,18 @@ def test_diff_tells_rows_and_effects(directory):
     ]
 
 
+def test_diff_of_targets(directory):
+    assert diff(directory, configuration(tunnel("a", ["internal:echo", "internal:discard"])), configuration(
+        tunnel("a", ["internal:echo", "internal:discard"], backup=["internal:chargen"], balance="source", max_per_target=5)
+        .replace("balance", "weights = { 3, 1 }  balance"))) == [
+            'tunnel "a" backup: { } -> { "internal:chargen" } (new connections)',
+            'tunnel "a" balance: order -> source (new connections)',
+            'tunnel "a" weights: { } -> { 3, 1 } (new connections)',
+            'tunnel "a" max_per_target: 0 -> 5 (new connections)',
+            "4 differences: 0 live, 4 for new connections, 0 after a restart",
+        ]
+
+
 def test_diff_of_checks(directory):
     def a(check):
         return configuration(tunnel("a", "internal:echo")[:-2] + check + "}\n")

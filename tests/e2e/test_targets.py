@@ -1,8 +1,10 @@
 """Where a tunnel connects to: order, balance, names, failures."""
 
+import socket
+
 import pytest
 
-from daemon import configuration, tunnel, wait_until
+from daemon import DEADLINE, configuration, tunnel, wait_until
 from peers import CLIENT_STREAM, ClosedPort, EchoTarget, FullTarget, connect, echoes, is_refused, transfer
 
 pytestmark = pytest.mark.sanitize
@@ -78,6 +80,51 @@ def test_balance(start, balance, expected):
         client.close()
     for target in targets:
         target.close()
+
+
+def test_weights(start):
+    targets = [EchoTarget() for _ in range(2)]
+    text = tunnel("a", [target.text for target in targets], balance="least")
+    daemon = start(configuration(text.replace("balance", "weights = { 1, 3 }  balance"), workers=2))
+    _, clients = reach(daemon, targets, 16)
+    assert [target.connections for target in targets] == [4, 12]
+    for end in (*clients, *targets):
+        end.close()
+
+
+def test_source_keeps_a_client_at_its_target(start):
+    """Whatever the client's port, and over a restart."""
+    targets = [EchoTarget() for _ in range(3)]
+    homes = []
+    for _ in range(2):
+        daemon = start(configuration(tunnel("a", [target.text for target in targets], balance="source"), workers=2))
+        for host in range(1, 25):
+            for _ in range(2):
+                with socket.create_connection(daemon.address("a"), DEADLINE, (f"127.0.0.{host}", 0)) as client:
+                    client.sendall(b"x")
+                    assert client.recv(1) == b"x"
+        homes.append({(line["client"].rpartition(":")[0], line["target"]) for line in daemon.ended("a", 48)})
+    assert homes[0] == homes[1] and len(homes[0]) == 24
+    assert {target for _, target in homes[0]} == {target.text for target in targets}
+    for target in targets:
+        target.close()
+
+
+def test_full_target(start):
+    """The next one is tried; who finds room nowhere is refused, and told why."""
+    with EchoTarget() as one, EchoTarget() as two:
+        daemon = start(configuration(tunnel("a", one.text, backup=[two.text], max_per_target=2)))
+        reached, clients = reach(daemon, [one, two], 4)
+        assert reached == [0, 0, 1, 1]
+        assert is_refused(daemon.address("a"))
+        line = daemon.ended("a")
+        assert line["reason"] == "admission" and line["ended_by"] == "us" and "max_per_target" in line["why"], line
+        clients[0].close()
+        daemon.ended("a", reason="ok")
+        again, more = reach(daemon, [one, two], 1)
+        assert again == [0]
+        for client in (*clients, *more):
+            client.close()
 
 
 def test_round_robin_shares_over_workers(start):

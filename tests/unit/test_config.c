@@ -166,9 +166,10 @@ test_everything(void **state)
 		"tunnel cache {\n"
 		"  listen = { \"0.0.0.0:6380\", \"[::]:6380\", 'unix:c.sock', \"unix:@c\",\n"
 		"             \"systemd:cache\", }\n"
+		"  backup = \"internal:discard\" max_per_target = 7\n"
 		"  connect = { cache.example:6379 } connect += { \"unix:/run/c\", "
 		"\"internal:echo\" }\n"
-		"  balance = least bind = 10.0.0.9\n"
+		"  balance = least bind = 10.0.0.9 weights = { 3, 1, 2 }\n"
 		"  allow = { 10.0.0.0/8, \"::1\" } deny = 10.1.0.0/16\n"
 		"  keepalive = 30s backlog = 16 unix_mode = 0660 unix_owner = root:0\n"
 		"  max_connections = 100 max_per_source = 5 max_new_per_source = 50/min\n"
@@ -192,6 +193,12 @@ test_everything(void **state)
 	assert_string_equal(tunnel->connect.at[2].text, "internal:echo");
 	assert_null(tunnel->internal[0].service);
 	assert_ptr_equal(tunnel->internal[2].service, &echo);
+	assert_int_equal(tunnel_conf_target_count(tunnel), 4);
+	assert_string_equal(tunnel_conf_target(tunnel, 3)->text, "internal:discard");
+	assert_ptr_equal(tunnel->internal[3].service, &discard);
+	assert_int_equal(tunnel->max_per_target, 7);
+	assert_int_equal(tunnel->weights.count, 3);
+	assert_true(tunnel->weights.at[0] == 3 && tunnel->weights.at[2] == 2);
 	assert_int_equal(tunnel->balance, BALANCE_LEAST);
 	assert_int_equal(tunnel->bind.numeric.family, AF_INET);
 	assert_int_equal(tunnel->allow.count, 2);
@@ -470,10 +477,34 @@ test_values(void **state)
 	       "a "
 	       "number\n"
 	       "t.conf:18: balance: 'random' is unknown here; write one of order, round_robin, "
-	       "least\n"
+	       "least, source\n"
 	       "t.conf:19: max_new_per_source: '50' has no unit; write one of /s, /min, /h, /d "
 	       "after "
 	       "it, as in '50/s'\n");
+}
+
+static void
+test_targets(void **state)
+{
+	(void)state;
+	refuse("tunnel a { listen = 127.0.0.1:1\n weights = { 1,\n 2 }\n backup = { internal:b,\n "
+	       "systemd:x }\n connect = internal:discrad }\n"
+	       "tunnel b { listen = internal:b connect = 127.0.0.1:2\n backup = internal:c\n }\n"
+	       "tunnel c { listen = internal:c connect = internal:echo\n backup = { \"internal:b\" "
+	       "} }\n"
+	       "tunnel d { listen = 127.0.0.1:4 connect = 127.0.0.1:5\n weights = { 0, 101 }\n"
+	       " max_per_target = -1 }\n",
+	       "t.conf:2: tunnel \"a\" has 1 target in connect and 2 weights; write one for each "
+	       "of "
+	       "them, in the same order\n"
+	       "t.conf:5: 'systemd:x' is a socket to listen on; connect to an address\n"
+	       "t.conf:6: nothing listens on internal:discrad; did you mean internal:discard?\n"
+	       "t.conf:11: internal names form a cycle: b → c → b; let one of them connect "
+	       "elsewhere\n"
+	       "t.conf:13: weights: '0' is out of range; write 1 to 100\n"
+	       "t.conf:13: weights: '101' is out of range; write 1 to 100\n"
+	       "t.conf:14: max_per_target: '-1' has a sign; write the count without it, as in "
+	       "'1000'\n");
 }
 
 static void
@@ -1045,6 +1076,7 @@ main(void)
 		TEST(test_values),
 		TEST(test_addresses),
 		TEST(test_targets_written_twice),
+		TEST(test_targets),
 		TEST(test_names),
 		TEST(test_groups),
 		TEST(test_bad_matches),

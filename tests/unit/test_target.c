@@ -34,6 +34,9 @@ static struct dial_options options;
 static struct dial dial;
 static unsigned int fds_before;
 
+/* What the lists of a test are made with, beside their balance. */
+static struct targets_options making;
+
 /* What on_end and admit were told. */
 static struct {
 	unsigned int ends;
@@ -184,6 +187,7 @@ prepare(void **state)
 	(void)state;
 
 	memset(&seen, 0, sizeof(seen));
+	making = (struct targets_options){ 0 };
 	fds_before = count_fds();
 	event_config_set_flag(config, EVENT_BASE_FLAG_EPOLL_USE_CHANGELIST);
 	loop.base = event_base_new_with_config(config);
@@ -216,24 +220,41 @@ finish(void **state)
 	return 0;
 }
 
-static struct targets *
-configure(const char *texts, enum balance balance, const struct targets *previous)
+static void
+parse_list(const char *texts, struct address_list *list)
 {
-	struct address at[16];
-	struct address_list list = { at, 0 };
 	char copy[1024], *rest = copy, *word;
 	struct failure why;
 
 	snprintf(copy, sizeof(copy), "%s", texts);
 	while ((word = strsep(&rest, " "))) {
-		if (address_parse(word, &at[list.count], &why) < 0)
+		if (address_parse(word, &list->at[list->count], &why) < 0)
 			fail_msg("%s: %s", word, why.text);
-		list.count++;
+		list->count++;
 	}
-	struct targets *made = targets_configure(&list, balance, previous, &why);
+}
+
+/* Behind a "|" stand the backups. */
+static struct targets *
+configure(const char *texts, enum balance balance, const struct targets *previous)
+{
+	struct address at[16], backup_at[4];
+	struct address_list list = { at, 0 }, backup = { backup_at, 0 };
+	char copy[1024], *backups = copy;
+	struct failure why;
+
+	snprintf(copy, sizeof(copy), "%s", texts);
+	parse_list(strsep(&backups, "|"), &list);
+	if (backups)
+		parse_list(backups, &backup);
+	making.balance = balance;
+	making.backup = &backup;
+	struct targets *made = targets_configure(&list, &making, previous, &why);
 	assert_non_null(made);
 	for (size_t i = 0; i < list.count; i++)
 		address_release(&at[i]);
+	for (size_t i = 0; i < backup.count; i++)
+		address_release(&backup_at[i]);
 	return made;
 }
 
@@ -409,6 +430,232 @@ what_is_known_is_carried_over(void **state)
 	targets_release(old);
 	seen.refuse = FAILURE_NONE;
 	assert_int_equal(admitted_by_a_dial(), 1);
+}
+
+/* How often each of some targets is admitted by that many dials, which end with their connections. */
+static void
+count_admitted(unsigned int dials, unsigned int *counts)
+{
+	while (dials--) {
+		size_t index = admitted_by_a_dial();
+		seen.admits = 0;
+		counts[index]++;
+		targets_disconnected(targets, index);
+	}
+}
+
+static void
+weights_share_the_turns(void **state)
+{
+	const size_t order[] = { 0, 0, 1, 2, 0, 0, 0, 1, 2, 0 };
+	uint64_t weights[] = { 3, 1, 1 };
+	const struct count_list list = { weights, 3 };
+	(void)state;
+
+	making.weights = &list;
+	set_targets(BALANCE_ROUND_ROBIN, "internal:a internal:b internal:c");
+	for (size_t i = 0; i < 10; i++)
+		assert_int_equal(admitted_by_a_dial(), order[i]);
+	assert_memory_equal(seen.admitted, order, sizeof(order));
+}
+
+/* Of four the second has failed: its turns are not all the next one's. */
+static void
+the_turns_of_a_failed_target_are_shared(void **state)
+{
+	unsigned int counts[4] = { 0 };
+	(void)state;
+
+	set_targets(BALANCE_ROUND_ROBIN, "internal:a internal:b internal:c internal:d");
+	assert_true(targets_checked(targets, 1, false, 1, 1));
+	count_admitted(12, counts);
+	assert_true(counts[0] == 4 && counts[2] == 4 && counts[3] == 4);
+}
+
+static void
+weights_are_what_least_divides_by(void **state)
+{
+	uint64_t weights[] = { 1, 4 };
+	const struct count_list list = { weights, 2 };
+	(void)state;
+
+	making.weights = &list;
+	set_targets(BALANCE_LEAST, "internal:a internal:b");
+	for (unsigned int i = 0; i < 10; i++)
+		admitted_by_a_dial();
+	assert_int_equal(targets_active(targets, 0), 2);
+	assert_int_equal(targets_active(targets, 1), 8);
+}
+
+static void
+in_order_weights_mean_nothing(void **state)
+{
+	uint64_t weights[] = { 1, 100 };
+	const struct count_list list = { weights, 2 };
+	(void)state;
+
+	making.weights = &list;
+	set_targets(BALANCE_ORDER, "internal:a internal:b");
+	for (unsigned int i = 0; i < 3; i++)
+		assert_int_equal(admitted_by_a_dial(), 0);
+}
+
+static void
+a_backup_is_for_when_none_of_the_others_works(void **state)
+{
+	unsigned int counts[4] = { 0 };
+	(void)state;
+
+	set_targets(BALANCE_ROUND_ROBIN, "internal:a internal:b|internal:c internal:d");
+	count_admitted(4, counts);
+	assert_true(counts[0] == 2 && counts[1] == 2);
+	seen.refuse = FAILURE_REFUSED;
+	seen.refuse_below = 1;
+	count_admitted(4, counts);
+	assert_true(counts[0] == 2 && counts[1] == 6 && counts[2] == 0 && counts[3] == 0);
+	seen.refuse_below = 2;
+	count_admitted(4, counts);
+	assert_true(counts[1] == 6 && counts[2] == 2 && counts[3] == 2);
+	/* Both of the others have just failed: a backup comes before them, and they before nothing. */
+	seen.refuse_below = 4;
+	run();
+	assert_false(seen.good);
+	assert_int_equal(seen.admits, 4);
+	assert_true(seen.admitted[0] >= 2 && seen.admitted[1] >= 2);
+}
+
+static void
+a_failed_check_is_worse_than_being_a_backup(void **state)
+{
+	(void)state;
+	set_targets(BALANCE_ORDER, "internal:a|internal:b");
+	assert_true(targets_checked(targets, 0, false, 1, 1));
+	assert_int_equal(admitted_by_a_dial(), 1);
+	assert_true(targets_checked(targets, 0, true, 1, 1));
+	assert_int_equal(admitted_by_a_dial(), 0);
+}
+
+static void
+a_full_target_is_passed_over(void **state)
+{
+	(void)state;
+	making.most = 2;
+	set_targets(BALANCE_ORDER, "internal:a|internal:b");
+	for (unsigned int i = 0; i < 4; i++)
+		assert_int_equal(admitted_by_a_dial(), i / 2);
+	assert_int_equal(seen.admits, 4);
+	run();
+	expect_failed(FAILURE_ADMISSION, "connect to internal:b: max_per_target: it has 2 "
+					 "connections already");
+	assert_int_equal(seen.admits, 4); /* nobody was asked */
+	assert_int_equal(targets_failed_until(targets, 0, 1), 0);
+	assert_int_equal(targets_active(targets, 0), 2);
+	targets_disconnected(targets, 0);
+	assert_int_equal(admitted_by_a_dial(), 0);
+}
+
+static void
+the_daemons_own_dials_do_not_count(void **state)
+{
+	(void)state;
+	making.most = 1;
+	set_targets(BALANCE_ORDER, "internal:a");
+	options.is_own = true;
+	assert_int_equal(admitted_by_a_dial(), 0);
+	assert_int_equal(admitted_by_a_dial(), 0);
+	assert_int_equal(targets_active(targets, 0), 0);
+	options.is_own = false;
+	assert_int_equal(admitted_by_a_dial(), 0);
+	options.is_own = true;
+	assert_int_equal(admitted_by_a_dial(), 0);
+	assert_int_equal(targets_active(targets, 0), 1);
+}
+
+/* Of 256 clients, where each goes; their connections end. */
+static void
+send_clients(uint8_t where[256])
+{
+	for (unsigned int i = 0; i < 256; i++) {
+		const struct socket_address client = { .family = AF_INET,
+						       .port = (uint16_t)(1024 + i),
+						       .ip = { 10, 0, 0, (uint8_t)i } };
+		options.client = &client;
+		where[i] = (uint8_t)admitted_by_a_dial();
+		seen.admits = 0;
+		targets_disconnected(targets, where[i]);
+	}
+	options.client = NULL;
+}
+
+static void
+source_keeps_a_client_at_its_target(void **state)
+{
+	uint8_t first[256], then[256];
+	unsigned int counts[3] = { 0 }, moved = 0;
+	(void)state;
+
+	set_targets(BALANCE_SOURCE, "internal:a internal:b internal:c");
+	send_clients(first);
+	send_clients(then);
+	assert_memory_equal(first, then, sizeof(first));
+	for (unsigned int i = 0; i < 256; i++)
+		counts[first[i]]++;
+	for (unsigned int i = 0; i < 3; i++)
+		assert_in_range(counts[i], 60, 110);
+	/* Only the clients of one that fails move, to both of the others, and they come back. */
+	seen.refuse = FAILURE_REFUSED;
+	seen.refuse_below = 1;
+	send_clients(then);
+	for (unsigned int i = 0; i < 256; i++) {
+		assert_true(first[i] == then[i] || first[i] == 0);
+		moved += then[i] == 1 && first[i] == 0;
+	}
+	assert_in_range(moved, 20, 70);
+	seen.refuse = FAILURE_NONE;
+	struct targets *old = targets;
+	targets = configure("internal:c internal:a internal:b", BALANCE_SOURCE, NULL);
+	targets_release(old);
+	options.targets = targets;
+	send_clients(then); /* the order of the list is nothing */
+	for (unsigned int i = 0; i < 256; i++)
+		assert_int_equal((then[i] + 2) % 3, first[i]);
+}
+
+static void
+source_heeds_weights(void **state)
+{
+	uint64_t weights[] = { 3, 1 };
+	const struct count_list list = { weights, 2 };
+	uint8_t where[256];
+	unsigned int second = 0;
+	(void)state;
+
+	making.weights = &list;
+	set_targets(BALANCE_SOURCE, "internal:a internal:b");
+	send_clients(where);
+	for (unsigned int i = 0; i < 256; i++)
+		second += where[i];
+	assert_in_range(second, 40, 90);
+}
+
+static void
+source_takes_an_ipv6_network_for_a_client(void **state)
+{
+	struct socket_address client = { .family = AF_INET6, .ip = { 0x20, 1, 0xd, 0xb8 } };
+	unsigned int counts[4] = { 0 }, targets_seen = 0;
+	(void)state;
+
+	set_targets(BALANCE_SOURCE, "internal:a internal:b internal:c internal:d");
+	options.client = &client;
+	for (client.ip[15] = 1; client.ip[15] < 20; client.ip[15]++)
+		count_admitted(1, counts);
+	assert_true(counts[0] == 19 || counts[1] == 19 || counts[2] == 19 || counts[3] == 19);
+	for (client.ip[7] = 1; client.ip[7] < 40; client.ip[7]++)
+		count_admitted(1, counts);
+	for (unsigned int i = 0; i < 4; i++)
+		targets_seen += counts[i] > 0;
+	assert_int_equal(targets_seen, 4);
+	options.client = NULL;
 }
 
 /* Connecting. */
@@ -939,6 +1186,17 @@ main(void)
 		CASE(a_refused_admission_moves_on_and_is_not_remembered),
 		CASE(what_failed_is_tried_last),
 		CASE(what_is_known_is_carried_over),
+		CASE(weights_share_the_turns),
+		CASE(the_turns_of_a_failed_target_are_shared),
+		CASE(weights_are_what_least_divides_by),
+		CASE(in_order_weights_mean_nothing),
+		CASE(a_backup_is_for_when_none_of_the_others_works),
+		CASE(a_failed_check_is_worse_than_being_a_backup),
+		CASE(a_full_target_is_passed_over),
+		CASE(the_daemons_own_dials_do_not_count),
+		CASE(source_keeps_a_client_at_its_target),
+		CASE(source_heeds_weights),
+		CASE(source_takes_an_ipv6_network_for_a_client),
 		CASE(a_literal_target_is_connected),
 		CASE(refused_moves_on_at_once),
 		CASE(all_refused_is_a_failure),
