@@ -252,6 +252,8 @@ apply_filter(struct config_load *load, const struct config_document *document,
 	apply_defaults(load, section->kind, section, origin, made->conf, seen);
 	if (errors == load->report->errors)
 		config_chains_configure(made, load->report);
+	else
+		made->is_wrong = true;
 }
 
 static void

@@ -121,7 +121,7 @@ add_link(const struct check *check, struct chain *chain, struct filter_section *
 	 enum filter_side side)
 {
 	struct failure why;
-	section->is_used = true;
+	section->is_used[side] = true;
 	if (section->type->fits && !section->is_wrong &&
 	    section->type->fits(section->conf, side, &why) < 0)
 		config_report_error(check->report, check->origin, "%s%s%s: %s", section->type->name,
@@ -141,6 +141,41 @@ add_link(const struct check *check, struct chain *chain, struct filter_section *
 	chain->at[chain->count++] = (struct chain_link){ section->type, section->conf };
 }
 
+/* Where the tunnel's filters towards targets ask for a host, each target has one. */
+static void
+check_hosts(const struct check *check, const struct tunnel_conf *tunnel,
+	    const struct filter_section *section)
+{
+	if (section->is_wrong || !section->type->needs_host ||
+	    !section->type->needs_host(section->conf))
+		return;
+	for (size_t i = 0; i < tunnel_conf_target_count(tunnel); i++) {
+		const struct address *address = tunnel_conf_target(tunnel, i);
+		if (address->kind != ADDRESS_IP && address->kind != ADDRESS_HOST)
+			config_report_error(
+				check->report, check->origin,
+				"%s%s%s: the target %s has no name that its certificate "
+				"could be checked for; write server_name in the section",
+				section->type->name, *section->title ? ":" : "", section->title,
+				address->text);
+	}
+}
+
+/* The chain's last filter stands inside of the others. */
+static void
+check_order(const struct check *check, const struct chain *chain)
+{
+	const struct filter_type *inner = chain->at[chain->count - 1].type;
+	for (size_t i = 0; inner->traits & FILTER_ENCRYPTS && i + 1 < chain->count; i++)
+		if (chain->at[i].type->traits & FILTER_PACKS)
+			config_report_warning(
+				check->report, check->origin,
+				"%s stands outside of %s, and nothing that is encrypted "
+				"gets smaller; the wire comes first, so write %s before "
+				"it",
+				chain->at[i].type->name, inner->name, inner->name);
+}
+
 static void
 check_chains(struct check *check, const struct config_places *places, enum filter_side side)
 {
@@ -152,10 +187,28 @@ check_chains(struct check *check, const struct config_places *places, enum filte
 			near ? &tunnel->accept_filters : &tunnel->connect_filters;
 		check->origin = place->origin;
 		struct filter_section *section = find(check, names->at[place->index]);
-		if (section)
-			add_link(check, near ? &tunnel->near_chain : &tunnel->far_chain, section,
-				 side);
+		if (!section)
+			continue;
+		struct chain *chain = near ? &tunnel->near_chain : &tunnel->far_chain;
+		add_link(check, chain, section, side);
+		if (chain->count)
+			check_order(check, chain);
+		if (!near)
+			check_hosts(check, tunnel, section);
 	}
+}
+
+static void
+check_use(const struct filter_section *section, struct config_report *report)
+{
+	struct failure why;
+	if (section->is_wrong || !section->type->suits)
+		return;
+	int found = section->type->suits(section->conf, section->is_used, &why);
+	if (found)
+		(found < 0 ? config_report_error
+			   : config_report_warning)(report, section->origin, "%s \"%s\": %s",
+						    section->type->name, section->title, why.text);
 }
 
 void
@@ -167,7 +220,9 @@ config_chains_check(struct generation *generation, const struct config_places *a
 	check_chains(&check, connect_filters, FILTER_FAR);
 	for (size_t i = 0; i < generation->section_count; i++) {
 		const struct filter_section *section = generation->sections[i];
-		if (!section->is_used)
+		if (section->is_used[FILTER_NEAR] || section->is_used[FILTER_FAR])
+			check_use(section, report);
+		else
 			config_report_warning(report, section->origin,
 					      "no tunnel uses %s \"%s\"; leave it out, or name "
 					      "\"%s:%s\" in accept_filters or connect_filters",

@@ -55,6 +55,7 @@ struct evbuffer;
 enum filter_side {
 	FILTER_NEAR, /* the peer connected to us: server role */
 	FILTER_FAR,  /* we connected to the peer: client role */
+	FILTER_SIDES
 };
 
 enum filter_flow { FILTER_IN, FILTER_OUT, FILTER_FLOWS };
@@ -90,6 +91,9 @@ enum filter_trait {
 	FILTER_TELLS_CLIENT =
 		1
 		<< 1, /* near: the client's address comes in the bytes; the socket's is another's */
+	FILTER_PACKS =
+		1 << 2, /* what it gives to the wire is smaller, if there is a pattern in it */
+	FILTER_ENCRYPTS = 1 << 3, /* ... and has none any more */
 };
 
 /* One kind of filter: a const table. Slots marked "or NULL" may be left out. */
@@ -103,12 +107,18 @@ struct filter_type {
 	 * made, also when it failed; not the object, nor the values that belong to rows.
 	 * `fits` says whether a configured section may stand in a chain of that side, and prepares what
 	 * only that side needs; before any connection is opened there.
+	 * `suits` is asked at last, with the sides where the section stands: -1 = a word of it has no effect
+	 * there and the operator must have meant another, 1 = it has none, 0 = all have.
+	 * `needs_host` says whether its far side asks for the target's host (facts.target_host).
 	 * conf_bytes 0: conf is NULL. */
 	size_t conf_bytes;
 	const struct keyword *keywords;
 	int (*configure)(void *conf, struct failure *why);                         /* or NULL */
 	void (*discard)(void *conf);                                               /* or NULL */
 	int (*fits)(const void *conf, enum filter_side side, struct failure *why); /* or NULL */
+	int (*suits)(const void *conf, const bool sides[FILTER_SIDES],
+		     struct failure *why);    /* or NULL */
+	bool (*needs_host)(const void *conf); /* or NULL */
 
 	/* State of one connection; NULL only with *why filled. The facts are the connection's and
 	 * outlive the state. */

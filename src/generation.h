@@ -18,8 +18,8 @@ struct filter_section {
 	void *conf;  /* owned; NULL if type->conf_bytes is 0 */
 	struct origin origin;
 	bool is_configured; /* type->configure was called: discard follows */
-	bool is_wrong;      /* ... and failed: whether it fits a chain is not to be told */
-	bool is_used;
+	bool is_wrong;      /* it failed, or the values are: whether it fits is not to be told */
+	bool is_used[FILTER_SIDES];
 };
 
 struct generation {

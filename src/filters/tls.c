@@ -9,7 +9,6 @@
 #include "tls_counters.h"
 #include "tls_words.h"
 
-#include <arpa/inet.h>
 #include <event2/buffer.h>
 #include <openssl/crypto.h>
 #include <openssl/err.h>
@@ -160,27 +159,18 @@ tls_close(void *state)
 	ERR_clear_error();
 }
 
-static bool
-is_address(const char *name)
-{
-	unsigned char bytes[sizeof(struct in6_addr)];
-	return inet_pton(AF_INET, name, bytes) == 1 || inet_pton(AF_INET6, name, bytes) == 1;
-}
-
 /* Whom we ask for, and who has to answer; without the dot of the root (RFC 6066 3). */
 static int
 name_peer(struct tls *tls, const char *name, struct failure *why)
 {
-	bool is_checked =
-		tls_conf_verify(tls->conf, FILTER_FAR) != TLS_VERIFY_NONE && !tls->conf->psks.count;
-	if (!*name && is_checked)
+	if (!*name && tls_conf_needs_host(tls->conf))
 		return failure_set(why, FAILURE_CONFIG,
 				   "the target has no name that its certificate could be checked "
 				   "for; write server_name");
 	if (!*name)
 		return 0;
 	int is_set =
-		is_address(name)
+		tls_conf_is_address(name)
 			? X509_VERIFY_PARAM_set1_ip_asc(SSL_get0_param(tls->ssl), name)
 			: SSL_set1_host(tls->ssl, name) && SSL_set_tlsext_host_name(tls->ssl, name);
 	if (!is_set)
@@ -688,12 +678,14 @@ tls_library(void)
 
 const struct filter_type tls_filter = {
 	.name = "tls",
-	.traits = FILTER_END_MARK,
+	.traits = FILTER_END_MARK | FILTER_ENCRYPTS,
 	.conf_bytes = sizeof(struct tls_conf),
 	.keywords = tls_conf_keywords,
 	.configure = tls_configure,
 	.discard = tls_conf_discard,
 	.fits = tls_conf_fits,
+	.suits = tls_conf_suits,
+	.needs_host = tls_conf_needs_host,
 	.open = tls_open,
 	.step = tls_step,
 	.ready = tls_ready,

@@ -6,6 +6,7 @@
 #include "tls_system.h"
 #include "tls_words.h"
 
+#include <arpa/inet.h>
 #include <openssl/err.h>
 #include <openssl/evp.h>
 #include <openssl/x509v3.h>
@@ -278,6 +279,12 @@ make_alpn(struct tls_conf *conf, struct failure *why)
 		return failure_set(why, FAILURE_MEMORY, "no memory for alpn");
 	for (size_t i = 0; i < conf->alpn.count; i++) {
 		size_t most = strlen(conf->alpn.at[i]);
+		if (strchr(conf->alpn.at[i], ','))
+			return failure_set(
+				why, FAILURE_CONFIG,
+				"alpn '%.60s' is one name with a comma in it; write a list, "
+				"such as { \"h2\", \"http/1.1\" }",
+				conf->alpn.at[i]);
 		if (!most || most > 255)
 			return failure_set(why, FAILURE_CONFIG,
 					   "'%.60s' is no name of a protocol; write 1 to 255 bytes",
@@ -515,9 +522,30 @@ make_far(struct tls_conf *conf, struct failure *why)
 
 /* --- The section as a whole --------------------------------------------------------------------- */
 
+bool
+tls_conf_is_address(const char *name)
+{
+	unsigned char bytes[sizeof(struct in6_addr)];
+	return inet_pton(AF_INET, name, bytes) == 1 || inet_pton(AF_INET6, name, bytes) == 1;
+}
+
+static bool
+is_server_name(const char *name)
+{
+	static const char letters[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+				      "0123456789-_.";
+	return tls_conf_is_address(name) || name[strspn(name, letters)] == '\0';
+}
+
 static int
 check(const struct tls_conf *conf, struct failure *why)
 {
+	if (!is_server_name(conf->server_name))
+		return failure_set(
+			why, FAILURE_CONFIG,
+			"server_name '%.100s' is neither the name of one server nor an IP "
+			"address; write what its certificate holds, such as db.example",
+			conf->server_name);
 	if (conf->min_version > conf->max_version)
 		return failure_set(why, FAILURE_CONFIG,
 				   "min_version is above max_version; raise the latter");
@@ -626,4 +654,39 @@ int
 tls_conf_fits(const void *conf, enum filter_side side, struct failure *why)
 {
 	return side == FILTER_NEAR ? fits_near(conf, why) : fits_far(conf, why);
+}
+
+bool
+tls_conf_needs_host(const void *opaque)
+{
+	const struct tls_conf *conf = opaque;
+	return !*conf->server_name && !conf->psks.count &&
+	       tls_conf_verify(conf, FILTER_FAR) != TLS_VERIFY_NONE;
+}
+
+int
+tls_conf_suits(const void *opaque, const bool sides[FILTER_SIDES], struct failure *why)
+{
+	const struct tls_conf *conf = opaque;
+	bool is_near = sides[FILTER_NEAR], is_far = sides[FILTER_FAR];
+	bool has_ca = strcmp(conf->ca, SYSTEM_CA) != 0;
+	/* Whoever wrote it may believe that only clients with a certificate come in. */
+	if (!is_far && has_ca && !*conf->client_ca)
+		return failure_set(why, FAILURE_CONFIG,
+				   "ca is about servers and has no effect in accept_filters; write "
+				   "client_ca to let in only clients with a certificate of it");
+	if (!is_far && (has_ca || *conf->server_name))
+		failure_set(why, FAILURE_CONFIG,
+			    "%s is about servers and has no effect in accept_filters; leave it out",
+			    has_ca ? "ca" : "server_name");
+	else if (!is_near && *conf->client_ca)
+		failure_set(why, FAILURE_CONFIG,
+			    "client_ca is about clients and has no effect in connect_filters; %s",
+			    has_ca ? "leave it out" : "write ca for the authority of servers");
+	else if (is_far && has_ca && conf->verify == TLS_VERIFY_NONE)
+		failure_set(why, FAILURE_CONFIG,
+			    "ca has no effect with verify = \"none\"; leave one out");
+	else
+		return 0;
+	return 1;
 }

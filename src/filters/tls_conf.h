@@ -44,6 +44,11 @@ extern const struct keyword tls_conf_keywords[];
 int tls_conf_configure(void *conf, struct failure *why);
 void tls_conf_discard(void *conf);
 int tls_conf_fits(const void *conf, enum filter_side side, struct failure *why);
+int tls_conf_suits(const void *conf, const bool sides[FILTER_SIDES], struct failure *why);
+bool tls_conf_needs_host(const void *conf);
+
+/* Whether it is an IP address. */
+bool tls_conf_is_address(const char *name);
 
 /* What `verify` comes to on that side. */
 enum tls_verify tls_conf_verify(const struct tls_conf *conf, enum filter_side side);

@@ -109,6 +109,12 @@ append(struct tls_identities *identities, const struct tls_identity *identity, s
 	return 0;
 }
 
+static bool
+holds_key(const struct tls_file *file)
+{
+	return strstr((const char *)file->bytes, "PRIVATE KEY-----") != NULL;
+}
+
 static int
 read_certificates(struct tls_identity *identity, const struct tls_file *file, struct failure *why)
 {
@@ -131,7 +137,10 @@ read_certificates(struct tls_identity *identity, const struct tls_file *file, st
 	tls_words_reason(reason);
 	if (!identity->certificate && is_over)
 		return failure_set(why, FAILURE_CONFIG,
-				   "%s holds no certificate; name a PEM file that does",
+				   holds_key(file)
+					   ? "%s holds no certificate but a private key; are "
+					     "certificate and key exchanged?"
+					   : "%s holds no certificate; name a PEM file that does",
 				   file->path);
 	if (!is_over)
 		return failure_set(why, FAILURE_CONFIG, "%s holds a damaged certificate: %s",
@@ -155,13 +164,18 @@ read_key(struct tls_identity *identity, const struct tls_file *file, const char 
 	 struct failure *why)
 {
 	char reason[TLS_WORDS_REASON];
+	if (!holds_key(file))
+		return failure_set(why, FAILURE_CONFIG,
+				   "%s holds no private key; name the PEM file that does with key",
+				   file->path);
+	if (file->is_public)
+		return tls_file_refuse_public(file, why);
 	BIO *bio = tls_file_open(file, why);
 	if (!bio)
 		return -1;
 	bool is_encrypted = strstr((const char *)file->bytes, "ENCRYPTED") != NULL;
 	identity->key = PEM_read_bio_PrivateKey(bio, NULL, on_passphrase, (void *)passphrase);
 	BIO_free(bio);
-	bool is_missing = strstr((const char *)file->bytes, "PRIVATE KEY-----") == NULL;
 	tls_words_reason(reason);
 	if (identity->key)
 		return 0;
@@ -169,11 +183,8 @@ read_key(struct tls_identity *identity, const struct tls_file *file, const char 
 		return failure_set(why, FAILURE_CONFIG,
 				   passphrase
 					   ? "%s cannot be decrypted; is passphrase the right one?"
-					   : "%s is encrypted; name the file of its passphrase",
-				   file->path);
-	if (is_missing)
-		return failure_set(why, FAILURE_CONFIG,
-				   "%s holds no private key; name a PEM file that does",
+					   : "%s is encrypted; name the file of its passphrase "
+					     "with passphrase",
 				   file->path);
 	return failure_set(why, FAILURE_CONFIG, "%s holds a damaged private key: %s", file->path,
 			   reason);
@@ -187,7 +198,7 @@ tls_identity_add(struct tls_identities *identities, const char *certificate_path
 	struct tls_file certificates = { 0 }, key = { 0 };
 	int result = -1;
 	if (tls_file_read(&certificates, certificate_path, why) == 0 &&
-	    tls_file_read_secret(&key, key_path, why) == 0 &&
+	    tls_file_read(&key, key_path, why) == 0 &&
 	    read_certificates(&identity, &certificates, why) == 0 &&
 	    read_key(&identity, &key, passphrase, why) == 0 &&
 	    check(&identity, certificate_path, key_path, why) == 0)
@@ -239,13 +250,15 @@ tls_identity_add_pkcs12(struct tls_identities *identities, const char *path, con
 {
 	struct tls_identity identity = { .path = path };
 	struct tls_file file;
-	if (tls_file_read_secret(&file, path, why))
+	if (tls_file_read(&file, path, why))
 		return -1;
 	const unsigned char *bytes = file.bytes;
 	PKCS12 *container = d2i_PKCS12(NULL, &bytes, (long)file.length);
 	int result = -1;
 	if (!container)
 		failure_set(why, FAILURE_CONFIG, "%s is not a PKCS#12 file; name one", path);
+	else if (file.is_public)
+		tls_file_refuse_public(&file, why);
 	else if (!PKCS12_parse(container, passphrase ? passphrase : "", &identity.key,
 			       &identity.certificate, &identity.chain))
 		refuse_pkcs12(container, path, passphrase, why);

@@ -370,13 +370,40 @@ refuse_date(struct tls *tls, const char *words, const ASN1_TIME *time, const cha
 		   name);
 }
 
+/* The first names of hosts for which it is valid, which are not what its subject is called; "" = none. */
+static const char *
+hosts_of(X509 *certificate, char text[TLS_WORDS_TEXT])
+{
+	GENERAL_NAMES *names = X509_get_ext_d2i(certificate, NID_subject_alt_name, NULL, NULL);
+	char name[TLS_WORDS_TEXT];
+	size_t used = 0;
+	text[0] = '\0';
+	for (int i = 0; i < sk_GENERAL_NAME_num(names) && used + 4 < TLS_WORDS_TEXT; i++) {
+		const GENERAL_NAME *at = sk_GENERAL_NAME_value(names, i);
+		if (at->type != GEN_DNS)
+			continue;
+		tls_words_printable((const char *)ASN1_STRING_get0_data(at->d.dNSName),
+				    (size_t)ASN1_STRING_length(at->d.dNSName), name);
+		if (used + strlen(name) + 8 > TLS_WORDS_TEXT) {
+			snprintf(text + used, TLS_WORDS_TEXT - used, ", …");
+			break;
+		}
+		used += (size_t)snprintf(text + used, TLS_WORDS_TEXT - used, "%s%s",
+					 used ? ", " : "", name);
+	}
+	GENERAL_NAMES_free(names);
+	return text;
+}
+
 static void
 explain_name(struct tls *tls, X509 *certificate, const char *name)
 {
 	X509_VERIFY_PARAM *param = SSL_get0_param(tls->ssl);
 	char *address = X509_VERIFY_PARAM_get1_ip_asc(param);
 	const char *host = X509_VERIFY_PARAM_get0_host(param, 0);
-	(void)certificate;
+	char hosts[TLS_WORDS_TEXT];
+	if (*hosts_of(certificate, hosts))
+		name = hosts;
 	tls_refuse(tls, FAILURE_PROTOCOL, "certificate is for '%s', not for %s", name,
 		   host      ? host
 		   : address ? address

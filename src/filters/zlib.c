@@ -226,7 +226,7 @@ zlib_library(void)
 
 const struct filter_type zlib_filter = {
 	.name = "zlib",
-	.traits = FILTER_END_MARK,
+	.traits = FILTER_END_MARK | FILTER_PACKS,
 	.conf_bytes = sizeof(struct compression_conf),
 	.keywords = keywords,
 	.configure = compression_configure,

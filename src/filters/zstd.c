@@ -312,7 +312,7 @@ zstd_library(void)
 
 const struct filter_type zstd_filter = {
 	.name = "zstd",
-	.traits = FILTER_END_MARK,
+	.traits = FILTER_END_MARK | FILTER_PACKS,
 	.conf_bytes = sizeof(struct compression_conf),
 	.keywords = keywords,
 	.configure = compression_configure,

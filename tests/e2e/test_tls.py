@@ -298,7 +298,7 @@ def test_target_that_is_another(start, authority, server):
                 Speaker(accepted, server_context(server), is_server=True).read(1)
             with pytest.raises(ConnectionResetError):
                 sock.recv(1)
-        assert refusal(daemon, "t") == "certificate is for 'server', not for other.example"
+        assert refusal(daemon, "t") == "certificate is for 'server.example', not for other.example"
 
 
 def test_mistakes_are_found_by_check(directory, authority, server):
@@ -311,6 +311,41 @@ def test_mistakes_are_found_by_check(directory, authority, server):
     assert done.returncode == 1
     assert re.search(rf":\d+: tls \"edge\": {server[1]} holds a secret and everybody may read it; chmod 640 it", done.stderr)
     assert re.search(r":\d+: tls \"two\": .*none.pem: No such file or directory", done.stderr)
+
+
+def test_words_that_say_nothing_are_found_by_check(directory, authority, server):
+    """Above all what an operator takes for a lock and is none."""
+    file = directory / "penstock.conf"
+
+    def told(rows, target="127.0.0.1:1", **chains):
+        file.write_text(section("tls", "x", **rows) + tunnel("t", target, **chains))
+        done = check(file)
+        return done.returncode, done.stderr
+
+    certificate, key = server
+    ours = {"certificate": certificate, "key": key}
+    on_near, on_far = {"accept_filters": ["tls:x"]}, {"connect_filters": ["tls:x"]}
+    cases = [
+        (1, {**ours, "ca": authority.certificate}, on_near, "write client_ca to let in only clients with"),
+        (0, {**ours, "ca": authority.certificate, "client_ca": authority.certificate}, on_near, "ca is about servers"),
+        (0, {**ours, "server_name": "a.example"}, on_near, "server_name is about servers"),
+        (0, {"client_ca": authority.certificate}, on_far, "write ca for the authority of servers"),
+        (0, {"ca": authority.certificate, "verify": "none"}, on_far, "ca has no effect with verify"),
+        (0, {**ours, "ca": authority.certificate}, {**on_near, **on_far}, ""),
+        # One wrong value, one mistake: what follows from it is none of the operator's.
+        (1, {**ours, "verify": "peer"}, on_near, "'peer' is unknown"),
+        (1, {"verify": "false"}, on_far, "'false' is unknown"),
+    ]
+    for status, rows, chains, words in cases:
+        code, text = told(rows, **chains)
+        assert code == status and words in text and len(text.splitlines()) == bool(words) + status, text
+    for rows, status in (({"ca": authority.certificate}, 1), ({"ca": authority.certificate, "server_name": "a.example"}, 0),
+                         ({"verify": "none"}, 0)):
+        code, text = told(rows, target=["127.0.0.1:1", "unix:/x"], **on_far)
+        assert code == status and ("the target unix:/x has no name" in text) == bool(status), text
+    code, text = told(ours, accept_filters=["zlib", "tls:x"])
+    assert code == 0 and re.search(r":8: warning: zlib stands outside of tls, .* write tls before it", text), text
+    assert told(ours, accept_filters=["tls:x", "zlib"]) == (0, "")
 
 
 # --- openssl ------------------------------------------------------------------------------------

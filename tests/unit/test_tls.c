@@ -970,7 +970,7 @@ test_server_is_verified(void **unused)
 		{ named, "10.0.0.1", &server, NULL },
 		{ named, "", &server, NULL },
 		{ far, "other.example", &server,
-		  "certificate is for 'server', not for other.example" },
+		  "certificate is for 'server.example', not for other.example" },
 		{ far, "192.0.2.2", &server, "not for 192.0.2.2" },
 		{ far, "server.example", &stranger, "unknown CA 'Other CA'" },
 		{ system, "server.example", &server, "unknown CA 'Test CA'" },
@@ -2158,6 +2158,8 @@ write_mistakes(void)
 	paper_write("chain.pem", "w", server.certificate, server.key);
 	paper_write("chain.pem", "a", other_authority.certificate, NULL);
 	paper_write("bare.pem", "w", server.certificate, NULL);
+	paper_write("open.pem", "w", server.certificate, NULL);
+	chmod(world_path("open.pem"), 0644);
 	paper_write("public.key", "w", NULL, server.key);
 	chmod(world_path("public.key"), 0644);
 	FILE *file = fopen(world_path("locked.key"), "w");
@@ -2210,6 +2212,16 @@ test_mistakes(void **unused)
 		{ { { "certificate", "chain.pem" } },
 		  "chain.pem: certificate 2 did not issue certificate 1" },
 		{ { { "certificate", "server.pem" }, { "key", "client.pem" } }, "is not that of" },
+		/* That everybody may read it is nothing against a file without a secret. */
+		{ { { "certificate", "open.pem" } },
+		  "open.pem holds no private key; name the PEM file that does with key" },
+		{ { { "certificate", "public.key" }, { "key", "open.pem" } },
+		  "public.key holds no certificate but a private key; are certificate and key "
+		  "exchanged?" },
+		{ { { "pkcs12", "open.pem" } }, "open.pem is not a PKCS#12 file" },
+		{ { { "alpn", "h2,http/1.1" } }, "alpn 'h2,http/1.1' is one name with a comma" },
+		{ { { "server_name", "https://x" } }, "server_name 'https://x' is neither" },
+		{ { { "server_name", "*.example" } }, "server_name '*.example' is neither" },
 		{ { { "certificate", "bare.pem" }, { "key", "public.key" } },
 		  "public.key holds a secret and everybody may read it; chmod 640" },
 		{ { { "certificate", "bare.pem" }, { "key", "locked.key" } },
