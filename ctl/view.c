@@ -362,11 +362,28 @@ view_list(const json_t *connections, size_t most, json_int_t marked)
 	return table_print(&table, table_width());
 }
 
+/* It may be there and have no connection. */
+static void
+expect_tunnel(const char *name)
+{
+	json_t *all = client_get("/v1/tunnels"), *tunnel;
+	bool is_there = false;
+	size_t index;
+
+	json_array_foreach(json_object_get(all, "tunnels"), index, tunnel) is_there =
+		is_there || strcmp(text(tunnel, "name"), name) == 0;
+	if (!is_there)
+		client_fail("there is no tunnel \"%s\"; penstockctl tunnels shows all", name);
+	json_decref(all);
+}
+
 void
 view_connections(bool json, const struct view_filter *filter)
 {
 	json_t *all = view_fetch(filter);
 
+	if (filter->tunnel && !json_array_size(json_object_get(all, "connections")))
+		expect_tunnel(filter->tunnel);
 	if (json)
 		print_json(all);
 	else

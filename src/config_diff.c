@@ -323,6 +323,20 @@ config_diff_each(const struct generation *old, const struct generation *next,
 	return diff.count;
 }
 
+int
+config_diff_restart(const struct generation *old, const struct generation *next,
+		    void (*tell_change)(const struct config_change *change, void *context),
+		    void *context)
+{
+	struct diff diff = { tell_change, context, 0 };
+	const struct config_change where = { .section = "", .title = "", .inside = "" };
+
+	for (const struct keyword *row = generation_keywords; row->name; row++)
+		if (row->effect == EFFECT_RESTART)
+			compare_row(&diff, &where, row, old, next);
+	return diff.count;
+}
+
 /* --- for people ----------------------------------------------------------------------------------- */
 
 struct print {

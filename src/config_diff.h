@@ -28,6 +28,11 @@ int config_diff_each(const struct generation *old, const struct generation *next
 		     void (*tell)(const struct config_change *change, void *context),
 		     void *context);
 
+/* The same for the keywords that count only after a restart, and nothing else of `old` is looked at. */
+int config_diff_restart(const struct generation *old, const struct generation *next,
+			void (*tell)(const struct config_change *change, void *context),
+			void *context);
+
 /* From when on it counts. A section as a whole does for the connections that are made from then on; a limit
  * and a check do at once. */
 enum keyword_effect config_diff_effect(const struct config_change *change);

@@ -61,7 +61,7 @@ connection_log_end(const struct connection *connection, enum ended_by ended_by,
 		{ .name = "client",
 		  .text = socket_address_text(&connection->facts.client, client) },
 		{ .name = "target",
-		  .text = connection->conf->targets
+		  .text = connection->has_dialled
 				  ? targets_name(connection->conf->targets, connection->target)
 				  : "" },
 		{ .name = "up", .number = pump->flow[FLOW_UP].bytes },

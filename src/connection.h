@@ -47,6 +47,7 @@ struct connection {
 	uint8_t state;     /* enum connection_state */
 	uint8_t first_end; /* enum ended_by: whose end came first */
 	bool has_target;   /* `target` counts as active */
+	bool has_dialled;  /* `target` says something */
 	bool is_judged;    /* its source is counted */
 	bool has_looked;   /* for a ClientHello, to choose its tunnel */
 	bool slow;         /* half-open or blocked when the timer was last set */

@@ -253,8 +253,7 @@ connection_view_report(struct connection *connection, uint64_t now_ns,
 		connection->dialling ? connection->dialling->dial.index : connection->target;
 	copy_text(out->tunnel, sizeof(out->tunnel), connection->conf->name);
 	copy_text(out->target, sizeof(out->target),
-		  connection->conf->targets ? targets_name(connection->conf->targets, target)
-					    : NULL);
+		  connection->has_dialled ? targets_name(connection->conf->targets, target) : NULL);
 	report_facts(&connection->facts, out);
 	window = look(connection, now_ns);
 	out->recent_length_ns = window.length_ns;

@@ -66,6 +66,21 @@ set_tcp_options(int fd, const struct tunnel_conf *conf)
 }
 
 static int
+refuse_address(const struct socket_address *address, int error, const char *text,
+	       struct failure *why)
+{
+	const char *advice = "";
+	if (error == EADDRINUSE)
+		advice = "; another program listens there, `ss -ltnp` tells which";
+	else if (error == EADDRNOTAVAIL)
+		advice = "; no interface of this machine has that address";
+	else if (error == EACCES && address->port < IPPORT_RESERVED)
+		advice = "; a port below 1024 takes root or CAP_NET_BIND_SERVICE";
+	failure_set_errno(why, error, "cannot listen on %s", text);
+	return failure_set(why, why->kind, "%s%s", why->text, advice);
+}
+
+static int
 open_tcp(const struct socket_address *address, bool shared, struct failure *why)
 {
 	struct sockaddr_storage storage;
@@ -82,12 +97,8 @@ open_tcp(const struct socket_address *address, bool shared, struct failure *why)
 	if (address->family == AF_INET6)
 		set(fd, IPPROTO_IPV6, IPV6_V6ONLY, 1);
 	if (bind(fd, (struct sockaddr *)&storage, length) < 0) {
-		int error = errno;
+		refuse_address(address, errno, text, why);
 		close(fd);
-		failure_set_errno(why, error, "cannot listen on %s", text);
-		if (error == EACCES)
-			failure_set(why, why->kind,
-				    "%s; a port this low takes CAP_NET_BIND_SERVICE", why->text);
 		return -1;
 	}
 	return fd;

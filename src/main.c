@@ -55,6 +55,8 @@ struct control {
 	struct renewal *renewal;
 	struct timespec load_began;
 	unsigned int workers;
+	struct generation
+		started; /* only what counts after a restart alone, as it was at the start */
 
 	struct generation *generation, *next; /* next: the workers are switching to it */
 	struct listeners listeners, next_listeners;
@@ -320,9 +322,9 @@ static void
 say_restart(const struct config_change *change, void *context)
 {
 	(void)context;
-	if (change->row && change->row->effect == EFFECT_RESTART)
-		log_line(LOG_LEVEL_WARNING, "%s: %s counts only after a restart; %s goes on",
-			 change->row->name, change->after, change->before);
+	log_line(LOG_LEVEL_WARNING, "%s: %s counts only after a restart; %s goes on",
+		 change->row->name, *change->after ? change->after : "\"\"",
+		 *change->before ? change->before : "\"\"");
 }
 
 /* What was loaded is not for use. */
@@ -364,7 +366,7 @@ on_loaded(struct generation *next, const struct config_report *report, void *con
 		return;
 	}
 	if (next)
-		config_diff_each(control->generation, next, say_restart, NULL);
+		config_diff_restart(&control->started, next, say_restart, NULL);
 	if (next && load(control, next, &why) == 0)
 		return;
 	if (next)
@@ -822,6 +824,10 @@ static int
 start(struct control *control, struct generation *first, struct failure *why)
 {
 	control->workers = first->workers ? (unsigned int)first->workers : usable_cpus();
+	control->started = (struct generation){ .workers = first->workers,
+						.user = first->user,
+						.landlock = first->landlock,
+						.no_new_privs = first->no_new_privs };
 	if (log_start(first->log.target, (enum log_format)first->log.format,
 		      (enum log_level)first->log.level, why) < 0 ||
 	    open_control(control, why) < 0)

@@ -384,17 +384,23 @@ fail:
 	return STACK_FAILED;
 }
 
+const char *
+stack_unready(const struct stack *stack)
+{
+	for (size_t i = 0; stack && i < stack->count; i++) {
+		const struct member *member = &stack->members[i];
+		if (member->state && member->type->ready && !member->type->ready(member->state))
+			return member->type->name;
+	}
+	return "";
+}
+
 bool
 stack_is_ready(struct stack *stack)
 {
 	if (!stack || stack->is_ready)
 		return true;
-	for (size_t i = 0; i < stack->count; i++) {
-		const struct member *member = &stack->members[i];
-		if (member->state && member->type->ready && !member->type->ready(member->state))
-			return false;
-	}
-	return stack->is_ready = true;
+	return stack->is_ready = !*stack_unready(stack);
 }
 
 bool

@@ -70,6 +70,9 @@ enum stack_result stack_step(struct stack *stack, struct stack_flow flows[FILTER
  * can neither read nor write its wire waits for a handshake. O(1) once true. */
 bool stack_is_ready(struct stack *stack);
 
+/* The name of the first filter, from the wire, whose opening exchange is not over; "" = all are. */
+const char *stack_unready(const struct stack *stack);
+
 /* Whether no filter is left in that flow (empty chain, or all have passed) and the stack holds
  * nothing of it: the caller may use one buffer, or splice. When it is so for both flows the stack
  * may be closed and NULL take its place. Once true it stays true. */

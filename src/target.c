@@ -25,6 +25,7 @@ struct target {
 	struct counted counted; /* first: lists of several generations share it */
 	atomic_uint active;     /* connections and attempts */
 	_Atomic uint64_t failed_until_ns;
+	atomic_bool fails;    /* the last connect of a client's failed */
 	atomic_int health;    /* enum target_health, by checks */
 	atomic_uint in_a_row; /* checks that speak against it */
 	struct address address;
@@ -478,10 +479,25 @@ end_failed(struct dial *dial)
 	return ENDED;
 }
 
+/* A client's connect has come to that. */
+static void
+note_outcome(struct dial *dial, bool fails, const struct failure *why)
+{
+	const struct dial_options *options = dial->options;
+	if (options->is_own ||
+	    atomic_load_explicit(&target_of(dial)->fails, memory_order_relaxed) == fails)
+		return;
+	if (atomic_exchange_explicit(&target_of(dial)->fails, fails, memory_order_relaxed) !=
+		    fails &&
+	    options->on_change)
+		options->on_change(dial, why);
+}
+
 static enum progress
 end_well(struct dial *dial, int fd)
 {
 	withdraw(dial);
+	note_outcome(dial, false, NULL);
 	free(dial->state);
 	dial->state = NULL;
 	atomic_store_explicit(&target_of(dial)->failed_until_ns, 0, memory_order_relaxed);
@@ -826,9 +842,11 @@ leave_target(struct dial *dial, uint64_t now_ns)
 
 	withdraw(dial);
 	give_target(dial);
-	if (!is_our_own_lack(kind) && kind != FAILURE_ADMISSION)
-		atomic_store_explicit(&target_of(dial)->failed_until_ns,
-				      now_ns + TARGET_FAILED_S * NS_PER_S, memory_order_relaxed);
+	if (is_our_own_lack(kind) || kind == FAILURE_ADMISSION)
+		return;
+	atomic_store_explicit(&target_of(dial)->failed_until_ns,
+			      now_ns + TARGET_FAILED_S * NS_PER_S, memory_order_relaxed);
+	note_outcome(dial, true, &dial->state->why);
 }
 
 /* Sets the timer for whatever is due next of the target being tried. */

@@ -71,6 +71,11 @@ struct dial_options {
 	 * cancel the dial. NULL is allowed. */
 	void (*on_step)(struct dial *dial);
 
+	/* The target at dial->index failed, where it worked before, and why; or works again (NULL). Once for
+	 * each such change, over all workers. May be called inside dial_start; may not cancel the dial. NULL is
+	 * allowed. Not called for the daemon's own dials. */
+	void (*on_change)(struct dial *dial, const struct failure *why);
+
 	/* The dial has ended, exactly once, unless cancelled: connected (fd >= 0, now the callee's, non-
 	 * blocking, close-on-exec, no event on it), admitted (fd < 0, why NULL) or failed (why: of the last
 	 * attempt, with the target's name in it; kind FAILURE_TIMEOUT if time ran out). `why` is valid

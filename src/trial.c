@@ -193,7 +193,9 @@ shake_hands(struct trial *trial, struct wire *wire, const struct tunnel_conf *co
 			return -1;
 		if (result > 0)
 			return failure_set(&trial->why, FAILURE_TIMEOUT,
-					   "timeouts: handshake has passed");
+					   "timeouts: handshake has passed, and the target was not "
+					   "through %s",
+					   stack_unready(wire->stack));
 	}
 	tell(trial, "ready", "the handshakes of connect_filters are done");
 	return 0;

@@ -7,7 +7,9 @@
 #include "connection_deadline.h"
 #include "connection_view.h"
 #include "filters/client_hello.h"
+#include "log.h"
 #include "pair.h"
+#include "target.h"
 #include "tunnel_limits.h"
 
 #include <arpa/inet.h>
@@ -31,6 +33,7 @@ stop_dialling(struct connection *connection)
 {
 	if (!connection->dialling)
 		return;
+	connection->target = connection->dialling->dial.index;
 	dial_cancel(&connection->dialling->dial);
 	free(connection->dialling);
 	connection->dialling = NULL;
@@ -185,6 +188,25 @@ look_at_peers(struct connection *connection)
 	return true;
 }
 
+/* Who did not come to an end with what. */
+static void
+blame_handshake(const struct connection *connection, struct failure *why)
+{
+	struct stack *near = connection->pump.side[SIDE_NEAR].stack;
+	struct stack *far = connection->pump.side[SIDE_FAR].stack;
+
+	if (connection->has_looked && connection->state == CONNECTION_CHOOSING)
+		failure_set(why, why->kind,
+			    "%s, and the client had not said enough to choose its tunnel",
+			    why->text);
+	else if (!stack_is_ready(near))
+		failure_set(why, why->kind, "%s, and the client was not through %s", why->text,
+			    stack_unready(near));
+	else if (!stack_is_ready(far))
+		failure_set(why, why->kind, "%s, and the target was not through %s", why->text,
+			    stack_unready(far));
+}
+
 static void
 on_timer(evutil_socket_t fd, short what, void *context)
 {
@@ -211,6 +233,8 @@ on_timer(evutil_socket_t fd, short what, void *context)
 	if (connection_deadline_has_passed(connection, now_ns, &said)) {
 		struct failure why;
 		failure_set(&why, FAILURE_TIMEOUT, "timeouts: %s has passed", said);
+		if (strcmp(said, "handshake") == 0)
+			blame_handshake(connection, &why);
 		end_connection(connection, ENDED_BY_US, RESET_BOTH, &why);
 		return;
 	}
@@ -606,6 +630,24 @@ on_step(struct dial *dialled)
 		  clock_now_ns());
 }
 
+/* Whoever has another target, or connections without lines of their own, hears of it all the same. */
+static void
+on_change(struct dial *dialled, const struct failure *why)
+{
+	struct dialling *dialling =
+		(struct dialling *)((char *)dialled - offsetof(struct dialling, dial));
+	const struct tunnel_conf *conf = dialling->connection->conf;
+	struct log_field fields[] = {
+		{ .name = "tunnel", .text = conf->name },
+		{ .name = "target", .text = targets_name(conf->targets, dialled->index) },
+		{ .name = "why", .text = why ? why->text : "" },
+	};
+	if (why)
+		log_event(LOG_LEVEL_WARNING, fields, 3, "target failed");
+	else
+		log_event(LOG_LEVEL_NOTICE, fields, 2, "target works again");
+}
+
 static void
 dial(struct connection *connection)
 {
@@ -629,9 +671,11 @@ dial(struct connection *connection)
 		.keepalive_ns = conf->keepalive,
 		.admit = on_admit,
 		.on_step = on_step,
+		.on_change = on_change,
 		.on_end = on_dialled,
 	};
 	connection->dialling = dialling;
+	connection->has_dialled = true;
 	connection_set_state(connection, CONNECTION_DIALLING);
 	connection_endpoint(connection, SIDE_NEAR)->want_readable = false;
 	pump_wait(&connection->pump, WAIT_CONNECT, clock_now_ns());

@@ -108,6 +108,15 @@ read_order(struct list *list, const char *name)
 	return false;
 }
 
+static bool
+is_state(const char *name)
+{
+	for (int state = CONNECTION_CHOOSING; state < CONNECTION_CLOSED; state++)
+		if (!strcmp(name, connection_view_state_name((enum connection_state)state)))
+			return true;
+	return !strcmp(name, "half_open");
+}
+
 static int
 begin_list(struct inquiry *inquiry, const struct http_request *request, const char *argument)
 {
@@ -118,6 +127,11 @@ begin_list(struct inquiry *inquiry, const struct http_request *request, const ch
 	http_query(request->query, "tunnel", list->tunnel, sizeof(list->tunnel));
 	http_query(request->query, "source", list->source, sizeof(list->source));
 	http_query(request->query, "state", list->state, sizeof(list->state));
+	if (*list->state && !is_state(list->state))
+		return inquiry_fail(
+			inquiry, 400,
+			"state: one of choosing, opening, dialling, open, half_open and "
+			"flushing");
 	if (http_query(request->query, "sort", text, sizeof(text)) && !read_order(list, text))
 		return inquiry_fail(inquiry, 400,
 				    "sort: one of id, rate, bytes, age, idle and wait");

@@ -95,6 +95,10 @@ def test_a_changed_switch_counts_after_a_restart(start):
     daemon = start(config_a())
     daemon.reload(config_a(no_new_privs="false", workers=1))
     daemon.wait_log("no_new_privs: false counts only after a restart; true goes on")
+    daemon.reload(config_a(workers=1))  # as it is in force, whatever the last file said
+    daemon.reload(config_a(workers=1, user="nobody"))
+    daemon.wait_log(f'user: {pwd.getpwnam("nobody").pw_uid} counts only after a restart; "" goes on')
+    assert daemon.count_log("no_new_privs: ") == 1
 
 
 # --- Landlock

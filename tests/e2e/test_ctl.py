@@ -154,6 +154,16 @@ def test_numbers_that_are_none(ctl):
     assert "is not open" in asked.run("show", "999", status=1)
 
 
+def test_names_that_are_none(ctl):
+    """An empty table would look as if all were well."""
+    asked = ctl(tunnel("a", "internal:echo"), 'limit "l" { rate = "1MB/s" }\n')
+    assert 'there is no tunnel "nobody"' in asked.run("connections", "--tunnel", "nobody", status=1)
+    assert rows(asked.run("connections", "--tunnel", "a")) == []
+    assert 'there is no limit "nobody"' in asked.run("limits", "nobody", status=1)
+    assert "state: one of" in asked.run("connections", "--state", "closing", status=1)
+    assert rows(asked.run("connections", "--state", "half_open")) == []
+
+
 def test_limits(ctl):
     asked = ctl(tunnel("a", "internal:echo", limit="each"), 'limit "all" { rate = "8MB/s" }\n',
                 'limit "each" { parent = "all"  per = "source/32"  up = "1MB/s" }\n')

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import random
+import re
 import signal
 import socket
 import stat
@@ -30,10 +31,16 @@ def test_second_daemon_on_the_same_port_is_refused(start, directory, workers):
     host, port = first.address("a")
     for address in (f"{host}:{port}", f"0.0.0.0:{port}"):
         said = refused_start(directory, configuration(tunnel("a", "internal:echo", address), workers=workers))
-        assert str(port) in said and "in use" in said, said
+        assert str(port) in said and "in use" in said and "ss -ltnp" in said, said
+        assert re.search(r'\(tunnel "a", \S+:2\)$', said, re.M), said
     for _ in range(20):
         assert echoes((host, port))
     first.ended("a", 20)
+
+
+def test_an_address_of_nobody_is_said_to_be_one(directory):
+    said = refused_start(directory, configuration(tunnel("a", "internal:echo", "192.0.2.77:8080")))
+    assert "no interface of this machine has that address" in said, said
 
 
 def test_several_addresses(start, directory):

@@ -147,6 +147,7 @@ def test_deadline_until_the_choice(start, address):
         assert 0.3 < time.monotonic() - began < DEADLINE / 2
     for line in daemon.ended("a|b", 2):
         assert line["reason"] == "timeout" and line["up_wait"].startswith("choice ")
+        assert line["why"].endswith("had not said enough to choose its tunnel"), line
 
 
 def test_source(start, address):

@@ -27,6 +27,24 @@ def test_silent_target_moves_on_in_time(start):
         assert 900 <= int(daemon.ended("a")["duration_ms"]) <= 2500
 
 
+def test_a_failed_target_is_told_once(start):
+    """Also where nobody notices, since the next one works and connections have no lines."""
+    with ClosedPort() as main, EchoTarget() as other:
+        daemon = start(configuration(tunnel("a", [main.text, other.text]), log={"connections": "false", "level": "notice"},
+                                     workers=2))
+        for _ in range(5):
+            assert echoes(daemon.address("a"))
+        line = daemon.wait_log("target failed", tunnel="a", target=main.text)
+        assert line.level == "warning" and "refused" in line["why"]
+        other.close()
+        main.sock.listen()
+        with connect(daemon.address("a")) as client:
+            client.send(10)
+            main.sock.accept()[0].close()
+        assert daemon.wait_log("target works again", tunnel="a", target=main.text).level == "notice"
+        assert daemon.count_log("target failed") <= 2  # the other, perhaps, by now
+
+
 def test_failed_target_is_tried_last_for_a_while(start):
     with FullTarget() as silent, EchoTarget() as target:
         daemon = start(configuration(tunnel("a", [silent.text, target.text], timeouts={"connect": "2s"})))

@@ -4,7 +4,8 @@ import time
 
 import pytest
 
-from daemon import configuration, tunnel
+from certificates import Authority
+from daemon import configuration, section, tunnel
 from peers import CLIENT_STREAM, KIB, FullTarget, Target, connect, transfer
 
 pytestmark = pytest.mark.sanitize
@@ -26,6 +27,24 @@ def test_connect(start):
             client.expect_reset()
         line = daemon.ended("a")
         assert line["reason"] == "timeout" and 900 <= int(line["duration_ms"]) <= 2500, line
+
+
+def test_handshake_says_whose_and_which(start, directory):
+    """And a client that never came through its own has had no target."""
+    certificate, key = Authority(directory).issue("server")
+    with Target() as target:
+        daemon = start(configuration(tunnel("header", target.text, accept_filters=["proxy_protocol:lb"]),
+                                     tunnel("near", target.text, accept_filters=["tls:x"]),
+                                     tunnel("far", target.text, connect_filters=["tls:x"]), timeouts={"handshake": "300ms"}) +
+                       section("proxy_protocol", "lb", trust=["127.0.0.1"]) +
+                       section("tls", "x", certificate=certificate, key=key, verify="none"))
+        for name, said in (("header", "the client was not through proxy_protocol"), ("near", "the client was not through tls"),
+                           ("far", "the target was not through tls")):
+            with connect(daemon.address(name)) as client:
+                client.expect_reset()
+            line = daemon.ended(name)
+            assert line["why"] == f"timeouts: handshake has passed, and {said}", line
+            assert line["target"] == (target.text if name == "far" else ""), line
 
 
 def test_first_byte(start):
