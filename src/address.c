@@ -359,12 +359,41 @@ parse_bracketed(const char *text, struct address *out, struct failure *why)
 	return finish_literal(out, true, why);
 }
 
+/* What is written in the place of an address elsewhere. Whether it was one of these. */
+static bool
+refuse_other(const char *text, struct failure *why)
+{
+	const char *url = strstr(text, "://");
+	size_t digits = strspn(text, "0123456789");
+	if (url)
+		failure_set(why, FAILURE_CONFIG, "'%.100s' is a URL; write HOST:PORT, such as %.*s",
+			    text, (int)strcspn(url + 3, "/"), url + 3);
+	else if (strpbrk(text, ", \t"))
+		failure_set(why, FAILURE_CONFIG,
+			    "'%.100s' is not one address; write one, or a list { \"ADDRESS\", "
+			    "\"ADDRESS\" }",
+			    text);
+	else if (digits && !text[digits])
+		failure_set(why, FAILURE_CONFIG,
+			    "'%.20s' is a port without an address; write 127.0.0.1:%.20s for this "
+			    "machine, or 0.0.0.0:%.20s to listen on every IPv4 address of it",
+			    text, text, text);
+	else if (strchr(text, '/') && !strchr(text, ':'))
+		failure_set(why, FAILURE_CONFIG, "'%.100s' is a path; write unix:%.100s", text,
+			    text);
+	else
+		return false;
+	return true;
+}
+
 /* "v4:port", "name:port" */
 static int
 parse_host_port(const char *text, struct address *out, struct failure *why)
 {
 	const char *colon = strchr(text, ':');
 	*out = (struct address){ 0 };
+	if (refuse_other(text, why))
+		return -1;
 	if (!colon)
 		return failure_set(
 			why, FAILURE_CONFIG,
@@ -383,6 +412,12 @@ parse_host_port(const char *text, struct address *out, struct failure *why)
 		out->numeric.port = out->port;
 		return finish_literal(out, true, why);
 	}
+	if (!is_host_name(text, length) && length && strncmp(text, "*:", 2) != 0)
+		return failure_set(
+			why, FAILURE_CONFIG,
+			"'%.100s' has neither an IP address nor a host name before its port; "
+			"write one, such as 10.0.0.5:%u or db.example:%u",
+			text, out->port, out->port);
 	if (!is_host_name(text, length))
 		return failure_set(
 			why, FAILURE_CONFIG,
@@ -477,6 +512,16 @@ prefix_parse(const char *text, struct prefix *out, struct failure *why)
 	uint64_t bits;
 	if (parse_unix_peer(text, out))
 		return 0;
+	if (strpbrk(text, ", "))
+		return failure_set(why, FAILURE_CONFIG,
+				   "'%.100s' is not one network; write a list { \"IP/BITS\", "
+				   "\"IP/BITS\" }",
+				   text);
+	if (strcmp(text, "all") == 0 || strcmp(text, "any") == 0 || strcmp(text, "*") == 0)
+		return failure_set(why, FAILURE_CONFIG,
+				   "'%.100s' is not an address or network; write { \"0.0.0.0/0\", "
+				   "\"::/0\", \"unix\" } for everybody",
+				   text);
 	if (!parse_ip(text, length, &prefix.base))
 		return failure_set(
 			why, FAILURE_CONFIG,

@@ -31,17 +31,59 @@ refuse_memory(const struct check *check)
 	config_report_error(check->report, check->origin, "no memory for a chain; free some");
 }
 
+/* The filter that others call so, or NULL. */
+static const char *
+our_filter(const char *name)
+{
+	static const char *const words[][2] = {
+		{ "ssl", "tls" },          { "proxy", "proxy_protocol" },
+		{ "gzip", "zlib" },        { "send-proxy", "proxy_protocol" },
+		{ "deflate", "zlib" },     { "send-proxy-v2", "proxy_protocol" },
+		{ "compression", "zstd" }, { "accept-proxy", "proxy_protocol" },
+	};
+	for (size_t i = 0; i < sizeof(words) / sizeof(words[0]); i++)
+		if (strcmp(name, words[i][0]) == 0)
+			return words[i][1];
+	return NULL;
+}
+
+/* The first section of a filter that has this title, or NULL. */
+static const struct filter_section *
+titled(const struct check *check, const char *title)
+{
+	for (size_t i = 0; i < check->generation->section_count; i++)
+		if (*title && strcmp(check->generation->sections[i]->title, title) == 0)
+			return check->generation->sections[i];
+	return NULL;
+}
+
 static void
 refuse_type(const struct check *check, const char *name)
 {
 	struct nearest nearest;
+	char all[256] = "";
+	size_t used = 0;
+	const char *better = our_filter(name);
+	const struct filter_section *section = titled(check, name);
 	nearest_start(&nearest, name);
-	for (size_t i = 0; registry_filters[i]; i++)
+	for (size_t i = 0; registry_filters[i]; i++) {
 		nearest_offer(&nearest, registry_filters[i]->name);
-	config_report_error(check->report, check->origin, "there is no filter '%.60s'; %s%s%s",
-			    name,
-			    nearest.best ? "did you mean '" : "penstockd --keywords lists all",
-			    nearest.best ? nearest.best : "", nearest.best ? "'?" : "");
+		if (used < sizeof(all))
+			used += (size_t)snprintf(all + used, sizeof(all) - used, "%s%s",
+						 used ? ", " : "", registry_filters[i]->name);
+	}
+	if (!better)
+		better = nearest.best;
+	if (section)
+		config_report_error(check->report, check->origin,
+				    "there is no filter '%.60s'; did you mean '%s:%s'?", name,
+				    section->type->name, section->title);
+	else if (better)
+		config_report_error(check->report, check->origin,
+				    "there is no filter '%.60s'; did you mean '%s'?", name, better);
+	else
+		config_report_error(check->report, check->origin,
+				    "there is no filter '%.60s'; write one of %s", name, all);
 }
 
 static void
@@ -97,6 +139,13 @@ static struct filter_section *
 find(const struct check *check, const char *text)
 {
 	const char *colon = strchr(text, ':');
+	if (strpbrk(text, ", ")) {
+		config_report_error(check->report, check->origin,
+				    "'%.60s' is no filter; write a list, such as { \"tls:NAME\", "
+				    "\"zlib\" }",
+				    text);
+		return NULL;
+	}
 	char *name = strndup(text, colon ? (size_t)(colon - text) : strlen(text));
 	if (!name) {
 		refuse_memory(check);

@@ -96,6 +96,13 @@ config_kinds_section(const struct config_kind *kind, const char *name)
 	return NULL;
 }
 
+bool
+config_kinds_is_filter(const char *name)
+{
+	const struct config_kind *kind = config_kinds_section(&config_kinds_file, name);
+	return kind && kind->filter;
+}
+
 static void
 print_keyword(FILE *out, int depth, const struct keyword *row, bool is_override)
 {

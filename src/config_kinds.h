@@ -37,6 +37,9 @@ size_t config_kinds_count_inside(const struct config_kind *kind);
 const struct keyword *config_kinds_keyword(const struct config_kind *kind, const char *name);
 const struct config_kind *config_kinds_section(const struct config_kind *kind, const char *name);
 
+/* Whether the section of that name is a filter's. */
+bool config_kinds_is_filter(const char *name);
+
 /* Every keyword with type, default, range, effect and sentence, one a line, sections indented: what
  * `penstockd --keywords` prints and the manual is checked against. */
 void config_kinds_print(FILE *out);

@@ -39,6 +39,12 @@ find(const struct check *check, const char *name, struct origin origin)
 		config_report_error(check->report, origin,
 				    "there is no limit \"%.60s\"; did you mean \"%s\"?", name,
 				    nearest.best);
+	else if (!address_name_is_valid(name))
+		config_report_error(
+			check->report, origin,
+			"'%.60s' is not the name of a limit; write limit \"NAME\" { rate = "
+			"\"10MB/s\" } outside of tunnels, and here its name",
+			name);
 	else
 		config_report_error(check->report, origin,
 				    "there is no limit \"%.60s\"; write limit \"%.60s\" { rate = "

@@ -1,5 +1,6 @@
 #include "config_parse.h"
 
+#include "config_foreign.h"
 #include "config_value.h"
 #include "nearest.h"
 
@@ -174,8 +175,9 @@ on_include(cfg_t *cfg, cfg_opt_t *opt, int count, const char **values)
 static const struct {
 	const char *wrong, *right;
 } advice[] = {
-	{ "unexpected token",
-	  "write KEYWORD = VALUE, KEYWORD = { VALUE, VALUE } or SECTION { ... }" },
+	{ "unexpected token", "write KEYWORD = VALUE, KEYWORD = { VALUE, VALUE } with a comma "
+			      "between values, or SECTION "
+			      "{ ... }" },
 	{ "unexpected closing brace", "leave it out, or open a section before it" },
 	{ "missing equal sign", "write KEYWORD = VALUE" },
 	{ "missing opening brace",
@@ -186,6 +188,32 @@ static const struct {
 	{ "premature end of file", "finish the last statement" },
 	{ "", "see penstock.conf(5)" },
 };
+
+/* Says how the section is written that libconfuse quotes, if it is one. A tunnel's `limit` only names one. */
+static bool
+report_section(const char *wrong, unsigned int line)
+{
+	struct origin origin = config_parse_origin(parsing->document, line);
+	const char *from = strchr(wrong, '\''), *to = from ? strchr(from + 1, '\'') : NULL;
+	char name[32];
+	if (!to || (size_t)(to - from) > sizeof(name))
+		return false;
+	snprintf(name, sizeof(name), "%.*s", (int)(to - from - 1), from + 1);
+	const struct config_kind *kind = config_kinds_section(parsing->open->kind, name);
+	if (strncmp(wrong, "missing opening brace", 21) == 0 && kind)
+		config_report_error(parsing->report, origin, "%s; write %s %s{ ... }", wrong, name,
+				    kind->has_title ? "\"NAME\" " : "");
+	else if (strncmp(wrong, "missing equal sign", 18) == 0 &&
+		 config_kinds_section(&config_kinds_file, name))
+		config_report_error(
+			parsing->report, origin,
+			"%s; write %s = \"NAME\" here, and %s \"NAME\" { ... } outside of "
+			"section %s",
+			wrong, name, name, parsing->open->kind->name);
+	else
+		return false;
+	return true;
+}
 
 static void __attribute__((format(printf, 2, 0)))
 on_error(cfg_t *cfg, const char *format, va_list args)
@@ -204,8 +232,9 @@ on_error(cfg_t *cfg, const char *format, va_list args)
 	size_t i = 0;
 	while (strncmp(wrong, advice[i].wrong, strlen(advice[i].wrong)) != 0)
 		i++;
-	config_report_error(parsing->report, config_parse_origin(parsing->document, line), "%s; %s",
-			    wrong, advice[i].right);
+	if (!report_section(wrong, line))
+		config_report_error(parsing->report, config_parse_origin(parsing->document, line),
+				    "%s; %s", wrong, advice[i].right);
 }
 
 /* Frees what make_options made. */
@@ -347,6 +376,31 @@ find_home(const struct config_kind *kind, const char *name)
 	return NULL;
 }
 
+/* What can be no keyword. Whether it was one of these. */
+static bool
+refuse_no_word(struct run *run, struct origin origin)
+{
+	const char *word = run->unknown;
+	if (strspn(word, ";") == strlen(word))
+		config_report_error(
+			run->report, origin,
+			"'%.60s' ends nothing here; leave it out, as the next statement "
+			"begins by itself",
+			word);
+	else if (*word == '[')
+		config_report_error(run->report, origin,
+				    "'%.60s' is no section; write tunnel \"NAME\" { ... }", word);
+	else if (strpbrk(word, ".:/, ") && word[strlen(word) - 1] != ':')
+		config_report_error(
+			run->report, origin,
+			"'%.60s' stands where a keyword should; write KEYWORD = VALUE, and "
+			"several values as { VALUE, VALUE }",
+			word);
+	else
+		return false;
+	return true;
+}
+
 static void
 refuse_unknown(struct run *run)
 {
@@ -355,10 +409,25 @@ refuse_unknown(struct run *run)
 	const struct config_kind *home = find_home(&config_kinds_file, run->unknown);
 	const char *where = kind->name ? "in section " : "at the top level";
 	const char *name = kind->name ? kind->name : "";
+	const char *foreign = config_foreign_advice(run->unknown);
 	struct nearest nearest;
+	if (refuse_no_word(run, origin))
+		return;
 	nearest_start(&nearest, run->unknown);
 	offer_words(&nearest, kind);
-	if (home)
+	bool is_near = nearest.best && nearest.distance <= 1;
+	if (home && home->filter == NULL && config_kinds_is_filter(run->unknown) &&
+	    kind == &config_kinds_tunnel)
+		config_report_error(
+			run->report, origin,
+			"'%.60s' does not belong in section tunnel; write %s \"NAME\" { ... "
+			"} outside of it, and here accept_filters = \"%s:NAME\", towards "
+			"clients, or connect_filters, towards targets",
+			run->unknown, run->unknown, run->unknown);
+	else if (foreign && !home)
+		config_report_error(run->report, origin, "unknown keyword '%.60s' %s%s; %s",
+				    run->unknown, where, name, foreign);
+	else if (home && !is_near)
 		config_report_error(
 			run->report, origin, "'%.60s' does not belong %s%s; write it %s%s",
 			run->unknown, where, name,

@@ -135,11 +135,22 @@ check_keyword(struct scanner *scanner)
 	bool is_good = word->kind != 'a' || from < to;
 	for (size_t i = from; word->kind == 'a' && i < to; i++)
 		is_good = is_good && is_keyword_byte(bytes[i]);
-	if (!is_good)
+	if (is_good)
+		return true;
+	char better[64] = "";
+	bool is_spelt = to > from && to - from < sizeof(better);
+	for (size_t i = from; is_spelt && i < to; i++) {
+		better[i - from] = (char)(bytes[i] == '-' ? '_' : bytes[i]);
+		is_spelt = is_keyword_byte(better[i - from]);
+	}
+	if (is_spelt)
+		cut(scanner, word->offset, "'%.*s' is not a keyword; did you mean '%.*s'?",
+		    (int)(to - from), bytes + from, (int)(to - from), better);
+	else
 		cut(scanner, word->offset,
 		    "'%.*s' is not a keyword; keywords are made of letters, digits and '_'",
 		    (int)(word->length < 60 ? word->length : 60), bytes);
-	return is_good;
+	return false;
 }
 
 static void
@@ -383,6 +394,9 @@ config_text_scan(struct config_text *text, const char *file, struct config_budge
 		 struct config_report *report)
 {
 	struct scanner scanner = { text, file, budget, report, .line = 1 };
+	/* Some editors begin UTF-8 so; nobody can see it. */
+	if (text->length >= 3 && memcmp(text->bytes, "\xef\xbb\xbf", 3) == 0)
+		memset(text->bytes, ' ', 3);
 	while (scanner.at < text->length)
 		scan_one(&scanner);
 	check_calls(&scanner);

@@ -135,8 +135,7 @@ store_mode(const char *text, mode_t *slot, struct failure *why)
 		mode = mode * 8 + (mode_t)(*at - '0');
 	if (*at || at == text || mode > MODE_MOST)
 		return failure_set(why, FAILURE_CONFIG,
-				   "'%.60s' is not a mode; write three octal digits, such as 0660",
-				   text);
+				   "'%.60s' is not a mode; write octal digits, such as 0660", text);
 	*slot = mode;
 	return 0;
 }
@@ -211,6 +210,9 @@ static int
 store_log_target(const char *text, const char *directory, char **slot, struct failure *why)
 {
 	bool is_file = strncmp(text, "file:", 5) == 0 && text[5];
+	if (*text == '/')
+		return failure_set(why, FAILURE_CONFIG,
+				   "'%.100s' is not a log target; write file:%.100s", text, text);
 	if (!is_file && strcmp(text, "auto") != 0 && strcmp(text, "stderr") != 0 &&
 	    strcmp(text, "journal") != 0)
 		return failure_set(why, FAILURE_CONFIG,

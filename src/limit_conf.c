@@ -100,10 +100,11 @@ const struct keyword limit_keywords[] = {
 static int
 refuse_per(const struct limit_conf *conf, struct failure *why)
 {
-	return failure_set(why, FAILURE_CONFIG,
-			   "'%.60s' is unknown; write connection, source/N, source/N,M, sni, "
-			   "certificate or uid",
-			   conf->per);
+	return failure_set(
+		why, FAILURE_CONFIG,
+		"'%.60s' is unknown; write connection, source/32 for each client address, "
+		"source/N, source/N,M, sni, certificate or uid",
+		conf->per);
 }
 
 static int

@@ -4,6 +4,7 @@
 #include "limits_key.h"
 #include "limits_nodes.h"
 #include "limits_queue.h"
+#include "units.h"
 
 #include <assert.h>
 #include <inttypes.h>
@@ -464,11 +465,13 @@ check_direction(const struct limit_spec *spec, int i, struct failure *why)
 		return failure_set(why, FAILURE_CONFIG,
 				   "a burst of %" PRIu64 " bytes; the most is %" PRIu64, burst,
 				   LIMITS_BURST_MOST);
-	if (rate && burst && burst < limits_burst_least(rate, spec->quantum))
+	uint64_t least = limits_burst_least(rate, spec->quantum);
+	char has[UNITS_TEXT], needs[UNITS_TEXT];
+	if (rate && burst && burst < least)
 		return failure_set(why, FAILURE_CONFIG,
-				   "a burst of %" PRIu64 " bytes; the least for this rate and "
-				   "quantum is %" PRIu64,
-				   burst, limits_burst_least(rate, spec->quantum));
+				   "a burst of %s; the least for this rate and quantum is %s",
+				   units_format_bytes(burst, has),
+				   units_format_bytes(least, needs));
 	return 0;
 }
 

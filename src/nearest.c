@@ -1,8 +1,10 @@
 #include "nearest.h"
 
+#include <ctype.h>
 #include <string.h>
 
-#define WORD_MOST 64
+#define WORD_MOST    64
+#define PREFIX_LEAST 3
 
 void
 nearest_start(struct nearest *nearest, const char *written)
@@ -23,7 +25,8 @@ distance(const char *a, const char *b)
 		size_t diagonal = row[0];
 		row[0] = i;
 		for (size_t j = 1; j <= length; j++) {
-			size_t least = diagonal + (a[i - 1] != b[j - 1]);
+			size_t least = diagonal + (tolower((unsigned char)a[i - 1]) !=
+						   tolower((unsigned char)b[j - 1]));
 			if (row[j] + 1 < least)
 				least = row[j] + 1;
 			if (row[j - 1] + 1 < least)
@@ -40,7 +43,10 @@ nearest_offer(struct nearest *nearest, const char *candidate)
 {
 	if (strlen(candidate) > WORD_MOST || strlen(nearest->written) > WORD_MOST)
 		return;
-	size_t found = distance(nearest->written, candidate);
+	size_t found = distance(nearest->written, candidate), length = strlen(nearest->written);
+	if (length >= PREFIX_LEAST && found > 1 &&
+	    strncmp(candidate, nearest->written, length) == 0)
+		found = 1;
 	if (found < nearest->distance) {
 		nearest->distance = found;
 		nearest->best = candidate;

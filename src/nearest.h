@@ -12,7 +12,8 @@ struct nearest {
 	size_t distance;  /* of `best` */
 };
 
-/* `written` is borrowed. At first no word is near enough that differs in more than a third. */
+/* `written` is borrowed. At first no word is near enough that differs in more than a third, small and capital
+ * letters being the same; of which it is the beginning is as near as what differs in one letter. */
 void nearest_start(struct nearest *nearest, const char *written);
 
 /* O(length of both). Words of more than 64 bytes are near to nothing. */

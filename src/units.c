@@ -193,6 +193,17 @@ refuse_unit(const struct dimension *dimension, const char *text, const char *uni
 			"'%.60s' has a space in it; write the unit right behind the number, "
 			"as in '%s'",
 			text, dimension->example);
+	/* Who leaves out what a letter stands for, or "/s", may mean either. */
+	char prefix = (char)(*unit == 'K'                   ? 'k'
+			     : *unit == 'm' || *unit == 'g' ? *unit - 'a' + 'A'
+							    : *unit);
+	if (dimension == &rate && strchr("kMG", prefix))
+		return failure_set(
+			why, FAILURE_CONFIG,
+			"'%.60s' has the unknown unit '%.30s'; write %.*s%cB/s for bytes or "
+			"%.*s%cbit/s for bits",
+			text, unit, (int)(unit - text), text, prefix, (int)(unit - text), text,
+			prefix);
 	return failure_set(why, FAILURE_CONFIG,
 			   "'%.60s' has the unknown unit '%.30s'; the units of a %s are %s", text,
 			   unit, dimension->what, list_units(dimension, list));

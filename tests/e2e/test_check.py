@@ -44,6 +44,34 @@ MISTAKES = {
     "cycle": (tunnel("b", "internal:c", "internal:b") + tunnel("c", "internal:b", "internal:c"), None, "b → c → b"),
     "one address twice": (tunnel("b", "internal:echo", "127.0.0.1:81") + tunnel("c", "internal:echo", "127.0.0.1:81"), 6, "81"),
     "syntax": ("tunnel {\n", 1, ""),
+    "a beginning": (tunnel("b", "internal:echo", max_conn=5), 4, "did you mean 'max_connections'"),
+    "in capitals": ('Tunnel "b" { }\n', 1, "did you mean 'tunnel'"),
+    "a dash": (tunnel("b", "internal:echo").replace("listen", "accept-filters"), 2, "did you mean 'accept_filters'"),
+    "nearer than another section's": (tunnel("b", "internal:echo", weight=5), 4, "did you mean 'weights'"),
+    "nginx's semicolon": (tunnel("b", "internal:echo").replace(" }\n", " };\n", 1), 2, "';' ends nothing here"),
+    "nginx's section": ("stream {\n}\n", 1, 'write tunnel "NAME"'),
+    "HAProxy's section": ("frontend x\n", 1, 'write tunnel "NAME"'),
+    "stunnel's section": ("[x]\naccept = 80\n", 1, 'write tunnel "NAME"'),
+    "stunnel's word": (tunnel("b", "internal:echo", accept="127.0.0.1:1"), 4, "write listen"),
+    "HAProxy's word": (tunnel("b", "internal:echo", maxconn=5), 4, "write max_connections"),
+    "a filter's section inside": (tunnel("b", "internal:echo", tls="edge"), 4, 'accept_filters = "tls:NAME"'),
+    "a limit's section inside": (tunnel("b", "internal:echo")[:-2] + 'limit { rate = "1MB/s" }\n}\n', 4,
+                                 'write limit = "NAME" here, and limit "NAME"'),
+    "a rate as a limit": (tunnel("b", "internal:echo", limit="10MB/s"), 4, "is not the name of a limit"),
+    "a value for a section": (tunnel("b", "internal:echo", check="true"), 4, "write check { ... }"),
+    "no braces around two": (tunnel("b", "internal:echo").replace('{ "internal:echo" }', '"internal:echo" "internal:discard"'), 3,
+                             "several values as { VALUE, VALUE }"),
+    "no comma between two": (tunnel("b", "internal:echo").replace('"internal:echo" }', '"internal:echo" "internal:discard" }'), 3,
+                             "with a comma between values"),
+    "a filter's title": ('zlib "fast" { }\n' + tunnel("b", "internal:echo", accept_filters=["fast"]), 5, "did you mean 'zlib:fast'"),
+    "another's filter": (tunnel("b", "internal:echo", connect_filters=["send-proxy"]), 4, "did you mean 'proxy_protocol'"),
+    "no filter at all": (tunnel("b", "internal:echo", connect_filters=["rot13"]), 4, "write one of .*tls, "),
+    "two filters in one text": (tunnel("b", "internal:echo", connect_filters="zlib, zstd"), 4, "write a list"),
+    "everybody": (tunnel("b", "internal:echo", allow="all"), 4, "0.0.0.0/0"),
+    "networks in one text": (tunnel("b", "internal:echo", allow="10.0.0.0/8, ::1"), 4, "write a list"),
+    "per client": ('limit "l" { per = "source" }\n', 1, "source/32 for each client address"),
+    "a path as a log target": ('log { target = "/var/log/x" }\n', 1, "write file:/var/log/x"),
+    "an internal name's beginning": (tunnel("b", "internal:adm"), 3, "did you mean internal:admin"),
     "open comment": ("workers = 1\n/* what\n", 2, "comment"),
     "no directory for the log": ('log { level = "info"\n target = "file:nowhere/log" }\n', 2, "nowhere/log: No such file"),
     "a directory as the log": ('log { target = "file:." }\n', 1, "name a file that the daemon may write"),
@@ -61,6 +89,17 @@ def test_each_mistake(directory, name):
     assert done.returncode == 1
     place = re.escape(str(path)) + (r":\d+" if line is None else f":{line}" if line else "")
     assert re.search(f"^{place}: .*{words}", done.stdout + done.stderr, re.MULTILINE), done.stderr
+
+
+def test_a_byte_order_mark_is_skipped(directory):
+    (directory / "penstock.conf").write_text("\ufeff" + GOOD)
+    assert check(directory / "penstock.conf").returncode == 0
+
+
+def test_a_target_twice_is_a_warning(directory):
+    (directory / "penstock.conf").write_text(tunnel("a", ["127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:1"]))
+    done = check(directory / "penstock.conf")
+    assert done.returncode == 0 and 'penstock.conf:3: warning: tunnel "a" has the target 127.0.0.1:1 twice' in done.stderr
 
 
 def test_all_mistakes_in_one_go(directory):

@@ -90,23 +90,27 @@ test_bad(void **state)
 		  "such as 0.0.0.0:80 for every IPv4 address of this machine" },
 		{ "*:80", "'*:80' has neither an IP address nor a host name before its port; write "
 			  "one, such as 0.0.0.0:80 for every IPv4 address of this machine" },
-		{ "10.0.0.256:1",
-		  "'10.0.0.256:1' has neither an IP address nor a host name before its "
-		  "port; write one, such as 0.0.0.0:1 for every IPv4 address of this "
-		  "machine" },
+		{ "10.0.0.256:1", "'10.0.0.256:1' has neither an IP address nor a host name before "
+				  "its port; write one, such as 10.0.0.5:1 or db.example:1" },
+		{ "a..b:1", "'a..b:1' has neither an IP address nor a host name before its port; "
+			    "write one, such as 10.0.0.5:1 or db.example:1" },
 		{ "10.0.0.1.:1",
-		  "'10.0.0.1.:1' has neither an IP address nor a host name before its port; write "
-		  "one, such as 0.0.0.0:1 for every IPv4 address of this machine" },
-		{ ".:1",
-		  "'.:1' has neither an IP address nor a host name before its port; write one, "
-		  "such as 0.0.0.0:1 for every IPv4 address of this machine" },
-		{ "a..:1",
-		  "'a..:1' has neither an IP address nor a host name before its port; write "
-		  "one, such as 0.0.0.0:1 for every IPv4 address of this machine" },
-		{ "a..b:1",
-		  "'a..b:1' has neither an IP address nor a host name before its port; write "
-		  "one, such as 0.0.0.0:1 for every IPv4 address of this machine" },
+		  "'10.0.0.1.:1' has neither an IP address nor a host name before its port; "
+		  "write one, such as 10.0.0.5:1 or db.example:1" },
+		{ ".:1", "'.:1' has neither an IP address nor a host name before its port; "
+			 "write one, such as 10.0.0.5:1 or db.example:1" },
+		{ "a..:1", "'a..:1' has neither an IP address nor a host name before its port; "
+			   "write one, such as 10.0.0.5:1 or db.example:1" },
 		{ "Unix:80", "'Unix:80' is written in capitals; write it in small letters" },
+		{ "tcp://10.0.0.1:80/",
+		  "'tcp://10.0.0.1:80/' is a URL; write HOST:PORT, such as 10.0.0.1:80" },
+		{ "a:1,b:2", "'a:1,b:2' is not one address; write one, or a list { \"ADDRESS\", "
+			     "\"ADDRESS\" }" },
+		{ "10.0.0.1 80", "'10.0.0.1 80' is not one address; write one, or a list { "
+				 "\"ADDRESS\", \"ADDRESS\" }" },
+		{ "8080", "'8080' is a port without an address; write 127.0.0.1:8080 for this "
+			  "machine, or 0.0.0.0:8080 to listen on every IPv4 address of it" },
+		{ "/run/x.sock", "'/run/x.sock' is a path; write unix:/run/x.sock" },
 		{ "unix:", "'unix:' has no name; write unix:/path or unix:@name" },
 		{ "unix:@", "'unix:@' has no name; write unix:/path or unix:@name" },
 		{ "internal:",

@@ -533,7 +533,7 @@ values_out_of_range_change_nothing(void **state)
 	bad = spec;
 	bad.burst[LIMIT_DOWN] = 3999;
 	assert_int_equal(limits_change(top, &bad, now_ns, &why), -1);
-	assert_non_null(strstr(why.text, "4000"));
+	assert_non_null(strstr(why.text, "4kB"));
 	bad = spec;
 	bad.rate[LIMIT_UP] = LIMITS_RATE_MOST + 1;
 	assert_int_equal(limits_check(&bad, &why), -1);

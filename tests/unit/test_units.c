@@ -173,8 +173,12 @@ test_rates(void **state)
 		  "'12bit/s' is not a whole number of bytes a second; the nearest below is "
 		  "1B/s" },
 		{ "1.5Mbit/s", "'1.5Mbit/s' has a fraction; write 1500kbit/s" },
-		{ "10MB", "'10MB' has the unknown unit 'MB'; the units of a rate are bit/s, B/s, "
-			  "kbit/s, kB/s, KiB/s, Mbit/s, MB/s, MiB/s, Gbit/s, GB/s, GiB/s" },
+		{ "10MB",
+		  "'10MB' has the unknown unit 'MB'; write 10MB/s for bytes or 10Mbit/s for bits" },
+		{ "10m",
+		  "'10m' has the unknown unit 'm'; write 10MB/s for bytes or 10Mbit/s for bits" },
+		{ "100Kbps", "'100Kbps' has the unknown unit 'Kbps'; write 100kB/s for bytes or "
+			     "100kbit/s for bits" },
 		{ NULL, NULL },
 	};
 	check_good(units_parse_rate, good);
