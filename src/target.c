@@ -664,12 +664,42 @@ prepare_tcp(const struct attempt *attempt, const struct dial_options *options, s
 	return 0;
 }
 
+/* A name may lead to where the tunnel itself listens, which no check of the file can tell: then each connection
+ * would make another one, up to the caps. */
+static bool
+leads_back(const struct address_list *own, const struct socket_address *address)
+{
+	static const uint8_t zeros[sizeof(address->ip)], loopback_ipv6[16] = { [15] = 1 };
+	bool is_loopback = address->family == AF_INET ? address->ip[0] == 127
+						      : memcmp(address->ip, loopback_ipv6, 16) == 0;
+
+	for (size_t i = 0; own && i < own->count && address->family != AF_UNIX; i++) {
+		const struct socket_address *at = &own->at[i].numeric;
+		if (own->at[i].kind != ADDRESS_IP || at->port != address->port ||
+		    at->family != address->family || !at->port)
+			continue;
+		if (socket_address_equal(at, address) ||
+		    (is_loopback && memcmp(at->ip, zeros, sizeof(zeros)) == 0))
+			return true;
+	}
+	return false;
+}
+
 static enum progress
 start_attempt(struct dial *dial, const struct socket_address *address)
 {
 	const int on = 1;
 	struct dial_state *state = dial->state;
 	char text[NAME_TEXT];
+	if (leads_back(dial->options->own, address)) {
+		failure_set(
+			&state->why, FAILURE_CONFIG,
+			"connect to %.120s: the tunnel itself listens on %s; connect to another "
+			"address",
+			targets_name(dial->options->targets, dial->index),
+			socket_address_text(address, text));
+		return FAILED;
+	}
 	struct attempt *attempt = calloc(1, sizeof(*attempt));
 	if (!attempt) {
 		failure_set(&state->why, FAILURE_MEMORY, "connect to %.120s: no memory",

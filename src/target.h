@@ -52,6 +52,8 @@ struct dial_options {
 	const struct address *bind;
 	/* For whom, if that chooses the target; NULL = nobody. */
 	const struct socket_address *client;
+	/* Where a connection would only come back to who dials: no attempt is made there. NULL = nowhere. */
+	const struct address_list *own;
 	/* NULL, or the only target to be tried, by its index. */
 	const size_t *only;
 	/* The daemon's own: it counts as none of the target's connections, and meets no cap. */

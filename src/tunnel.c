@@ -664,6 +664,7 @@ dial(struct connection *connection)
 		.targets = conf->targets,
 		.resolver = connection->home->resolver,
 		.bind = &conf->bind,
+		.own = &conf->listen,
 		.timeout_ns = conf->timeouts.connect,
 		.client = &connection->facts.client,
 		.only = connection->check ? &connection->check->target : NULL,

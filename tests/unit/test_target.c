@@ -1004,6 +1004,35 @@ a_host_is_resolved(void **state)
 }
 
 static void
+a_name_that_leads_back_is_not_connected(void **state)
+{
+	int fd;
+	uint16_t port = listen_at("0.0.0.0", 0, 5, &fd);
+	char text[32];
+	struct address at[2] = { { 0 } };
+	const struct address_list own = { at, 2 };
+	(void)state;
+
+	snprintf(text, sizeof(text), "127.0.0.5:%u", port);
+	assert_int_equal(address_parse(text, &at[0], NULL), 0);
+	snprintf(text, sizeof(text), "0.0.0.0:%u", port);
+	assert_int_equal(address_parse(text, &at[1], NULL), 0);
+	options.own = &own;
+	set_targets(BALANCE_ORDER, "one:%u", port);
+	run();
+	expect_failed(FAILURE_CONFIG,
+		      "connect to one:%u: the tunnel itself listens on 127.0.0.1:%u; connect to "
+		      "another address",
+		      port, port);
+	at[1].numeric.ip[0] = 10; /* another address of this machine is another's */
+	run();
+	expect_connected(0);
+	options.own = NULL;
+	address_release(&at[0]);
+	address_release(&at[1]);
+}
+
+static void
 an_unknown_host_moves_on(void **state)
 {
 	int listener;
@@ -1213,6 +1242,7 @@ main(void)
 		CASE(a_unix_path_is_connected),
 		CASE(a_full_unix_backlog_is_tried_again),
 		CASE(a_host_is_resolved),
+		CASE(a_name_that_leads_back_is_not_connected),
 		CASE(an_unknown_host_moves_on),
 		CASE(a_silent_address_of_a_host_is_overtaken),
 		CASE(a_refusing_address_of_a_host_is_left_at_once),
