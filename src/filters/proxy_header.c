@@ -4,6 +4,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#define TLS_HANDSHAKE 0x16 /* the first byte of a ClientHello, RFC 8446 5.1 */
+
 static const uint8_t v1_signature[] = { 'P', 'R', 'O', 'X', 'Y', ' ' };
 static const uint8_t v2_signature[] = { 0x0d, 0x0a, 0x0d, 0x0a, 0x00, 0x0d,
 					0x0a, 0x51, 0x55, 0x49, 0x54, 0x0a };
@@ -153,7 +155,10 @@ proxy_header_measure(const uint8_t *bytes, size_t count, size_t *header_bytes, s
 		return measure_v2(bytes, count, header_bytes, why);
 	if (begins_with(bytes, count, v1_signature, sizeof(v1_signature)))
 		return measure_v1(bytes, count, header_bytes, why);
-	failure_set(why, FAILURE_PROTOCOL, "no PROXY header: the bytes begin otherwise");
+	failure_set(
+		why, FAILURE_PROTOCOL,
+		"no PROXY header: the bytes begin %s; does this peer, which is in trust, send one?",
+		bytes[0] == TLS_HANDSHAKE ? "with TLS" : "otherwise");
 	return PROXY_BAD;
 }
 

@@ -37,6 +37,8 @@ on_bio_read(BIO *bio, char *bytes, int most)
 	BIO_clear_retry_flags(bio);
 	bool may_read = tls->src && most > 0 && tls->spare_updates;
 	int taken = may_read ? evbuffer_remove(tls->src, bytes, (size_t)most) : 0;
+	for (int i = 0; i < taken && tls->first_count < sizeof(tls->first); i++)
+		tls->first[tls->first_count++] = (uint8_t)bytes[i];
 	if (taken > 0)
 		return taken;
 	BIO_set_retry_read(bio);
@@ -277,6 +279,23 @@ tls_abandon(void *state, enum failure_kind kind)
 						      : TLS_STOPPED);
 }
 
+/* Says what the peer speaks in place of TLS, where its first bytes tell. */
+static void
+name_protocol(struct tls *tls, struct failure *why)
+{
+	unsigned char begin[sizeof(tls->first)];
+	size_t count = tls->first_count;
+
+	memcpy(begin, tls->first, count);
+	if (tls->src && count < sizeof(begin)) {
+		ev_ssize_t more = evbuffer_copyout(tls->src, begin + count, sizeof(begin) - count);
+		count += more > 0 ? (size_t)more : 0;
+	}
+	const char *words = tls_words_protocol(begin, count, tls->side == FILTER_FAR);
+	if (words)
+		failure_set(why, why->kind, "the peer does not speak TLS but %s", words);
+}
+
 /* OpenSSL has failed. */
 static enum filter_result
 fail_by_library(struct tls *tls, struct filter_io *io)
@@ -294,6 +313,8 @@ fail_by_library(struct tls *tls, struct filter_io *io)
 	}
 	if (tls->refusal)
 		*io->why = *tls->refusal;
+	else if (failure == TLS_NOT_TLS)
+		name_protocol(tls, io->why);
 	count_failure(tls, failure);
 	return fail_with(tls, io);
 }

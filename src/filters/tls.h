@@ -29,6 +29,8 @@ struct tls {
 	struct evbuffer *dst; /* the wire; NULL in an in step: what is written waits */
 	size_t dst_most;      /* the length that dst may reach */
 
+	uint8_t first[8]; /* what the peer began with, until it is understood */
+	uint8_t first_count;
 	uint8_t side;          /* enum filter_side */
 	uint8_t spare_updates; /* handshake messages that the peer may still send, see tls.c */
 	bool has_heard;        /* a message of the peer's that is TLS */

@@ -178,6 +178,41 @@ translate(int reason, enum tls_stage stage, enum tls_failure *failure)
 	return "the peer does not speak TLS";
 }
 
+const char *
+tls_words_protocol(const unsigned char *bytes, size_t length, bool is_far)
+{
+	static const struct {
+		const char *bytes;
+		size_t length;
+		const char *words;
+	} begins[] = {
+		{ "\0\0\0\x08\x04\xd2\x16\x2f", 8,
+		  "PostgreSQL, which asks for TLS in its own way; sslnegotiation=direct makes "
+		  "libpq 17 "
+		  "begin with TLS" },
+		{ "\0\0\0\x08\x04\xd2\x16\x30", 8, "PostgreSQL" },
+		{ "PROXY ", 6, "begins with a PROXY header; write proxy_protocol before tls" },
+		{ "\r\n\r\n\0\r\n", 7,
+		  "begins with a PROXY header; write proxy_protocol before tls" },
+		{ "SSH-", 4, "SSH" },
+		{ "*1\r\n$", 5, "the protocol of Redis" },
+		{ "*2\r\n$", 5, "the protocol of Redis" },
+		{ "*3\r\n$", 5, "the protocol of Redis" },
+		{ "HTTP/", 5, "HTTP" },
+	};
+	for (size_t i = 0; i < sizeof(begins) / sizeof(begins[0]); i++)
+		if (length >= begins[i].length &&
+		    memcmp(bytes, begins[i].bytes, begins[i].length) == 0)
+			return begins[i].words;
+	if (is_far && length >= 5 && bytes[3] == 0 && bytes[4] == 10)
+		return "the protocol of MySQL, which asks for TLS in its own way";
+	if (is_far && length >= 4 &&
+	    (memcmp(bytes, "220", 3) == 0 || memcmp(bytes, "* OK", 4) == 0 ||
+	     memcmp(bytes, "+OK", 3) == 0))
+		return "a protocol in which it greets first, and TLS begins by STARTTLS";
+	return NULL;
+}
+
 enum tls_failure
 tls_words_failure(struct failure *why, enum tls_stage stage)
 {

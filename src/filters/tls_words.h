@@ -16,6 +16,10 @@ enum tls_stage {
 	TLS_STAGE_OTHER,
 };
 
+/* What somebody speaks who began with these bytes in place of TLS, to stand behind "but"; `is_far`: we connected to
+ * him. NULL = cannot be told. Static. */
+const char *tls_words_protocol(const unsigned char *bytes, size_t length, bool is_far);
+
 /* Fills *why from OpenSSL's queue of errors, which it empties. Returns what a handshake that ends by it is
  * counted as. */
 enum tls_failure tls_words_failure(struct failure *why, enum tls_stage stage);

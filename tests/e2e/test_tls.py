@@ -277,15 +277,36 @@ def test_refusals_in_words(start, authority, server, directory):
                 assert answer == b"ping"
 
 
-def test_what_is_no_tls(start, server):
+@pytest.mark.parametrize("said, words", [
+    (b"GET / HTTP/1.1\r\n\r\n", " but HTTP"),
+    (b"\0\0\0\x08\x04\xd2\x16\x2f", " but PostgreSQL, which asks for TLS in its own way; sslnegotiation=direct makes libpq 17 "
+                                      "begin with TLS"),
+    (b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n", " but begins with a PROXY header; write proxy_protocol before tls"),
+    (b"\r\n\r\n\0\r\nQUIT\n", " but begins with a PROXY header; write proxy_protocol before tls"),
+    (b"SSH-2.0-x\r\n", " but SSH"), (b"*1\r\n$4\r\nPING\r\n", " but the protocol of Redis"), (b"something", "")],
+    ids=["HTTP", "PostgreSQL", "PROXY 1", "PROXY 2", "SSH", "Redis", "something"])
+def test_what_is_no_tls(start, server, said, words):
     with EchoTarget() as target:
         daemon = start(configuration(tunnel("t", target.text, accept_filters=["tls:edge"])) + near(server))
         with socket.create_connection(daemon.address("t")) as sock:
-            sock.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            sock.sendall(said)
             with contextlib.suppress(ConnectionError):
                 while sock.recv(1000):
                     pass
-        assert refusal(daemon, "t") == "the peer does not speak TLS but HTTP"
+        assert refusal(daemon, "t") == f"the peer does not speak TLS{words}"
+
+
+@pytest.mark.parametrize("greeting, words", [(b"220 mail.example ESMTP\r\n", "TLS begins by STARTTLS"),
+                                             (b"J\0\0\0\x0a8.0.1\0", "the protocol of MySQL")], ids=["SMTP", "MySQL"])
+def test_target_that_greets_without_tls(start, authority, greeting, words):
+    with Target() as target:
+        daemon = start(configuration(tunnel("t", target.text, connect_filters=["tls:out"])) + far(authority))
+        with socket.create_connection(daemon.address("t")) as sock:
+            with target.sock.accept()[0] as accepted:
+                accepted.sendall(greeting)
+                with pytest.raises(ConnectionResetError):
+                    sock.recv(1)
+        assert words in refusal(daemon, "t")
 
 
 def test_target_that_is_another(start, authority, server):

@@ -132,7 +132,8 @@ test_v1_mistakes(void **unused)
 	static const struct {
 		const char *line, *why;
 	} bad[] = {
-		{ "GET / HTTP/1.1\r\n", "no PROXY header" },
+		{ "GET / HTTP/1.1\r\n", "no PROXY header: the bytes begin otherwise" },
+		{ "\x16\x03\x01", "no PROXY header: the bytes begin with TLS" },
 		{ "proxy TCP4 1.2.3.4 1.2.3.4 1 2\r\n", "no PROXY header" },
 		{ "PROXYTCP4 1.2.3.4 1.2.3.4 1 2\r\n", "no PROXY header" },
 		{ "PROXY TCP4 1.2.3.4 1.2.3.4 1 2\n", "CR LF" },
