@@ -126,8 +126,8 @@ command_load(const char *file)
 
 	config_report_print(&report, systemd_journal_on_stderr(), stderr);
 	if (!generation)
-		fprintf(stderr, "%spenstockd: %s: %zu mistake%s, nothing was started\n",
-			priority(), file, report.errors, report.errors == 1 ? "" : "s");
+		fprintf(stderr, "%spenstockd: %s: %zu mistake%s, nothing was started\n", priority(),
+			file, report.errors, report.errors == 1 ? "" : "s");
 	config_report_release(&report);
 	return generation;
 }

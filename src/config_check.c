@@ -10,8 +10,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define TWICE_MOST 64
-
 struct check {
 	struct generation *generation;
 	struct config_places *listens; /* in the order of their addresses' texts */
@@ -255,30 +253,10 @@ is_own_listener(const struct check *check, const struct config_place *place)
 	return listener && listener->tunnel == place->tunnel;
 }
 
-/* The places of a tunnel stand side by side. Of very many not all are looked at. */
-static void
-check_twice(const struct check *check, const struct config_place *place)
-{
-	const struct address *address = connect_of(check, place);
-	for (const struct config_place *other = place;
-	     other > check->connects->at && other[-1].tunnel == place->tunnel &&
-	     place - other < TWICE_MOST;
-	     other--)
-		if (strcmp(connect_of(check, other - 1)->text, address->text) == 0) {
-			config_report_warning(
-				check->report, place->origin,
-				"tunnel \"%s\" has the target %s twice; write it once, "
-				"with weights if it is to get more",
-				tunnel_of(check, place)->name, address->text);
-			return;
-		}
-}
-
 static void
 check_target(const struct check *check, struct config_place *place)
 {
 	const struct address *address = connect_of(check, place);
-	check_twice(check, place);
 	if (address->kind == ADDRESS_INTERNAL)
 		resolve(check, place);
 	else if (address->kind == ADDRESS_SYSTEMD)
@@ -313,7 +291,7 @@ check_twice(const struct check *check)
 		if (name_index_find(&seen, text))
 			config_report_error(check->report, place->origin,
 					    "'%s' stands twice among the targets of tunnel \"%s\"; "
-					    "write it once",
+					    "write it once, with weights if it is to get more",
 					    text, tunnel_of(check, place)->name);
 		else if (name_index_add(&seen, text, place) < 0)
 			break; /* who has no memory here fails elsewhere */

@@ -543,9 +543,11 @@ test_targets_written_twice(void **state)
 	       " 10.0.0.1:080,\n unix:/x, unix:/x } }\n"
 	       "tunnel b { listen = 127.0.0.1:2 connect = { 10.0.0.1:80, x:80,\n x:80 } }\n",
 	       "t.conf:2: '10.0.0.1:80' stands twice among the targets of tunnel \"a\"; write it "
-	       "once\n"
-	       "t.conf:3: 'unix:/x' stands twice among the targets of tunnel \"a\"; write it once\n"
-	       "t.conf:5: 'x:80' stands twice among the targets of tunnel \"b\"; write it once\n");
+	       "once, with weights if it is to get more\n"
+	       "t.conf:3: 'unix:/x' stands twice among the targets of tunnel \"a\"; write it once, "
+	       "with weights if it is to get more\n"
+	       "t.conf:5: 'x:80' stands twice among the targets of tunnel \"b\"; write it once, "
+	       "with weights if it is to get more\n");
 }
 
 static void
