@@ -245,7 +245,8 @@ watch(struct stream streams[2], struct failure *why)
 		bool turn = !pump_stream_is_over(stream->flow) &&
 			    stream->flow->waiting.cause == WAIT_TURN;
 		/* A socket with more to read says so by itself in the next turn. */
-		bool told = turn && endpoint_is_socket(&stream->source->endpoint);
+		bool told = turn && stream->filtered_budget &&
+			    endpoint_is_socket(&stream->source->endpoint);
 		stream->source->endpoint.want_readable = told || stream->wants_read;
 		stream->sink->endpoint.want_writable = stream->wants_write;
 		if (turn && !told)

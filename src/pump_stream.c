@@ -93,12 +93,24 @@ is_handshaking(const struct stream *stream)
 static enum step
 rest(struct stream *stream, enum wait cause)
 {
-	if (stream->pump->front)
+	if (cause != WAIT_TURN && stream->pump->front)
 		cause = (enum wait)stream->pump->front;
-	else if (is_handshaking(stream))
+	else if (cause != WAIT_TURN && is_handshaking(stream))
 		cause = WAIT_HANDSHAKE;
 	stream->flow->waiting = (struct waiting){ .cause = cause };
 	return STEP_REST;
+}
+
+static size_t
+lesser(size_t a, size_t b)
+{
+	return a < b ? a : b;
+}
+
+static bool
+has_filters(const struct stream *stream)
+{
+	return stream->source->stack || stream->sink->stack;
 }
 
 /* How many of `want` bytes the meter lets through now. 0: the flow rests, its limit will wake it. */
@@ -181,7 +193,7 @@ count(struct stream *stream, size_t bytes)
 static void
 spend(struct stream *stream, size_t bytes)
 {
-	stream->budget -= bytes < stream->budget ? bytes : stream->budget;
+	stream->budget -= lesser(bytes, stream->budget);
 	stream->flow->read_bytes += bytes;
 	progress(stream);
 }
@@ -244,6 +256,8 @@ drain_buffer(struct stream *stream)
 		return STEP_ON;
 	}
 	pay(meter, moved);
+	if (has_filters(stream))
+		stream->filtered_budget -= lesser(moved, stream->filtered_budget);
 	if (moved) {
 		stream->flow->bytes += moved;
 		stream->moved = true;
@@ -283,7 +297,7 @@ discard(struct stream *stream, struct failure *why)
 	if (result != ENDPOINT_MOVED)
 		return not_read(stream, result);
 	/* No movement, for the deadlines' sake: a peer that talks on for ever is not listened to for ever. */
-	stream->budget -= moved < stream->budget ? moved : stream->budget;
+	stream->budget -= lesser(moved, stream->budget);
 	return STEP_ON;
 }
 
@@ -498,7 +512,7 @@ fill(struct stream *stream, struct failure *why)
 
 	if (most > stream->budget)
 		most = stream->budget;
-	if (source->stack || sink->stack || pump_stream_is_core_metered(stream) ||
+	if (has_filters(stream) || pump_stream_is_core_metered(stream) ||
 	    !endpoint_is_socket(&source->endpoint) || !endpoint_is_socket(&sink->endpoint))
 		return fill_buffer(stream, most, why);
 	/* Metered on both sides, what was read may have to wait for the other meter: not in a pipe. */
@@ -526,7 +540,7 @@ pass_end(struct stream *stream)
 static bool
 is_full(struct stream *stream)
 {
-	if (stream->source->stack || stream->sink->stack || pump_stream_is_core_metered(stream))
+	if (has_filters(stream) || pump_stream_is_core_metered(stream))
 		return pump_stream_length(stream->flow->store) >= PUMP_STORE_BYTES ||
 		       pump_stream_length(*first(stream)) >= PUMP_STORE_BYTES;
 	return !stream->sink->endpoint.writable;
@@ -542,7 +556,9 @@ pump_stream_step(struct stream *stream, struct failure *why)
 	if (stream->pump->owed_bytes && !settle(stream))
 		return STEP_REST;
 	if (flow->pipe || pump_stream_length(*pump_stream_last(stream)))
-		return pump_stream_drain(stream);
+		/* What filters have made of a few bytes may be a thousand times as much. */
+		return stream->filtered_budget ? pump_stream_drain(stream)
+					       : rest(stream, WAIT_TURN);
 	if (pump_stream_is_core_metered(stream) && pump_stream_length(flow->store) &&
 	    !pump_stream_length(flow->paid) && flow->state == FLOW_OPEN)
 		return leave_core(stream, why);
@@ -580,6 +596,7 @@ pump_stream_of(struct pump *pump, enum pump_flow name)
 		.unreadable = name == FLOW_UP ? WAIT_NEAR_READABLE : WAIT_FAR_READABLE,
 		.unwritable = name == FLOW_UP ? WAIT_FAR_WRITABLE : WAIT_NEAR_WRITABLE,
 		.budget = TURN_BYTES,
+		.filtered_budget = TURN_BYTES,
 	};
 	obey_core_meters(&stream);
 	return stream;

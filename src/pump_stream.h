@@ -24,7 +24,8 @@ struct stream {
 	const struct meter
 		*waits_for; /* whose limit ended the last step; NULL = something else did */
 	enum wait unreadable, unwritable; /* what waiting for them is called */
-	size_t budget;
+	size_t budget;                    /* that may be read in this run */
+	size_t filtered_budget;           /* that may be written in it, of what filters have made */
 	bool pushes; /* a reset may follow what it writes: nothing waits for an end */
 	bool wants_read, wants_write; /* the events that would wake it */
 	bool moved;                   /* in this run */
