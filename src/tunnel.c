@@ -683,7 +683,7 @@ dial(struct connection *connection)
 	dial_start(&dialling->dial, connection->home->loop, &dialling->options);
 	/* It may be connected, over or even closed by now; the memory is there until a later turn. */
 	if (connection->state == CONNECTION_DIALLING)
-		connection_deadline_set(connection, connection->opened_ns);
+		connection_deadline_set(connection, connection->pump.clock_ns);
 }
 
 /* --- before dialling ---------------------------------------------------------------------------- */

@@ -47,6 +47,17 @@ def test_handshake_says_whose_and_which(start, directory):
             assert line["target"] == (target.text if name == "far" else ""), line
 
 
+def test_lifetime_ends_a_late_connect(start):
+    """The time before the connect counts, too."""
+    with FullTarget() as silent:
+        daemon = start(configuration(section("proxy_protocol", "told", trust=["127.0.0.0/8"]),
+                                     tunnel("a", silent.text, accept_filters=["proxy_protocol:told"]), timeouts={"lifetime": "2100ms"}))
+        with connect(daemon.address("a")) as client:
+            time.sleep(2.05)  # little of it is left
+            client.sock.sendall(b"PROXY TCP4 127.0.0.1 127.0.0.1 1 2\r\n")
+            expect_timeout(daemon, client, 2050, 3500)
+
+
 def test_first_byte(start):
     with Target() as target:
         daemon = start(configuration(tunnel("a", target.text), timeouts={"first_byte": "500ms"}))
