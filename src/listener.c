@@ -726,7 +726,9 @@ door_finish(struct door *door)
 			continue;
 		}
 		*link = acceptor->next;
-		while (accept_some(acceptor, BURST_MOST))
+		/* All who can have been waiting when it began; in a storm there would always be more. */
+		uint64_t rounds = acceptor->conf->backlog / BURST_MOST + 1;
+		while (rounds-- && accept_some(acceptor, BURST_MOST))
 			;
 		close_acceptor(acceptor);
 	}

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from daemon import configuration, tunnel, wait_until
+from daemon import configuration, preloaded, tunnel, wait_until
 from peers import CLIENT_STREAM, KIB, EchoTarget, Target, connect, echoes, is_closed, transfer
 
 pytestmark = pytest.mark.sanitize
@@ -145,6 +145,43 @@ def test_waiting_clients_of_a_removed_listener_are_served(start):
             transfer(client, client, 100)
             client.close()
         daemon.wait_log("reloaded")
+
+
+ENDLESS_CLIENTS = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+int accept4(int fd, struct sockaddr *address, socklen_t *length, int flags)
+{
+	int (*real)(int, struct sockaddr *, socklen_t *, int) =
+		(int (*)(int, struct sockaddr *, socklen_t *, int))dlsym(RTLD_NEXT, "accept4");
+	int ends[2], client = real(fd, address, length, flags);
+	if (client >= 0 || errno != EAGAIN || access("%s", F_OK))
+		return client;
+	if (socketpair(AF_UNIX, SOCK_STREAM | flags, 0, ends))
+		return -1;
+	close(ends[1]);
+	*length = sizeof(sa_family_t);
+	address->sa_family = AF_UNIX;
+	return ends[0];
+}
+"""
+
+
+def test_a_storm_does_not_keep_a_removed_listener_open(start, directory):
+    """Clients that come faster than they are accepted: who comes after the reload comes too late."""
+    a, b = tunnel("a", "internal:echo"), tunnel("b", "internal:echo", backlog=100)
+    daemon = start(configuration(a, b, log={"connections": "false"}), prefix=preloaded(directory, ENDLESS_CLIENTS % (directory / "go")))
+    address = daemon.address("b")
+    daemon.write(configuration(a, log={"connections": "false"}))
+    (directory / "go").touch()
+    daemon.reload()
+    wait_until(lambda: is_closed(address), "the removed listener to be closed")
+    (directory / "go").unlink()
+    assert echoes(daemon.address("a"))
 
 
 def test_new_targets_count_for_new_connections(start):
