@@ -42,6 +42,14 @@ struct rest {
 	char bytes[];
 };
 
+/* A timer of zero and not event_active, which would run in this turn, before any I/O. Without memory it is asked
+ * for again by loop_look. */
+static void
+ask_for_turn(struct loop *loop)
+{
+	event_add(loop->turn, &(struct timeval){ 0, 0 });
+}
+
 static void
 run_first(struct loop *loop, const struct task_list *list)
 {
@@ -80,7 +88,7 @@ on_turn(evutil_socket_t fd, short what, void *context)
 	if (loop->heavy.first)
 		run_heavy(loop);
 	if (loop->tasks.first || loop->heavy.first)
-		event_add(loop->turn, &(struct timeval){ 0, 0 });
+		ask_for_turn(loop);
 }
 
 int
@@ -162,6 +170,9 @@ loop_look(struct loop *loop)
 	loop->looked_ns = clock_now_ns();
 	loop->woke_before_ns = loop->woke_ns ? loop->woke_ns : loop->looked_ns;
 	loop->woke_ns = 0;
+	if ((loop->tasks.first || loop->heavy.first) &&
+	    !event_pending(loop->turn, EV_TIMEOUT, NULL))
+		ask_for_turn(loop);
 }
 
 static uint64_t
@@ -197,9 +208,8 @@ queue_task(struct loop *loop, struct task_list *list, struct task *task)
 	task->is_heavy = list == &loop->heavy;
 	task->turn = loop->turns;
 	task->next = NULL;
-	/* A timer of zero and not event_active, which would run in this turn, before any I/O. */
 	if (!loop->tasks.first && !loop->heavy.first)
-		event_add(loop->turn, &(struct timeval){ 0, 0 });
+		ask_for_turn(loop);
 	*list->end = task;
 	list->end = &task->next;
 }

@@ -7,6 +7,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* clang-format off: it needs what stands above. */
@@ -95,6 +96,49 @@ test_tasks_run_in_order_and_once_a_turn(void **state)
 	loop_forget(&loop, &a);
 	loop_forget(&loop, &a);
 	assert_string_equal(order, "ac|a|ab|");
+}
+
+static bool is_short_of_memory;
+
+static void *
+reallocate(void *memory, size_t bytes)
+{
+	return is_short_of_memory ? NULL : realloc(memory, bytes);
+}
+
+static void
+ignore(evutil_socket_t fd, short what, void *context)
+{
+	(void)fd;
+	(void)what;
+	(void)context;
+}
+
+/* The timer of the turn takes memory if many others are set. */
+static void
+test_tasks_run_though_memory_was_short(void **state)
+{
+	struct event *timers[64];
+	int count = 0;
+	(void)state;
+
+	memset(order, 0, sizeof(order));
+	c = (struct task){ .run = run_c };
+	is_short_of_memory = true;
+	while (count < 64) {
+		timers[count] = evtimer_new(loop.base, ignore, NULL);
+		assert_non_null(timers[count]);
+		if (event_add(timers[count++], &(struct timeval){ 3600, 0 }) < 0)
+			break;
+	}
+	assert_true(count < 64);
+	loop_run_later(&loop, &c);
+	is_short_of_memory = false;
+	loop_look(&loop);
+	event_base_loop(loop.base, EVLOOP_NONBLOCK);
+	assert_string_equal(order, "c");
+	while (count)
+		event_free(timers[--count]);
 }
 
 static void
@@ -338,6 +382,7 @@ main(void)
 {
 	const struct CMUnitTest tests[] = {
 		TEST(test_tasks_run_in_order_and_once_a_turn),
+		TEST(test_tasks_run_though_memory_was_short),
 		TEST(test_heavy_tasks_are_rationed),
 		TEST(test_heavy_tasks_get_as_much_time_as_the_rest),
 		TEST(test_long_rests_are_referenced_and_short_ones_copied),
@@ -350,5 +395,6 @@ main(void)
 		TEST(its_sleep_is_none_of_its_work),
 		TEST(a_look_begins_a_turn),
 	};
+	event_set_mem_functions(malloc, reallocate, free);
 	return cmocka_run_group_tests_name("loop", tests, NULL, NULL);
 }
