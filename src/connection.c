@@ -170,6 +170,8 @@ look_at_active(struct connection *connection, uint64_t now_ns)
 		     pump->flow[FLOW_DOWN].since_ns + DORMANT_NS < now_ns;
 
 	leave_active(connection);
+	if (!connection->armed_ns)
+		connection_deadline_set(connection, now_ns);
 	if (rests) {
 		connection->is_silent = connection_is_silence(pump->flow[FLOW_UP].waiting.cause) &&
 					connection_is_silence(pump->flow[FLOW_DOWN].waiting.cause);

@@ -14,8 +14,8 @@ connection_deadline_arm(struct connection *connection, uint64_t due_ns, uint64_t
 {
 	struct timeval after;
 	clock_to_timeval(due_ns > now_ns ? due_ns - now_ns : 0, &after);
-	connection->armed_ns = due_ns;
-	event_add(&connection->timer, &after);
+	/* Without memory it is tried again at the next look at the active ones. */
+	connection->armed_ns = event_add(&connection->timer, &after) < 0 ? 0 : due_ns;
 }
 
 static uint64_t

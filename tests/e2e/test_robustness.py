@@ -16,7 +16,7 @@ import time
 import pytest
 
 from certificates import Authority
-from daemon import DEADLINE, PENSTOCKCTL, configuration, section, tunnel, wait_until
+from daemon import DEADLINE, PENSTOCKCTL, configuration, preloaded, section, tunnel, wait_until
 from peers import (CLIENT_STREAM, KIB, MIB, ClosedPort, EchoTarget, Target, client_hello, connect, echo_at_random, echoes, is_refused,
                    size_text, transfer, wait_readable)
 from programs import program
@@ -439,6 +439,40 @@ def test_urgent_bytes(start, directory, who, where):
             sender.send(10)
             sender.finish()
             reader.expect_fin(sender)
+
+
+NO_LARGER_MEMORY = """
+#define _GNU_SOURCE
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <unistd.h>
+
+void *__libc_realloc(void *, size_t);
+
+void *realloc(void *memory, size_t bytes)
+{
+	char thread[17] = "";
+	prctl(PR_GET_NAME, thread);
+	if (!strncmp(thread, "worker", 6) && !access("%s", F_OK))
+		return NULL;
+	return __libc_realloc(memory, bytes);
+}
+"""
+
+
+def test_deadlines_hold_though_memory_was_short(start, directory):
+    """A connection for whose timer there was no memory ends in time all the same."""
+    short = directory / "short"
+    daemon = start(configuration(tunnel("a", "internal:echo"), timeouts={"idle": "1s"}),
+                   prefix=preloaded(directory, NO_LARGER_MEMORY % short))
+    short.touch()
+    with many(daemon.address("a"), 60) as clients:
+        wait_until(lambda: daemon.descriptors("socket:") + daemon.count_log("connection ended") >= 60, "them to come in")
+        short.unlink()
+        for client in clients:
+            client.expect_reset()
+    assert daemon.count_log("connection ended") == 60
 
 
 @pytest.mark.slow
