@@ -220,8 +220,8 @@ add_all(const struct tls_conf *conf, bool far, EVP_MD_CTX *hash, struct failure 
 	add_texts(hash, &conf->allow);
 	add_texts(hash, &conf->pin);
 	add_texts(hash, &conf->certificate);
-	add_bytes(hash, conf->ciphers,
-		  strlen(conf->ciphers)); /* a session of TLS 1.2 keeps its own */
+	/* A session of TLS 1.2 keeps its own. */
+	add_bytes(hash, conf->ciphers, strlen(conf->ciphers));
 	add_bytes(hash, conf->pkcs12, strlen(conf->pkcs12));
 	add_bytes(hash, conf->psk_identity, strlen(conf->psk_identity));
 	for (size_t i = 0; far && i < conf->identities.count; i++) {
