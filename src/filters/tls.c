@@ -370,7 +370,10 @@ static enum filter_result
 finish_handshake(struct tls *tls, struct filter_io *io)
 {
 	enum tls_counter kind = kind_of_handshake(tls);
-	if (kind == TLS_RESUMED && !tls_peer_may_return(tls, SSL_get0_peer_certificate(tls->ssl))) {
+	X509 *certificate = SSL_get0_peer_certificate(tls->ssl);
+	/* In these OpenSSL has verified nothing: the latter has a cipher without authentication. */
+	bool is_unverified = kind == TLS_RESUMED || (kind == TLS_FULL && !certificate);
+	if (is_unverified && !tls_peer_may_return(tls, certificate)) {
 		failure_set(io->why, FAILURE_PROTOCOL, "the peer's certificate is refused");
 		if (tls->refusal)
 			*io->why = *tls->refusal;

@@ -179,13 +179,15 @@ read_key(struct tls_identity *identity, const struct tls_file *file, const char 
 	tls_words_reason(reason);
 	if (identity->key)
 		return 0;
+	if (is_encrypted && !passphrase)
+		return failure_set(why, FAILURE_CONFIG,
+				   "%s is encrypted; name the file of its passphrase with "
+				   "passphrase",
+				   file->path);
 	if (is_encrypted)
 		return failure_set(why, FAILURE_CONFIG,
-				   passphrase
-					   ? "%s cannot be decrypted; is passphrase the right one?"
-					   : "%s is encrypted; name the file of its passphrase "
-					     "with passphrase",
-				   file->path);
+				   "%s cannot be decrypted (%s); is passphrase the right one?",
+				   file->path, reason);
 	return failure_set(why, FAILURE_CONFIG, "%s holds a damaged private key: %s", file->path,
 			   reason);
 }

@@ -52,7 +52,7 @@ int tls_peer_add_crl(X509_STORE *store, const char *path, STACK_OF(X509_CRL) * *
 int tls_peer_on_verify(X509_STORE_CTX *store, void *unused);
 
 /* Whether the certificate (NULL = none was shown) of a session that comes back may still come in: the
- * date, the revocations, the list, the pins. If not, tls_refuse has been told. */
+ * date, the revocations, the list, the pins; or who shows none. If not, tls_refuse has been told. */
 bool tls_peer_may_return(struct tls *tls, X509 *certificate);
 
 /* Whether that session may be taken up, by a client or by us. Who may not come in any more gets a full

@@ -742,6 +742,31 @@ test_strangers_names(void **unused)
 	discard(near);
 }
 
+/* Ciphers without authentication, if an operator asks for them, let nobody in where a certificate is
+ * required. */
+static void
+test_anonymous_ciphers(void **unused)
+{
+	static const char ciphers[] = "AECDH-AES128-SHA:@SECLEVEL=0";
+	(void)unused;
+	struct tls_conf *conf =
+		SECTION({ "certificate", "server.pem" }, { "client_ca", "ca.pem" },
+			{ "ca", "ca.pem" }, { "ciphers", ciphers }, { "max_version", "1.2" });
+	for (enum filter_side side = FILTER_NEAR; side <= FILTER_FAR; side++) {
+		struct end end;
+		struct plain plain;
+		plain_context(&plain, side == FILTER_FAR, NULL);
+		SSL_CTX_set_cipher_list(plain.context, ciphers);
+		plain_begin(&plain, NULL);
+		end_open(&end, conf, side, "server.example");
+		talk_plain(&end, &plain);
+		assert_refused(&end, side == FILTER_FAR ? "no certificate was sent" : "the peer");
+		end_close(&end);
+		plain_close(&plain);
+	}
+	discard(conf);
+}
+
 static void
 spki_of(const struct paper *paper, char text[80])
 {
@@ -2175,10 +2200,15 @@ write_mistakes(void)
 	paper_write("weak.pem", "w", weak.certificate, weak.key);
 	paper_free(&weak);
 	write_pkcs12("locked.p12", "secret", NULL, 0, &server);
+	file = fopen(world_path("old.key"), "w");
 	OSSL_PROVIDER *legacy = OSSL_PROVIDER_load(NULL, "legacy"),
 		      *modern = OSSL_PROVIDER_load(NULL, "default");
 	assert_non_null(legacy);
 	write_pkcs12("old.p12", "not it", NULL, NID_pbe_WithSHA1And40BitRC2_CBC, &server);
+	PEM_write_PKCS8PrivateKey_nid(file, server.key, NID_pbeWithMD5AndDES_CBC, "not it", 6, NULL,
+				      NULL);
+	fclose(file);
+	chmod(world_path("old.key"), 0600);
 	OSSL_PROVIDER_unload(legacy);
 	(void)modern; /* stays */
 	text_write("short.psk", "site:abcd\n");
@@ -2229,7 +2259,11 @@ test_mistakes(void **unused)
 		{ { { "certificate", "bare.pem" },
 		    { "key", "locked.key" },
 		    { "passphrase", "wrong" } },
-		  "locked.key cannot be decrypted" },
+		  "locked.key cannot be decrypted (" },
+		{ { { "certificate", "bare.pem" },
+		    { "key", "old.key" },
+		    { "passphrase", "wrong" } },
+		  "old.key cannot be decrypted (unsupported); is passphrase the right one?" },
 		{ { { "certificate", "server.pem" },
 		    { "certificate", "client.pem" },
 		    { "key", "server.pem" } },
@@ -2362,6 +2396,7 @@ main(void)
 		cmocka_unit_test(test_pkcs12_with_chain),
 		cmocka_unit_test(test_alpn),
 		cmocka_unit_test(test_client_certificates),
+		cmocka_unit_test(test_anonymous_ciphers),
 		cmocka_unit_test(test_strangers_names),
 		cmocka_unit_test(test_allow),
 		cmocka_unit_test(test_allow_and_zero_bytes),
