@@ -348,18 +348,27 @@ call(const X509_NAME *name, char text[TLS_WORDS_TEXT])
 	return text;
 }
 
+/* The first of a certificate's other names, in `text`; returns how many there are. */
+static int
+call_by_others(const X509 *certificate, char text[TLS_WORDS_TEXT])
+{
+	GENERAL_NAMES *names = X509_get_ext_d2i(certificate, NID_subject_alt_name, NULL, NULL);
+	char ignored[TLS_WORDS_TEXT];
+	int count = 0;
+	for (int i = 0; i < sk_GENERAL_NAME_num(names); i++)
+		count += call_by_other(sk_GENERAL_NAME_value(names, i), count ? ignored : text);
+	GENERAL_NAMES_free(names);
+	return count;
+}
+
 /* The same of a certificate, which without a CN has its other names. */
 static const char *
 call_holder(const X509 *certificate, char text[TLS_WORDS_TEXT])
 {
 	const X509_NAME *subject = X509_get_subject_name(certificate);
-	bool is_called = call_by(subject, NID_commonName, text);
-	GENERAL_NAMES *names =
-		is_called ? NULL : X509_get_ext_d2i(certificate, NID_subject_alt_name, NULL, NULL);
-	for (int i = 0; i < sk_GENERAL_NAME_num(names) && !is_called; i++)
-		is_called = call_by_other(sk_GENERAL_NAME_value(names, i), text);
-	GENERAL_NAMES_free(names);
-	return is_called ? text : call(subject, text);
+	if (call_by(subject, NID_commonName, text) || call_by_others(certificate, text))
+		return text;
+	return call(subject, text);
 }
 
 static void
@@ -370,41 +379,20 @@ refuse_date(struct tls *tls, const char *words, const ASN1_TIME *time, const cha
 		   name);
 }
 
-/* The first names of hosts for which it is valid, which are not what its subject is called; "" = none. */
-static const char *
-hosts_of(X509 *certificate, char text[TLS_WORDS_TEXT])
-{
-	GENERAL_NAMES *names = X509_get_ext_d2i(certificate, NID_subject_alt_name, NULL, NULL);
-	char name[TLS_WORDS_TEXT];
-	size_t used = 0;
-	text[0] = '\0';
-	for (int i = 0; i < sk_GENERAL_NAME_num(names) && used + 4 < TLS_WORDS_TEXT; i++) {
-		const GENERAL_NAME *at = sk_GENERAL_NAME_value(names, i);
-		if (at->type != GEN_DNS)
-			continue;
-		tls_words_printable((const char *)ASN1_STRING_get0_data(at->d.dNSName),
-				    (size_t)ASN1_STRING_length(at->d.dNSName), name);
-		if (used + strlen(name) + 8 > TLS_WORDS_TEXT) {
-			snprintf(text + used, TLS_WORDS_TEXT - used, ", …");
-			break;
-		}
-		used += (size_t)snprintf(text + used, TLS_WORDS_TEXT - used, "%s%s",
-					 used ? ", " : "", name);
-	}
-	GENERAL_NAMES_free(names);
-	return text;
-}
-
+/* Where there are other names, they are what counts, and not the CN (RFC 6125 6.4.4). */
 static void
-explain_name(struct tls *tls, X509 *certificate, const char *name)
+explain_name(struct tls *tls, const X509 *certificate)
 {
 	X509_VERIFY_PARAM *param = SSL_get0_param(tls->ssl);
 	char *address = X509_VERIFY_PARAM_get1_ip_asc(param);
 	const char *host = X509_VERIFY_PARAM_get0_host(param, 0);
-	char hosts[TLS_WORDS_TEXT];
-	if (*hosts_of(certificate, hosts))
-		name = hosts;
-	tls_refuse(tls, FAILURE_PROTOCOL, "certificate is for '%s', not for %s", name,
+	char name[TLS_WORDS_TEXT], more[32] = "";
+	int count = call_by_others(certificate, name);
+	if (!count)
+		call_holder(certificate, name);
+	if (count > 1)
+		snprintf(more, sizeof(more), " and %d more", count - 1);
+	tls_refuse(tls, FAILURE_PROTOCOL, "certificate is for '%s'%s, not for %s", name, more,
 		   host      ? host
 		   : address ? address
 			     : "what was asked for");
@@ -480,7 +468,7 @@ explain(struct tls *tls, X509_STORE_CTX *store)
 		break;
 	case X509_V_ERR_HOSTNAME_MISMATCH:
 	case X509_V_ERR_IP_ADDRESS_MISMATCH:
-		explain_name(tls, at, name);
+		explain_name(tls, at);
 		break;
 	default:
 		explain_other(tls, X509_STORE_CTX_get_error(store), name);

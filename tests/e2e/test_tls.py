@@ -319,7 +319,7 @@ def test_target_that_is_another(start, authority, server):
                 Speaker(accepted, server_context(server), is_server=True).read(1)
             with pytest.raises(ConnectionResetError):
                 sock.recv(1)
-        assert refusal(daemon, "t") == "certificate is for 'server.example', not for other.example"
+        assert refusal(daemon, "t") == "certificate is for 'server.example' and 1 more, not for other.example"
 
 
 def test_mistakes_are_found_by_check(directory, authority, server):

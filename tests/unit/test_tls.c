@@ -984,6 +984,8 @@ test_server_is_verified(void **unused)
 	struct tls_conf *named = SECTION({ "ca", "ca.pem" }, { "server_name", "server.example" });
 	struct tls_conf *system = SECTION({ "verify", "required" });
 	struct tls_conf *none = SECTION({ "verify", "none" });
+	struct paper bare_name =
+		paper_make((struct paper_plan){ .name = "bare", .issuer = &authority });
 	struct {
 		const struct tls_conf *conf;
 		const char *target;
@@ -995,8 +997,9 @@ test_server_is_verified(void **unused)
 		{ named, "10.0.0.1", &server, NULL },
 		{ named, "", &server, NULL },
 		{ far, "other.example", &server,
-		  "certificate is for 'server.example', not for other.example" },
+		  "certificate is for 'server.example' and 1 more, not for other.example" },
 		{ far, "192.0.2.2", &server, "not for 192.0.2.2" },
+		{ far, "server", &bare_name, "certificate is for 'bare', not for server" },
 		{ far, "server.example", &stranger, "unknown CA 'Other CA'" },
 		{ system, "server.example", &server, "unknown CA 'Test CA'" },
 		{ none, "x.example", &stranger, NULL },
@@ -1015,6 +1018,7 @@ test_server_is_verified(void **unused)
 	discard(named);
 	discard(system);
 	discard(none);
+	paper_free(&bare_name);
 }
 
 /* RFC 6066 section 3: no dot at the end, neither asked for nor looked for in the certificate. */
