@@ -23,10 +23,15 @@ struct answer {
 	size_t length;
 };
 
+void (*client_leave)(void);
+
 void
 client_fail(const char *format, ...)
 {
 	va_list arguments;
+
+	if (client_leave)
+		client_leave();
 	fputs("penstockctl: ", stderr);
 	va_start(arguments, format);
 	vfprintf(stderr, format, arguments);

@@ -29,6 +29,9 @@ char *client_try(const char *path, json_t *body);
 /* `text` as a part of a path: valid until the next call but three. */
 const char *client_escape(const char *text);
 
+/* What is to be done first: the terminal is given back, so that what is said can be read. NULL = nothing. */
+extern void (*client_leave)(void);
+
 /* Says what is wrong and ends the program with 1. */
 void client_fail(const char *format, ...) __attribute__((noreturn, format(printf, 1, 2)));
 

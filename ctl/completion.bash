@@ -15,7 +15,7 @@ _penstockctl() {
 		return
 		;;
 	--sort) choice="id rate bytes age idle wait" ;;
-	--state) choice="opening dialling open half_open flushing" ;;
+	--state) choice="choosing opening dialling open half_open flushing" ;;
 	log-level) choice="error warning notice info debug" ;;
 	drain | undrain | --tunnel)
 		choice=$(penstockctl "${socket[@]}" --json tunnels 2>/dev/null | sed -n 's/^ *"name": "\(.*\)".*/\1/p')

@@ -129,9 +129,9 @@ add_children(struct tree *tree, const char *parent, const char *before, int dept
 static void
 draw(const json_t *list, bool as_tree)
 {
-	static const char *const titles[] = { "LIMIT",    ">UP",    "LEVEL", ">TOTAL",
-					      ">WAITING", ">DOWN",  "LEVEL", ">TOTAL",
-					      ">WAITING", ">FLOWS", NULL };
+	static const char *const titles[] = { "LIMIT",    ">UP",     "?LEVEL", "?>TOTAL",
+					      ">WAITING", ">DOWN",   "?LEVEL", "?>TOTAL",
+					      ">WAITING", "?>FLOWS", NULL };
 	struct tree tree = { .count = json_array_size(list) };
 
 	tree.nodes = calloc(tree.count ? tree.count : 1, sizeof(*tree.nodes));
@@ -162,6 +162,8 @@ limits_view(bool json, const char *name)
 	if (json) {
 		json_dumpf(all, stdout, JSON_INDENT(2));
 		putchar('\n');
+	} else if (!json_array_size(json_object_get(all, "limits"))) {
+		puts(name ? "it has no node: nobody has come" : "no limits");
 	} else {
 		draw(json_object_get(all, "limits"), !name);
 	}
@@ -201,6 +203,10 @@ limits_tune(const char *name, char *const *words)
 				*words);
 		memcpy(word, *words, length);
 		word[length] = '\0';
+		if (strcmp(word, "rate") != 0 && strcmp(word, "up") != 0 &&
+		    strcmp(word, "down") != 0 && strcmp(word, "burst") != 0)
+			client_fail("a limit has no %s; write rate=10MB/s, up=, down= or burst=",
+				    word);
 		json_object_set_new(body, word, json_string(sign + 1));
 	}
 	change(name, body);

@@ -3,6 +3,7 @@
  */
 #include "client.h"
 #include "limits.h"
+#include "nearest.h"
 #include "top.h"
 #include "view.h"
 
@@ -21,6 +22,7 @@ struct options {
 	unsigned int rounds;
 	struct view_filter filter;
 	const char *direction; /* NULL = both */
+	bool given[128];       /* by the letters of `known` */
 };
 
 static const char usage[] =
@@ -93,6 +95,12 @@ run_top(const struct options *options, char **arguments)
 {
 	struct view_filter filter = options->filter;
 	(void)arguments;
+	if (!filter.sort)
+		filter.sort = "rate";
+	if (options->json) {
+		view_connections(true, &filter);
+		return;
+	}
 	top_run(&filter, options->seconds, options->rounds);
 }
 
@@ -207,17 +215,29 @@ static const struct command {
 	const char *name;
 	int least, most; /* arguments */
 	void (*run)(const struct options *options, char **arguments);
+	const char *arguments;
+	const char *takes; /* of the options that not every command takes, by their letters */
 } commands[] = {
-	{ "status", 0, 0, run_status },   { "tunnels", 0, 0, run_tunnels },
-	{ "targets", 0, 0, run_targets }, { "connections", 0, 0, run_connections },
-	{ "top", 0, 0, run_top },         { "show", 1, 1, run_show },
-	{ "why", 0, 1, run_why },         { "limits", 0, 1, run_limits },
-	{ "limit", 2, 5, run_limit },     { "charge", 2, 2, run_charge },
-	{ "credit", 2, 2, run_credit },   { "reset", 1, 1, run_reset },
-	{ "kill", 1, 1, run_kill },       { "drain", 1, 1, run_drain },
-	{ "undrain", 1, 1, run_undrain }, { "diff", 0, 0, run_diff },
-	{ "reload", 0, 0, run_reload },   { "log-level", 1, 1, run_log_level },
+	{ "status", 0, 0, run_status, "", "" },
+	{ "tunnels", 0, 0, run_tunnels, "", "" },
+	{ "targets", 0, 0, run_targets, "", "" },
+	{ "connections", 0, 0, run_connections, "", "tfSol" },
+	{ "top", 0, 0, run_top, "", "tfSoler" },
+	{ "show", 1, 1, run_show, "ID", "" },
+	{ "why", 0, 1, run_why, "[ID]", "" },
+	{ "limits", 0, 1, run_limits, "[NAME]", "" },
+	{ "limit", 2, 5, run_limit, "NAME WORD=AMOUNT ...", "" },
+	{ "charge", 2, 2, run_charge, "NAME AMOUNT", "d" },
+	{ "credit", 2, 2, run_credit, "NAME AMOUNT", "d" },
+	{ "reset", 1, 1, run_reset, "NAME", "" },
+	{ "kill", 1, 1, run_kill, "ID", "" },
+	{ "drain", 1, 1, run_drain, "TUNNEL", "" },
+	{ "undrain", 1, 1, run_undrain, "TUNNEL", "" },
+	{ "diff", 0, 0, run_diff, "", "" },
+	{ "reload", 0, 0, run_reload, "", "" },
+	{ "log-level", 1, 1, run_log_level, "LEVEL", "" },
 };
+#define COMMANDS (sizeof(commands) / sizeof(commands[0]))
 
 /* --- the command line ----------------------------------------------------------------------------- */
 
@@ -225,6 +245,32 @@ static _Noreturn void
 misused(const char *what, const char *name)
 {
 	fprintf(stderr, "penstockctl: %s%s; see penstockctl --help\n", what, name);
+	exit(2);
+}
+
+static _Noreturn void
+misused_command(const struct command *command)
+{
+	fprintf(stderr, "penstockctl: write %s%s%s; see penstockctl --help\n", command->name,
+		*command->arguments ? " " : " alone", command->arguments);
+	exit(2);
+}
+
+static const struct command *
+find_command(const char *name)
+{
+	struct nearest nearest;
+
+	nearest_start(&nearest, name);
+	for (size_t i = 0; i < COMMANDS; i++) {
+		if (!strcmp(name, commands[i].name))
+			return &commands[i];
+		nearest_offer(&nearest, commands[i].name);
+	}
+	if (!nearest.best)
+		misused("there is no command ", name);
+	fprintf(stderr, "penstockctl: there is no command %s; did you mean %s?\n", name,
+		nearest.best);
 	exit(2);
 }
 
@@ -259,28 +305,29 @@ end(void)
 			    errno ? strerrordesc_np(errno) : "");
 	exit(EXIT_SUCCESS);
 }
+static const struct option known[] = {
+	{ "socket", required_argument, NULL, 's' },
+	{ "json", no_argument, NULL, 'j' },
+	{ "tunnel", required_argument, NULL, 't' },
+	{ "source", required_argument, NULL, 'f' },
+	{ "state", required_argument, NULL, 'S' },
+	{ "sort", required_argument, NULL, 'o' },
+	{ "limit", required_argument, NULL, 'l' },
+	{ "every", required_argument, NULL, 'e' },
+	{ "direction", required_argument, NULL, 'd' },
+	{ "rounds", required_argument, NULL, 'r' },
+	{ "version", no_argument, NULL, 'V' },
+	{ "help", no_argument, NULL, 'h' },
+	{ NULL, 0, NULL, 0 },
+};
 
 static void
 read_options(int argc, char **argv, struct options *options, const char **socket)
 {
-	static const struct option known[] = {
-		{ "socket", required_argument, NULL, 's' },
-		{ "json", no_argument, NULL, 'j' },
-		{ "tunnel", required_argument, NULL, 't' },
-		{ "source", required_argument, NULL, 'f' },
-		{ "state", required_argument, NULL, 'S' },
-		{ "sort", required_argument, NULL, 'o' },
-		{ "limit", required_argument, NULL, 'l' },
-		{ "every", required_argument, NULL, 'e' },
-		{ "direction", required_argument, NULL, 'd' },
-		{ "rounds", required_argument, NULL, 'r' },
-		{ "version", no_argument, NULL, 'V' },
-		{ "help", no_argument, NULL, 'h' },
-		{ NULL, 0, NULL, 0 },
-	};
 	int option;
 
 	while ((option = getopt_long(argc, argv, "s:jh", known, NULL)) != -1) {
+		options->given[option & 127] = true;
 		switch (option) {
 		case 's':
 			*socket = optarg;
@@ -318,7 +365,8 @@ read_options(int argc, char **argv, struct options *options, const char **socket
 		case 'h':
 			fputs(usage, stdout);
 			end();
-		default:
+		default: /* getopt has said it */
+			fputs("see penstockctl --help\n", stderr);
 			exit(2);
 		}
 	}
@@ -334,29 +382,43 @@ fill_standard_streams(void)
 			open("/dev/null", modes[fd]);
 }
 
+/* What would be ignored is a mistake. */
+static void
+check_options(const struct options *options, const struct command *command)
+{
+	for (const struct option *option = known; option->name; option++)
+		if (options->given[option->val] && !strchr("sj", option->val) &&
+		    !strchr(command->takes, option->val)) {
+			fprintf(stderr, "penstockctl: %s takes no --%s; see penstockctl --help\n",
+				command->name, option->name);
+			exit(2);
+		}
+}
+
 int
 main(int argc, char **argv)
 {
 	const char *socket = getenv("PENSTOCK_SOCKET");
 	struct options options = { .seconds = 1 };
-	const struct command *command = NULL;
 
 	fill_standard_streams();
+	argv[0] = (char *)"penstockctl"; /* as it is called in what is said */
 	if (!socket || !*socket)
 		socket = CLIENT_SOCKET;
 	read_options(argc, argv, &options, &socket);
-	if (optind >= argc)
-		misused("what shall it do?", "");
-	for (size_t i = 0; i < sizeof(commands) / sizeof(commands[0]); i++)
-		if (!strcmp(argv[optind], commands[i].name))
-			command = &commands[i];
-	if (!command)
-		misused("it has no command ", argv[optind]);
+	if (optind >= argc) {
+		fputs(usage, stderr);
+		return 2;
+	}
+	if (!strcmp(argv[optind], "help")) {
+		fputs(usage, stdout);
+		end();
+	}
+	const struct command *command = find_command(argv[optind]);
 	int count = argc - optind - 1;
-	if (count < command->least)
-		misused("something is missing behind ", command->name);
-	if (count > command->most)
-		misused("there is too much behind ", command->name);
+	if (count < command->least || count > command->most)
+		misused_command(command);
+	check_options(&options, command);
 	client_begin(socket);
 	command->run(&options, argv + optind + 1);
 	client_end();

@@ -13,6 +13,11 @@
 #define TEXTS      64
 #define TEXT_BYTES 192
 
+#define GAP        2  /* between columns */
+#define LAST_LEAST 24 /* the last column is not cut to less while another may be left out */
+#define LAST_CUT   12 /* nor to less before others are cut */
+#define CUT_LEAST  8
+
 /* The next of some texts that are used in turn. */
 static char *
 next_text(void)
@@ -61,46 +66,138 @@ static const char *
 title_of(const struct table *table, size_t column, bool *is_right)
 {
 	const char *title = table->titles[column];
-	*is_right = title[0] == '>';
+	title += *title == '?';
+	*is_right = *title == '>';
 	return title + *is_right;
 }
 
-/* The cell as it is printed; the last column is cut off at the terminal's edge. */
-static size_t
-print_cell(const char *cell, size_t width, bool is_right, bool is_last, size_t room)
+size_t
+table_cut(const char *text, size_t columns)
 {
-	size_t columns = columns_of(cell);
-	size_t padding = width > columns ? width - columns : 0;
+	size_t bytes = 0;
+	for (size_t seen = 0; text[bytes] && seen < columns; bytes++)
+		seen += (text[bytes + 1] & 0xc0) != 0x80;
+	return bytes;
+}
 
-	if (is_right)
-		printf("%*s", (int)padding, "");
-	if (room && columns > room) {
-		size_t bytes = 0;
-		for (size_t seen = 0; cell[bytes] && seen < room; bytes++)
-			seen += (cell[bytes + 1] & 0xc0) != 0x80;
-		printf("%.*s", (int)bytes, cell);
-	} else {
-		fputs(cell, stdout);
+/* How columns are shown: 0 = not at all. */
+struct shape {
+	size_t widths[TABLE_COLUMNS];
+	size_t last; /* the last that is shown */
+};
+
+static void
+measure(const struct table *table, struct shape *shape)
+{
+	for (size_t i = 0; i < table->columns; i++) {
+		bool is_right;
+		shape->widths[i] = columns_of(title_of(table, i, &is_right));
+		for (size_t row = 0; row < table->count; row++) {
+			size_t columns = columns_of(table->rows[row][i]);
+			if (columns > shape->widths[i])
+				shape->widths[i] = columns;
+		}
+		if (!shape->widths[i])
+			shape->widths[i] = 1;
 	}
-	if (!is_right && !is_last)
-		printf("%*s", (int)padding, "");
+	shape->last = table->columns - 1;
+}
+
+/* What it takes at least: the last column may be cut. */
+static size_t
+least_width(const struct table *table, const struct shape *shape, size_t last_least)
+{
+	size_t width = 0;
+
+	for (size_t i = 0; i <= shape->last; i++) {
+		size_t own = shape->widths[i];
+		if (i == shape->last && i + 1 == table->columns && own > last_least)
+			own = last_least;
+		width += own ? own + (i < shape->last ? GAP : 0) : 0;
+	}
 	return width;
 }
 
-static void
-print_line(const struct table *table, const size_t *widths, char *const *row, size_t width)
+/* Leaves out a column: one that may be, or with `any` just the last. false: there is none. */
+static bool
+leave_out(const struct table *table, struct shape *shape, bool any)
 {
-	size_t used = 0;
+	for (size_t i = shape->last + 1; i-- > (any ? 1 : 0);) {
+		if (!shape->widths[i] || (!any && *table->titles[i] != '?'))
+			continue;
+		shape->widths[i] = 0;
+		while (shape->last && !shape->widths[shape->last])
+			shape->last--;
+		return true;
+	}
+	return false;
+}
 
-	for (size_t i = 0; i < table->columns; i++) {
-		bool is_right, is_last = i + 1 == table->columns;
+/* Cuts the widest column of words, by one. false: all are short. */
+static bool
+cut(const struct table *table, struct shape *shape)
+{
+	size_t widest = SIZE_MAX;
+
+	for (size_t i = 0; i < shape->last; i++) {
+		bool is_right;
+		title_of(table, i, &is_right);
+		if (!is_right && shape->widths[i] > CUT_LEAST &&
+		    (widest == SIZE_MAX || shape->widths[i] > shape->widths[widest]))
+			widest = i;
+	}
+	if (widest == SIZE_MAX)
+		return false;
+	shape->widths[widest]--;
+	return true;
+}
+
+static void
+fit(const struct table *table, struct shape *shape, size_t width)
+{
+	size_t others = 0;
+
+	while (least_width(table, shape, LAST_LEAST) > width && leave_out(table, shape, false))
+		;
+	while (least_width(table, shape, LAST_CUT) > width && cut(table, shape))
+		;
+	while (least_width(table, shape, LAST_CUT) > width && leave_out(table, shape, true))
+		;
+	for (size_t i = 0; i < shape->last; i++)
+		others += shape->widths[i] ? shape->widths[i] + GAP : 0;
+	size_t room = width > others ? width - others : 1;
+	if (shape->widths[shape->last] > room)
+		shape->widths[shape->last] = room;
+}
+
+/* The cell as it is printed: in so many columns, but for spaces at the end of a line. */
+static void
+print_cell(const char *cell, size_t width, bool is_right, bool is_last)
+{
+	size_t columns = columns_of(cell);
+
+	if (columns > width) {
+		printf("%.*s…", (int)table_cut(cell, width - 1), cell);
+		return;
+	}
+	if (is_right)
+		printf("%*s", (int)(width - columns), "");
+	fputs(cell, stdout);
+	if (!is_right && !is_last)
+		printf("%*s", (int)(width - columns), "");
+}
+
+static void
+print_line(const struct table *table, const struct shape *shape, char *const *row)
+{
+	for (size_t i = 0; i <= shape->last; i++) {
+		bool is_right;
 		const char *title = title_of(table, i, &is_right);
-		if (i)
-			used += (size_t)printf("  ");
-		size_t room = width > used ? width - used : 0;
-		if (width && !room)
-			break;
-		used += print_cell(row ? row[i] : title, widths[i], is_right, is_last, room);
+		if (!shape->widths[i])
+			continue;
+		print_cell(row ? row[i] : title, shape->widths[i], is_right, i == shape->last);
+		if (i < shape->last)
+			printf("%*s", GAP, "");
 	}
 	putchar('\n');
 }
@@ -108,22 +205,16 @@ print_line(const struct table *table, const size_t *widths, char *const *row, si
 size_t
 table_print(struct table *table, size_t width)
 {
-	size_t widths[TABLE_COLUMNS] = { 0 };
+	struct shape shape;
 
-	for (size_t i = 0; i < table->columns; i++) {
-		bool is_right;
-		widths[i] = columns_of(title_of(table, i, &is_right));
-		for (size_t row = 0; row < table->count; row++) {
-			size_t columns = columns_of(table->rows[row][i]);
-			if (columns > widths[i])
-				widths[i] = columns;
-		}
-	}
+	measure(table, &shape);
+	if (width)
+		fit(table, &shape, width);
 	fputs(table_style("\033[1m"), stdout);
-	print_line(table, widths, NULL, width);
+	print_line(table, &shape, NULL);
 	fputs(table_style("\033[0m"), stdout);
 	for (size_t row = 0; row < table->count; row++) {
-		print_line(table, widths, table->rows[row], width);
+		print_line(table, &shape, table->rows[row]);
 		for (size_t i = 0; i < table->columns; i++)
 			free(table->rows[row][i]);
 		free(table->rows[row]);
@@ -153,9 +244,13 @@ size_t
 table_width(void)
 {
 	struct winsize size;
-	if (!table_is_terminal() || ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) < 0)
+	const char *columns = getenv("COLUMNS");
+
+	if (!table_is_terminal())
 		return 0;
-	return size.ws_col;
+	if (ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col)
+		return size.ws_col;
+	return columns ? strtoul(columns, NULL, 10) : 0;
 }
 
 /* Three digits and a unit of 1000. */

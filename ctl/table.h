@@ -11,8 +11,9 @@
 #define TABLE_COLUMNS 12
 
 struct table {
-	const char *const
-		*titles; /* NULL-terminated; one that begins with ">" is set to the right */
+	/* NULL-terminated. One that begins with "?" may be left out where the terminal is narrow, the last
+	 * of them first; one with ">" (behind it) is set to the right. */
+	const char *const *titles;
 	char ***rows;
 	size_t count, columns;
 };
@@ -20,8 +21,12 @@ struct table {
 void table_begin(struct table *table, const char *const *titles);
 /* Appends a row; one text for each column, NULL = "-". */
 void table_add(struct table *table, const char *const *cells);
-/* Prints it, cut at `width` columns of the terminal (0 = not), and frees the rows. Returns the lines. */
+/* Prints it, made to fit `width` columns of the terminal (0 = as wide as it is), and frees the rows. Returns
+ * the lines. */
 size_t table_print(struct table *table, size_t width);
+
+/* The bytes of the text's first so many columns. */
+size_t table_cut(const char *text, size_t columns);
 
 /* Whether colours and line lengths are for a person. */
 bool table_is_terminal(void);

@@ -38,6 +38,9 @@ on_signal(int number)
 static void
 leave_screen(void)
 {
+	if (!client_leave)
+		return;
+	client_leave = NULL;
 	fputs("\033[?25h\033[?1049l", stdout);
 	fflush(stdout);
 	tcsetattr(STDIN_FILENO, TCSANOW, &before);
@@ -58,6 +61,7 @@ enter_screen(void)
 	sigaction(SIGINT, &action, NULL);
 	sigaction(SIGTERM, &action, NULL);
 	tcsetattr(STDIN_FILENO, TCSANOW, &raw);
+	client_leave = leave_screen;
 	atexit(leave_screen);
 	fputs("\033[?1049h\033[?25l", stdout);
 }
@@ -84,6 +88,15 @@ marked_id(const struct screen *screen)
 	return json_integer_value(json_object_get(json_array_get(list, screen->marked), "id"));
 }
 
+/* As much of it as fits into a line behind so many columns, so that none wraps and moves the others. */
+static const char *
+fitting(const char *text, size_t used)
+{
+	size_t width = table_width();
+	size_t room = width > used ? width - used : 1;
+	return width ? table_text("%.*s", (int)table_cut(text, room), text) : text;
+}
+
 static void
 draw(struct screen *screen)
 {
@@ -91,13 +104,17 @@ draw(struct screen *screen)
 
 	if (screen->marked >= count)
 		screen->marked = count ? count - 1 : 0;
-	printf("\033[H\033[J%spenstock%s  %zu shown, by %s%s%s   %s\n", table_style("\033[1m"),
-	       table_style("\033[0m"), count, screen->filter->sort,
-	       screen->filter->tunnel ? ", of " : "",
-	       screen->filter->tunnel ? screen->filter->tunnel : "", screen->said);
-	printf("%ssort: r rate, b bytes, a age, i idle, w wait   up, down: choose   k kill   q "
-	       "quit%s\n\n",
-	       table_style("\033[2m"), table_style("\033[0m"));
+	printf("\033[H\033[J%spenstock%s  %s\n", table_style("\033[1m"), table_style("\033[0m"),
+	       fitting(table_text("%zu shown, by %s%s%s   %s", count, screen->filter->sort,
+				  screen->filter->tunnel ? ", of " : "",
+				  screen->filter->tunnel ? screen->filter->tunnel : "",
+				  screen->said),
+		       strlen("penstock  ")));
+	printf("%s%s%s\n\n", table_style("\033[2m"),
+	       fitting("k kill  q quit  arrows choose  sort: r rate, b bytes, a age, i idle, w "
+		       "wait",
+		       0),
+	       table_style("\033[0m"));
 	view_list(screen->connections, height(), marked_id(screen));
 	fflush(stdout);
 }
@@ -197,8 +214,6 @@ top_run(struct view_filter *filter, double seconds, unsigned int rounds)
 {
 	struct screen screen = { .filter = filter };
 
-	if (!filter->sort)
-		filter->sort = "rate";
 	if (!table_is_terminal()) {
 		print_rounds(filter, seconds, rounds ? rounds : 1);
 		return;

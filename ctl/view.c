@@ -228,8 +228,9 @@ sum_of(const json_t *object)
 void
 view_tunnels(bool json)
 {
-	static const char *const titles[] = { "TUNNEL", ">OPEN", ">ADMITTED", ">REFUSED", ">FAILED",
-					      ">UP",    ">DOWN", "LISTEN",    "CONNECT",  NULL };
+	static const char *const titles[] = { "TUNNEL",   ">OPEN", "?>ADMITTED", "?>REFUSED",
+					      "?>FAILED", ">UP",   ">DOWN",      "?LISTEN",
+					      "?CONNECT", NULL };
 	json_t *all = client_get("/v1/tunnels"), *tunnel;
 	struct table table;
 	size_t index;
@@ -319,7 +320,8 @@ view_fetch(const struct view_filter *filter)
 	append_query(path, sizeof(path), "tunnel", filter->tunnel);
 	append_query(path, sizeof(path), "source", filter->source);
 	append_query(path, sizeof(path), "state", filter->state);
-	append_query(path, sizeof(path), "sort", filter->sort);
+	append_query(path, sizeof(path), "sort",
+		     filter->sort || !filter->limit ? filter->sort : "id");
 	snprintf(limit, sizeof(limit), "%u", filter->limit);
 	append_query(path, sizeof(path), "limit", filter->limit ? limit : NULL);
 	return client_get(path);
@@ -349,8 +351,9 @@ add_connection(struct table *table, const json_t *connection, bool is_marked)
 size_t
 view_list(const json_t *connections, size_t most, json_int_t marked)
 {
-	static const char *const titles[] = { "  ID", "TUNNEL", "CLIENT", "TARGET", "STATE", ">AGE",
-					      ">UP",  ">DOWN",  ">UP",    ">DOWN",  "WHY",   NULL };
+	static const char *const titles[] = { "  ID",        "TUNNEL",        "CLIENT", "?TARGET",
+					      "?STATE",      "?>AGE",         ">UP",    ">DOWN",
+					      "?>UP IN ALL", "?>DOWN IN ALL", "WHY",    NULL };
 	struct table table;
 	json_t *connection;
 	size_t index;
@@ -381,11 +384,14 @@ void
 view_connections(bool json, const struct view_filter *filter)
 {
 	json_t *all = view_fetch(filter);
+	bool is_empty = !json_array_size(json_object_get(all, "connections"));
 
-	if (filter->tunnel && !json_array_size(json_object_get(all, "connections")))
+	if (is_empty && filter->tunnel)
 		expect_tunnel(filter->tunnel);
 	if (json)
 		print_json(all);
+	else if (is_empty)
+		puts("no connections");
 	else
 		view_list(all, 0, 0);
 	json_decref(all);

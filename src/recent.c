@@ -8,6 +8,8 @@
 #define RATE_SLOTS 2
 /* A pump without a ring that is younger than this has not been looked at yet. */
 #define YOUNG_NS (2 * NS_PER_S)
+/* What has passed in less is no rate yet: it counts as that of so long. */
+#define RATE_LEAST_NS (100 * NS_PER_MS)
 
 static struct recent_sums
 sums_of(const struct pump *pump)
@@ -84,6 +86,14 @@ unslotted(const struct recent *recent, const struct pump *pump)
 	return sums;
 }
 
+static uint64_t
+rate_of(uint64_t bytes, uint64_t length_ns)
+{
+	if (length_ns < RATE_LEAST_NS)
+		length_ns = RATE_LEAST_NS;
+	return (uint64_t)((double)bytes * (double)NS_PER_S / (double)length_ns);
+}
+
 static void
 set_rate(const struct recent *recent, const struct pump *pump, struct recent_window *out)
 {
@@ -96,9 +106,8 @@ set_rate(const struct recent *recent, const struct pump *pump, struct recent_win
 		add_slot(&sums, slot);
 		length_ns += slot->length_us * UINT64_C(1000);
 	}
-	for (int name = FLOW_UP; name <= FLOW_DOWN && length_ns; name++)
-		out->rate[name] =
-			(uint64_t)((double)sums.bytes[name] * (double)NS_PER_S / (double)length_ns);
+	for (int name = FLOW_UP; name <= FLOW_DOWN; name++)
+		out->rate[name] = rate_of(sums.bytes[name], length_ns);
 }
 
 static void
@@ -114,9 +123,8 @@ look_without(const struct pump *pump, uint64_t opened_ns, struct recent_window *
 		return;
 	}
 	out->sums = sums_of(pump);
-	for (int name = FLOW_UP; name <= FLOW_DOWN && life_ns; name++)
-		out->rate[name] = (uint64_t)((double)out->sums.bytes[name] * (double)NS_PER_S /
-					     (double)life_ns);
+	for (int name = FLOW_UP; name <= FLOW_DOWN; name++)
+		out->rate[name] = rate_of(out->sums.bytes[name], life_ns);
 }
 
 void

@@ -59,7 +59,9 @@ begin_list(struct inquiry *inquiry, const struct http_request *request, const ch
 	char text[32] = "", *end;
 	(void)argument;
 
-	http_query(request->query, "name", list->name, sizeof(list->name));
+	if (http_query(request->query, "name", list->name, sizeof(list->name)) &&
+	    !limits_find(inquiry->control->limits, list->name))
+		return inquiry_fail(inquiry, 404, "there is no limit \"%.64s\"", list->name);
 	if (http_query(request->query, "sort", text, sizeof(text))) {
 		for (int order = ORDER_TOTAL; order <= ORDER_SPEED; order++)
 			if (!strcmp(text, order_names[order]))
@@ -478,8 +480,10 @@ collect_change(struct inquiry *inquiry)
 		inquiry_fail(inquiry, 404, "limit \"%.64s\" has no node for the key \"%.100s\"",
 			     change->name, change->key);
 	else if (!node && has_adjustments(change))
-		inquiry_fail(inquiry, 400, "limit \"%.64s\" has a node for each key; say which",
-			     change->name);
+		inquiry_fail(inquiry, 400,
+			     "limit \"%.64s\" has a node for each key; say which, "
+			     "in penstockctl as %.64s@KEY",
+			     change->name, change->name);
 	else if (has_values(change) && set_values(change, limit, node, &why) < 0)
 		inquiry_fail(inquiry, 400, "%s", why.text);
 	else if (node)

@@ -1,16 +1,19 @@
 """penstockctl against a running daemon: what people read, what programs read, how it ends."""
 
+import fcntl
 import json
 import os
 import pty
 import re
 import select
+import struct
 import subprocess
+import termios
 from pathlib import Path
 
 import pytest
 
-from daemon import DEADLINE, PENSTOCKCTL, configuration, tunnel, wait_until
+from daemon import DEADLINE, PENSTOCKCTL, configuration, parse_address, tunnel, wait_until
 from peers import CLIENT_STREAM, connect, echoes, is_closed, is_refused, transfer
 
 pytestmark = pytest.mark.sanitize
@@ -89,7 +92,7 @@ def test_kill_drain_reload_and_level(ctl):
     assert is_closed(daemon.address("a"))
     assert rows(asked.run("tunnels"))[0]["TUNNEL"] == "a (drained)"
     assert asked.run("undrain", "a") == "open again\n"
-    assert echoes(daemon.address("a"))
+    assert echoes(parse_address(asked.json("tunnels")["tunnels"][0]["listen"][0]))
     assert "no tunnel" in asked.run("drain", "x y", status=1)
     assert asked.run("log-level", "debug")
     assert "there is no level 'loud'; it is error, warning" in asked.run("log-level", "loud", status=1)
@@ -132,11 +135,92 @@ def test_nobody_there(ctl, directory):
     assert "is penstockd running" in asked.run("status", status=1)
 
 
-@pytest.mark.parametrize("arguments", [(), ("nothing",), ("show",), ("kill", "1", "2"), ("--nothing", "status"),
-                                       ("top", "--every", "0"), ("connections", "--limit", "x")])
-def test_wrong_usage(ctl, arguments):
+@pytest.mark.parametrize("arguments, said", [
+    ((), "usage: penstockctl"),
+    (("nothing",), "penstockctl: there is no command nothing; see penstockctl --help"),
+    (("statsu",), "penstockctl: there is no command statsu; did you mean status?"),
+    (("show",), "penstockctl: write show ID; see"),
+    (("kill", "1", "2"), "penstockctl: write kill ID; see"),
+    (("status", "all"), "penstockctl: write status alone; see"),
+    (("--nothing", "status"), "penstockctl: unrecognized option '--nothing'\nsee penstockctl --help"),
+    (("top", "--every", "0"), "from 0.1 to 3600 seconds"),
+    (("connections", "--limit", "x"), "this is no count: x"),
+    (("status", "--tunnel", "a"), "penstockctl: status takes no --tunnel; see"),
+    (("connections", "--direction", "up"), "penstockctl: connections takes no --direction; see"),
+])
+def test_wrong_usage(arguments, said):
+    """Told without any daemon."""
+    done = subprocess.run([PENSTOCKCTL, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and said in done.stderr and not done.stdout, done
+
+
+def test_names_that_nobody_has(ctl):
+    """They are mistakes, and what has nothing to show says so."""
+    asked = ctl(tunnel("a", "internal:echo", limit="each"), 'limit "each" { per = "source/32" rate = "1MB/s" }\n')
+    assert 'there is no tunnel "nobody"' in asked.run("connections", "--tunnel", "nobody", status=1)
+    assert "state: one of choosing, opening" in asked.run("connections", "--state", "asleep", status=1)
+    assert 'there is no limit "nobody"' in asked.run("limits", "nobody", status=1)
+    assert "a limit has no speed" in asked.run("limit", "each", "speed=1MB/s", status=1)
+    assert "level: one of error" in asked.run("log-level", "loud", status=1)
+    assert asked.run("connections", "--tunnel", "a") == asked.run("connections", "--state", "half_open") == "no connections\n"
+    assert asked.run("limits", "each") == "it has no node: nobody has come\n"
+    assert len(rows(asked.run("connections", "--limit", 1))) == 1
+    assert asked.run("help") == asked.run("--help")
+
+
+def on_terminal(asked, *arguments, columns, keys=b"", until=None):
+    """What it writes to a terminal of that width, and how it ends; with `keys`, which are pressed when `until` is there."""
+    terminal, inner = pty.openpty()
+    fcntl.ioctl(inner, termios.TIOCSWINSZ, struct.pack("HHHH", 20, columns, 0, 0))
+    program = subprocess.Popen([PENSTOCKCTL, *arguments], env={**asked.env, "TERM": "xterm"}, stdin=inner, stdout=inner,
+                               stderr=inner, start_new_session=True)
+    os.close(inner)
+    seen = b""
+
+    def read():
+        nonlocal seen
+        try:
+            while select.select([terminal], [], [], 0)[0]:
+                seen += os.read(terminal, 65536)
+        except OSError:  # it has ended
+            return True
+        return False
+    if until:
+        wait_until(lambda: read() or until in seen, until)
+        if callable(keys):
+            keys()
+        else:
+            os.write(terminal, keys)
+    wait_until(read, "its end")
+    os.close(terminal)
+    return program.wait(DEADLINE), seen.decode()
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80, 200])
+def test_a_narrow_terminal(ctl, columns):
+    """No line is longer; what matters most is there, and what is cut shows it."""
+    asked = ctl(tunnel("a-tunnel-with-quite-a-long-name", "internal:echo", limit="each"),
+                'limit "all" { rate = "8MB/s" }\nlimit "each" { parent = "all" per = "source/32" rate = "1MB/s" }\n')
+    with connect(asked.daemon.address("a-tunnel-with-quite-a-long-name"), expects=CLIENT_STREAM) as client:
+        transfer(client, client, 1000)
+        for command, titles in (("connections", ["ID", "TUNNEL", "CLIENT", "UP", "DOWN", "WHY"]), ("tunnels", ["TUNNEL", "OPEN", "UP"]),
+                                ("limits", ["LIMIT", "UP", "WAITING"]), ("why", ["ID", "TUNNEL", "CLIENT", "WHY"]),
+                                ("targets", ["TUNNEL", "TARGET", "STATE"]), ("top", ["penstock", "by rate", "k kill", "UP", "DOWN"])):
+            status, seen = on_terminal(asked, command, *(["--rounds", "1", "--every", "0.1"] if command == "top" else []),
+                                       columns=columns)
+            assert status == 0
+            lines = re.sub(r"\033\[[?\d]*[a-zA-Z]", "", seen).splitlines()
+            assert max(map(len, lines)) <= columns, (command, lines)
+            assert all(title in seen for title in titles[:None if columns >= 60 else 1]), (command, seen)
+            assert ("…" in seen) <= (columns < 200)
+    assert "IN ALL" in on_terminal(asked, "connections", columns=200)[1]
+
+
+def test_top_when_the_daemon_ends(ctl):
+    """The terminal is given back before it is said."""
     asked = ctl(tunnel("a", "internal:echo"))
-    assert "penstockctl" in asked.run(*arguments, status=2)
+    status, seen = on_terminal(asked, "top", "--every", "0.1", columns=80, until=b"k kill", keys=asked.daemon.stop)
+    assert status == 1 and re.search(r"\033\[\?1049l.*penstockctl: .*is penstockd running", seen, re.S), seen
 
 
 def test_an_answer_that_cannot_be_written(ctl):
@@ -178,7 +262,7 @@ def test_limits(ctl):
         assert "debt" in asked.run("limits", "each")
         assert asked.run("credit", "each@127.0.0.1/32", "900MB") == "credited\n"
         assert asked.run("reset", "all") == "done\n"
-        assert "say which" in asked.run("charge", "each", "1MB", status=1)
+        assert "say which, in penstockctl as each@KEY" in asked.run("charge", "each", "1MB", status=1)
         assert "is no new value" in asked.run("limit", "each", "5MB/s", status=1)
         assert "there is no limit" in asked.run("limit", "nobody", "rate=1MB/s", status=1)
 

@@ -9,7 +9,7 @@ import pytest
 
 from certificates import Authority
 from daemon import DEADLINE, configuration, preloaded, section, tunnel, wait_until
-from peers import CLIENT_STREAM, connect, is_closed, transfer
+from peers import CLIENT_STREAM, connect, transfer
 from programs import run
 from test_admin import Admin
 
@@ -250,7 +250,8 @@ def test_what_an_operator_has_set_outlives_a_renewal(start, pairs, live, directo
 
     def state():
         told = {(one["name"], one["key"]): one["down"]["rate"] for one in asked.get("/v1/limits")["limits"]}
-        return (told["all", ""], told["each", "127.0.0.1/32"], is_closed(daemon.address("b")), is_closed(daemon.address("a")),
+        listening = {one["name"]: one["listen"] for one in asked.get("/v1/tunnels")["tunnels"]}
+        return (told["all", ""], told["each", "127.0.0.1/32"], not listening["b"], not listening["a"],
                 asked.get("/v1/status")["log"]["level"])
 
     with connect(daemon.address("a"), expects=CLIENT_STREAM) as client:

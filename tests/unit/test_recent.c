@@ -57,6 +57,16 @@ sum(const struct recent_window *window, int name)
 }
 
 static void
+test_the_very_young_have_no_great_rates(void **state)
+{
+	(void)state;
+	pass(WAIT_NEAR_READABLE, WAIT_FAR_READABLE, NS_PER_MS, 100);
+	assert_int_equal(look(NULL).rate[FLOW_UP], 1000);
+	recent_begin(&recent, &pump, BEGIN_NS, true);
+	assert_int_equal(look(&recent).rate[FLOW_UP], 1000);
+}
+
+static void
 test_young_is_known_from_the_start(void **state)
 {
 	(void)state;
@@ -233,6 +243,7 @@ int
 main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test_setup(test_the_very_young_have_no_great_rates, set_up),
 		cmocka_unit_test_setup(test_young_is_known_from_the_start, set_up),
 		cmocka_unit_test_setup(test_the_window_forgets, set_up),
 		cmocka_unit_test_setup(test_what_is_in_no_slot_yet_counts, set_up),
