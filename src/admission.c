@@ -132,7 +132,9 @@ admission_set_descriptors(int limit)
 int
 admission_first_reserved(void)
 {
-	return descriptor_limit > ADMISSION_RESERVE ? descriptor_limit - ADMISSION_RESERVE : 0;
+	if (!descriptor_limit)
+		return 0;
+	return descriptor_limit > ADMISSION_RESERVE ? descriptor_limit - ADMISSION_RESERVE : 1;
 }
 
 /* Internal hops are followed; there is no circle. */

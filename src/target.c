@@ -716,6 +716,11 @@ start_attempt(struct dial *dial, const struct socket_address *address)
 				  attempt_name(attempt, text));
 		goto fail;
 	}
+	if (dial->options->descriptors_below && attempt->fd >= dial->options->descriptors_below) {
+		failure_set(&state->why, FAILURE_DESCRIPTORS, "connect to %s: out of descriptors",
+			    attempt_name(attempt, text));
+		goto fail;
+	}
 	/* An urgent byte is a byte of the stream. */
 	setsockopt(attempt->fd, SOL_SOCKET, SO_OOBINLINE, &on, sizeof(on));
 	if (address->family != AF_UNIX && prepare_tcp(attempt, dial->options, &state->why) < 0)

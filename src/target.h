@@ -62,6 +62,8 @@ struct dial_options {
 	uint64_t timeout_ns;
 	/* Silence before TCP keepalive probes, up to whole seconds; 0 = off. */
 	uint64_t keepalive_ns;
+	/* Sockets with a descriptor from this on are none of the dial's to use; 0 = it may use all. */
+	int descriptors_below;
 
 	/* Asked when the turn comes to an internal target: 0 = admitted, the dial is over and the target
 	 * counts as connected; -1 = refused with *why, the next target is tried. `index` is its place in

@@ -14,6 +14,7 @@
 
 #include <arpa/inet.h>
 #include <event2/event.h>
+#include <limits.h>
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
@@ -597,18 +598,9 @@ on_dialled(struct dial *dialled, int fd, const struct failure *why)
 	connection->dialling = NULL;
 	free(dialling);
 	if (why) {
-		bool is_our_cap = why->kind == FAILURE_ADMISSION;
-		end_connection(connection, is_our_cap ? ENDED_BY_US : ENDED_BY_TARGET, RESET_BOTH,
+		bool is_ours = why->kind == FAILURE_ADMISSION || why->kind == FAILURE_DESCRIPTORS;
+		end_connection(connection, is_ours ? ENDED_BY_US : ENDED_BY_TARGET, RESET_BOTH,
 			       why);
-		return;
-	}
-	if (fd >= 0 && admission_is_reserved(fd, connection->conf)) {
-		struct failure short_of;
-		failure_set(&short_of, FAILURE_DESCRIPTORS, "out of descriptors");
-		endpoint_reset_socket(fd);
-		if (!connection->is_own)
-			targets_disconnected(connection->conf->targets, connection->target);
-		end_connection(connection, ENDED_BY_US, RESET_BOTH, &short_of);
 		return;
 	}
 	if (fd >= 0) {
@@ -670,6 +662,8 @@ dial(struct connection *connection)
 		.only = connection->check ? &connection->check->target : NULL,
 		.is_own = connection->is_own,
 		.keepalive_ns = conf->keepalive,
+		.descriptors_below =
+			admission_is_reserved(INT_MAX, conf) ? admission_first_reserved() : 0,
 		.admit = on_admit,
 		.on_step = on_step,
 		.on_change = on_change,

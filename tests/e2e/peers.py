@@ -256,8 +256,8 @@ class Target:
 class FullTarget(Target):
     """A target whose kernel drops each SYN until `open` is called: it never answers."""
 
-    def __init__(self):
-        super().__init__(backlog=0)
+    def __init__(self, host="127.0.0.1"):
+        super().__init__(backlog=0, host=host)
         # With a backlog of 0 Linux queues one connection and drops what comes after it.
         self._filler = socket.create_connection(("127.0.0.1", self.port), timeout=DEADLINE)
 
