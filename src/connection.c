@@ -82,6 +82,30 @@ connection_log_end(const struct connection *connection, enum ended_by ended_by,
 }
 
 void
+connection_keep_end(const struct connection *connection, enum ended_by ended_by,
+		    const struct failure *why)
+{
+	const struct pump *pump = &connection->pump;
+	const struct targets *targets = connection->conf->targets;
+
+	if (connection->is_own)
+		return;
+	struct ending *ending = endings_add(&connection->home->endings, !why);
+	ending->id = connection->id;
+	ending->opened_ns = connection->opened_ns;
+	ending->at_ns = pump->clock_ns;
+	ending->up_bytes = pump->flow[FLOW_UP].bytes;
+	ending->down_bytes = pump->flow[FLOW_DOWN].bytes;
+	ending->client = connection->facts.client;
+	ending->ended_by = (uint8_t)ended_by;
+	ending->kind = why ? (uint8_t)why->kind : FAILURE_NONE;
+	endings_text(ending->tunnel, sizeof(ending->tunnel), connection->conf->name);
+	endings_text(ending->target, sizeof(ending->target),
+		     targets ? targets_name(targets, connection->target) : "");
+	endings_text(ending->why, sizeof(ending->why), why ? why->text : "");
+}
+
+void
 connection_count_down(struct connections *home)
 {
 	if (atomic_fetch_sub(&home->count, 1) == 1 && home->on_empty)

@@ -81,6 +81,10 @@ void connection_count_state(const struct connection *connection, int64_t change)
 void connection_log_end(const struct connection *connection, enum ended_by ended_by,
 			const struct failure *why);
 
+/* The same for who asks soon after. */
+void connection_keep_end(const struct connection *connection, enum ended_by ended_by,
+			 const struct failure *why);
+
 /* Whether who waits for this is not held up: nobody has anything for him, or he moves. */
 bool connection_is_silence(enum wait cause);
 

@@ -101,6 +101,7 @@ end_connection(struct connection *connection, enum ended_by ended_by, int at_onc
 			&connection_counters(connection)->ended[ended_by][why ? why->kind : 0], 1,
 			memory_order_relaxed);
 	connection_log_end(connection, ended_by, why);
+	connection_keep_end(connection, ended_by, why);
 	tell_check(connection, why);
 	abandon_handshakes(connection, ended_by, why);
 	if (!why) {

@@ -5,6 +5,7 @@
 #ifndef PENSTOCK_TUNNEL_H
 #define PENSTOCK_TUNNEL_H
 
+#include "endings.h"
 #include "facts.h"
 #include "limits.h"
 #include "loop.h"
@@ -34,6 +35,7 @@ struct connections {
 	struct slab recents;  /* what is kept of those */
 	struct walk *walks;
 	uint64_t walks_begun;
+	struct endings endings;
 	uint64_t handshake_looked_ns; /* the loop's turn in which one went on at once */
 	void (*on_empty)(struct connections *connections); /* the last one has ended; may be NULL */
 };

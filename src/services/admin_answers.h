@@ -29,6 +29,7 @@ extern const struct answer admin_limits_change;
 
 /* admin_actions.c */
 extern const struct answer admin_actions_kill;
+extern const struct answer admin_ends_all;
 extern const struct answer admin_actions_drain;
 extern const struct answer admin_actions_undrain;
 extern const struct answer admin_actions_reload;

@@ -23,6 +23,7 @@ static const struct route {
 	{ "/v1/tunnels", &admin_answers_tunnels, NULL },
 	{ "/v1/targets", &admin_answers_targets, NULL },
 	{ "/v1/connections", &admin_connections_list, NULL },
+	{ "/v1/ends", &admin_ends_all, NULL },
 	{ "/v1/connections/*", &admin_connections_one, NULL },
 	{ "/v1/connections/*/kill", NULL, &admin_actions_kill },
 	{ "/v1/tunnels/*/drain", NULL, &admin_actions_drain },

@@ -148,6 +148,28 @@ def test_tunnels_tell_where_they_listen_and_what_passed(admin):
     wait_until(lambda: asked.get("/v1/tunnels")["tunnels"][0]["ended"]["client"].get("ok") == 1, "the end")
 
 
+def test_the_last_ends(admin):
+    """Of both kinds a few, the latest first, from all workers; many that ended well push out none that did not."""
+    asked = admin(tunnel("a", "internal:echo"), tunnel("dead", "127.0.0.1:9"))
+    daemon = asked.daemon
+    assert is_refused(daemon.address("dead"))
+    for _ in range(30):
+        assert echoes(daemon.address("a"))
+    daemon.ended("a", count=30)
+    ends = asked.get("/v1/ends")["ends"]
+    bad = [one for one in ends if one["reason"] != "ok"]
+    good = [one for one in ends if one["reason"] == "ok"]
+    assert len(good) == 12 and len(bad) == 1
+    assert [one["ago_s"] for one in ends] == sorted(one["ago_s"] for one in ends)
+    line = daemon.ended("dead")
+    assert (bad[0]["id"], bad[0]["client"], bad[0]["target"], bad[0]["by"], bad[0]["reason"], bad[0]["why"]) == (
+        int(line["connection"]), line["client"], "127.0.0.1:9", line["ended_by"], line["reason"], line["why"])
+    echo = next(one for one in good if one["tunnel"] == "a")
+    line = daemon.ended("a", connection=echo["id"])
+    assert echo["up"] == echo["down"] == 1000 and echo["by"] == "client" and echo["why"] == ""
+    assert abs(1000 * echo["duration_s"] - int(line["duration_ms"])) <= 1
+
+
 def test_tunnels_that_share_an_address(admin):
     """Their front counts for itself who has not been given to one of them."""
     with socket.socket() as probe:

@@ -114,6 +114,8 @@ def test_numbers_are_those_of_the_api(page, browser):
     wait_until(lambda: refreshed(browser) > last, "a refresh within seconds", 3)
     wait_until(lambda: re.match(r"[1-9]\d\d", {row[0]: row for row in table(browser, "tunnels")}["slow"][4]), "a rate near the limit's")
     assert any(row[0] == "dead" and row[2] == "refused" for row in table(browser, "ends"))
+    (dead,) = table(browser, "last")
+    assert dead[1] == "dead" and dead[8] == "target" and "refused" in dead[9]
     assert any("throttled" in row[7] and 'limit "each"' in row[7] for row in
                wait_until(lambda: table(browser, "slow") if "(" in str(table(browser, "slow")) else None, "a reason"))
     assert [row[0] for row in table(browser, "limits")] == ["all", "each 127.0.0.1/32"]
