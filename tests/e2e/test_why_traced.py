@@ -17,7 +17,7 @@ from peers import Target, connect, tcp_states
 from programs import program
 from test_why import Feeder
 
-pytestmark = [pytest.mark.sanitize, pytest.mark.slow, pytest.mark.alone]
+pytestmark = [pytest.mark.slow, pytest.mark.alone]  # the sanitizers would only be slower
 
 NEAR = 0.05  # what the two may differ by
 
