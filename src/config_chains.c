@@ -23,6 +23,9 @@ config_chains_configure(struct filter_section *section, struct config_report *re
 	if (section->is_wrong)
 		config_report_error(report, section->origin, "%s \"%s\": %s", section->type->name,
 				    section->title, why.text);
+	else if (section->type->doubt && section->type->doubt(section->conf, &why) < 0)
+		config_report_warning(report, section->origin, "%s \"%s\": %s", section->type->name,
+				      section->title, why.text);
 }
 
 static void

@@ -106,7 +106,8 @@ struct filter_type {
 	 * connections share (reads files, may take long), or fails. `discard` frees what configure
 	 * made, also when it failed; not the object, nor the values that belong to rows.
 	 * `fits` says whether a configured section may stand in a chain of that side, and prepares what
-	 * only that side needs; before any connection is opened there.
+	 * only that side needs; before any connection is opened there. `doubt` fails, with a text like that
+	 * of an error, if there is something suspicious but possible in a configured section.
 	 * `suits` is asked at last, with the sides where the section stands: -1 = a word of it has no effect
 	 * there and the operator must have meant another, 1 = it has none, 0 = all have.
 	 * `needs_host` says whether its far side asks for the target's host (facts.target_host).
@@ -116,6 +117,7 @@ struct filter_type {
 	int (*configure)(void *conf, struct failure *why);                         /* or NULL */
 	void (*discard)(void *conf);                                               /* or NULL */
 	int (*fits)(const void *conf, enum filter_side side, struct failure *why); /* or NULL */
+	int (*doubt)(const void *conf, struct failure *why);                       /* or NULL */
 	int (*suits)(const void *conf, const bool sides[FILTER_SIDES],
 		     struct failure *why);    /* or NULL */
 	bool (*needs_host)(const void *conf); /* or NULL */

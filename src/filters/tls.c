@@ -710,6 +710,7 @@ const struct filter_type tls_filter = {
 	.fits = tls_conf_fits,
 	.suits = tls_conf_suits,
 	.needs_host = tls_conf_needs_host,
+	.doubt = tls_conf_doubt,
 	.open = tls_open,
 	.step = tls_step,
 	.ready = tls_ready,

@@ -580,6 +580,24 @@ tls_conf_configure(void *opaque, struct failure *why)
 	return make_near(conf, why);
 }
 
+/* A daemon that is started with a certificate that has expired does not start. */
+int
+tls_conf_doubt(const void *opaque, struct failure *why)
+{
+	const struct tls_conf *conf = opaque;
+	char date[TLS_DATE_TEXT];
+	for (size_t i = 0; i < conf->identities.count; i++) {
+		const X509 *certificate = conf->identities.at[i].certificate;
+		if (tls_identity_is_old(certificate))
+			return failure_set(
+				why, FAILURE_CONFIG, "%s expires %s; renew it before",
+				i < conf->certificate.count ? conf->certificate.at[i]
+							    : conf->pkcs12,
+				tls_identity_date(X509_get0_notAfter(certificate), date));
+	}
+	return 0;
+}
+
 void
 tls_conf_discard(void *opaque)
 {

@@ -42,6 +42,7 @@ extern const struct keyword tls_conf_keywords[];
 
 /* As struct filter_type's slots. Reads files. */
 int tls_conf_configure(void *conf, struct failure *why);
+int tls_conf_doubt(const void *conf, struct failure *why);
 void tls_conf_discard(void *conf);
 int tls_conf_fits(const void *conf, enum filter_side side, struct failure *why);
 int tls_conf_suits(const void *conf, const bool sides[FILTER_SIDES], struct failure *why);

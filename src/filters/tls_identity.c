@@ -279,6 +279,19 @@ tls_identity_add_pkcs12(struct tls_identities *identities, const char *path, con
 	return result;
 }
 
+bool
+tls_identity_is_old(const X509 *certificate)
+{
+	const ASN1_TIME *first = X509_get0_notBefore(certificate);
+	const ASN1_TIME *last = X509_get0_notAfter(certificate);
+	int all_days, all_seconds, left_days, left_seconds;
+	if (!ASN1_TIME_diff(&all_days, &all_seconds, first, last) ||
+	    !ASN1_TIME_diff(&left_days, &left_seconds, NULL, last))
+		return false;
+	return 10 * (left_days * INT64_C(86400) + left_seconds) <
+	       all_days * INT64_C(86400) + all_seconds;
+}
+
 /* --- OCSP --------------------------------------------------------------------------------------- */
 
 /* Whether the answer's id names the certificate: its serial number, and its issuer's name hashed. */

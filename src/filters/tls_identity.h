@@ -9,6 +9,7 @@
 #include "../keyword.h"
 
 #include <openssl/ssl.h>
+#include <stdbool.h>
 #include <time.h>
 
 struct tls_identity {
@@ -36,6 +37,9 @@ int tls_identity_add(struct tls_identities *identities, const char *certificate_
 /* The same from a PKCS#12 file, in whatever order its issuers stand. */
 int tls_identity_add_pkcs12(struct tls_identities *identities, const char *path,
 			    const char *passphrase, struct failure *why);
+
+/* Whether less than a tenth of its time is left. */
+bool tls_identity_is_old(const X509 *certificate);
 
 /* Gives an OCSP answer (DER) to the certificate that it is about. */
 int tls_identity_add_ocsp(struct tls_identities *identities, const char *path, struct failure *why);

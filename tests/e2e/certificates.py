@@ -17,9 +17,9 @@ class Authority:
         run("openssl", "req", "-x509", "-newkey", *KEYS["ec"], "-nodes", "-days", "30",
             "-subj", f"/CN={name}", "-keyout", self._key, "-out", self.certificate)
 
-    def issue(self, name, *names, file=None, unit=None, days=30, key="ec"):
+    def issue(self, name, *names, file=None, unit=None, days=30, age=0, key="ec"):
         """Certificate and key of that common name, valid for the names given (or for it alone); a name may be
-        "URI:..." or "IP:...". Negative `days`: it has expired so long ago."""
+        "URI:..." or "IP:...". It is `age` days old and valid for `days` more; negative: it has expired so long ago."""
         file = file or name.replace("*", "_")
         keyfile, request, certificate = (self.directory / f"{file}.{end}" for end in ("key", "csr", "pem"))
         extensions = certificate.with_suffix(".ext")
@@ -28,9 +28,9 @@ class Authority:
         subject = (f"/OU={unit}" if unit else "") + f"/CN={name}"
         run("openssl", "req", "-newkey", *KEYS[key], "-nodes", "-subj", subject, "-keyout", keyfile, "-out", request)
         dates = ["-days", str(days)]
-        if days < 0:
+        if days < 0 or age:
             # x509 takes no date, so the request is signed as of back then by the `ca` command.
-            return self._issue_expired(request, extensions, certificate, days), keyfile
+            return self._issue_old(request, extensions, certificate, age or 10 - days, days), keyfile
         run("openssl", "x509", "-req", "-in", request, "-CA", self.certificate, "-CAkey", self._key, "-CAcreateserial",
             *dates, "-extfile", extensions, "-out", certificate)
         return certificate, keyfile
@@ -46,9 +46,9 @@ class Authority:
                         "[any]\norganizationalUnitName=optional\ncommonName=supplied\n")
         return file
 
-    def _issue_expired(self, request, extensions, certificate, days):
+    def _issue_old(self, request, extensions, certificate, age, days):
         now = datetime.datetime.now(datetime.timezone.utc)
-        begin, end = (f"{now + datetime.timedelta(days=shift):%Y%m%d%H%M%SZ}" for shift in (days - 10, days))
+        begin, end = (f"{now + datetime.timedelta(days=shift):%Y%m%d%H%M%SZ}" for shift in (-age, days))
         run("openssl", "ca", "-batch", "-notext", "-config", self._configuration(), "-in", request,
             "-extfile", extensions, "-startdate", begin, "-enddate", end, "-out", certificate)
         return certificate

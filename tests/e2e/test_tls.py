@@ -369,6 +369,17 @@ def test_words_that_say_nothing_are_found_by_check(directory, authority, server)
     assert told(ours, accept_filters=["tls:x", "zlib"]) == (0, "")
 
 
+def test_a_certificate_that_expires_soon_is_a_warning(directory, authority):
+    file = directory / "penstock.conf"
+    soon, server = authority.issue("server.example", days=8, age=82), authority.issue("other.example", days=10, age=80)
+    file.write_text(configuration(tunnel("t", "127.0.0.1:1", accept_filters=["tls:edge"])) +
+                    section("tls", "edge", certificate=[server[0], soon[0]], key=[server[1], soon[1]]))
+    done = check(file)
+    assert done.returncode == 0
+    told, = done.stderr.splitlines()
+    assert re.match(rf"{file}:\d+: warning: tls \"edge\": {soon[0]} expires 20\d\d-\d\d-\d\d; renew it before", told)
+
+
 # --- openssl ------------------------------------------------------------------------------------
 
 def s_client(daemon, name, authority, *options, data=b"ping\n", wait=b"ping"):
