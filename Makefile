@@ -3,7 +3,7 @@
 VERSION := 0.1.0
 prefix  ?= /usr/local
 DESTDIR ?=
-sysconfdir  ?= $(prefix)/etc
+sysconfdir  ?= /etc
 unitdir     ?= $(prefix)/lib/systemd/system
 sysusersdir ?= $(prefix)/lib/sysusers.d
 tmpfilesdir ?= $(prefix)/lib/tmpfiles.d
@@ -150,10 +150,14 @@ install: all ## into $(DESTDIR)$(prefix)
 	install -D -m 644 packaging/tmpfiles.conf $(DESTDIR)$(tmpfilesdir)/penstock.conf
 	install -D -m 644 packaging/completion.bash $(DESTDIR)$(completions)/penstockd
 
-install-etc: ## a first configuration, logrotate, AppArmor into $(DESTDIR)$(sysconfdir)
-	install -D -m 644 packaging/minimal.conf $(DESTDIR)$(sysconfdir)/penstock/penstock.conf
+install-etc: ## a first configuration if there is none, logrotate, AppArmor into $(DESTDIR)$(sysconfdir)
+	[ -e $(DESTDIR)$(sysconfdir)/penstock/penstock.conf ] || \
+		install -D -m 644 packaging/minimal.conf $(DESTDIR)$(sysconfdir)/penstock/penstock.conf
 	install -D -m 644 packaging/logrotate $(DESTDIR)$(sysconfdir)/logrotate.d/penstock
-	install -D -m 644 packaging/apparmor.profile $(DESTDIR)$(sysconfdir)/apparmor.d/usr.sbin.penstockd
+	install -d $(DESTDIR)$(sysconfdir)/apparmor.d
+	sed 's|/usr/sbin/penstockd|$(prefix)/sbin/penstockd|' packaging/apparmor.profile \
+		>$(DESTDIR)$(sysconfdir)/apparmor.d/usr.sbin.penstockd
+	chmod 644 $(DESTDIR)$(sysconfdir)/apparmor.d/usr.sbin.penstockd
 
 deb: deps-deb ## Debian packages, into build/deb; lintian has nothing to say
 	$(Q)tools/deb $(VERSION)
