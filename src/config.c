@@ -7,6 +7,7 @@
 #include "config_text.h"
 #include "confine.h"
 
+#include <glob.h>
 #include <libgen.h>
 #include <stdlib.h>
 #include <string.h>
@@ -85,6 +86,65 @@ read_file(struct config_load *load, const char *path, struct origin origin)
 	config_text_release(&text);
 }
 
+/* Those of a directory, in the order of their names. What an operator adds there later can be read, too, since
+ * the directory counts as one of the configuration's files. */
+static void
+read_files(struct config_load *load, const char *pattern, char *directory, struct origin origin)
+{
+	glob_t found;
+	struct failure why;
+	if (confine_may_read(directory, &why)) {
+		config_report_error(load->report, origin, "%s", why.text);
+		return;
+	}
+	config_report_file(load->report, directory);
+	switch (glob(pattern, GLOB_ERR, NULL, &found)) {
+	case 0:
+		for (size_t i = 0; i < found.gl_pathc; i++)
+			read_file(load, found.gl_pathv[i], origin);
+		globfree(&found);
+		break;
+	case GLOB_NOMATCH:
+		config_report_warning(
+			load->report, origin,
+			"no file is there for %s; it is read when there is one at a reload",
+			pattern);
+		break;
+	case GLOB_NOSPACE:
+		config_report_no_memory(load->report);
+		break;
+	default:
+		config_report_error(load->report, origin,
+				    "the directory of %s cannot be read; name one that can",
+				    pattern);
+		break;
+	}
+}
+
+static void
+read_include(struct config_load *load, const struct config_include *include)
+{
+	const char *slash = strrchr(include->path, '/'), *name = slash ? slash + 1 : include->path;
+	char *directory;
+	if (!strpbrk(name, "*?[")) {
+		read_file(load, include->path, include->origin);
+		return;
+	}
+	if (asprintf(&directory, "%.*s.", (int)(name - include->path), include->path) < 0) {
+		config_report_no_memory(load->report);
+		return;
+	}
+	if (strpbrk(directory, "*?["))
+		config_report_error(
+			load->report, include->origin,
+			"the directory in %s is a pattern; write one only for the names of "
+			"files",
+			include->path);
+	else
+		read_files(load, include->path, directory, include->origin);
+	free(directory);
+}
+
 /* ------------------------------------------------------------------ the whole */
 
 static void
@@ -157,7 +217,7 @@ run(struct config_load *load, const char *path, const struct service *const *ser
 	for (size_t i = 0; i < load->document_count; i++) {
 		const struct config_document *document = &load->documents[i];
 		for (size_t j = 0; j < document->include_count; j++)
-			read_file(load, document->includes[j].path, document->includes[j].origin);
+			read_include(load, &document->includes[j]);
 	}
 	config_apply(load);
 	config_chains_check(load->generation, &load->accept_filters, &load->connect_filters,

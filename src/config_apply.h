@@ -8,7 +8,7 @@
 #include "config_check.h"
 #include "config_parse.h"
 
-#define CONFIG_FILES_MOST 64
+#define CONFIG_FILES_MOST 1000
 
 /* One configuration on its way from its files to a generation. */
 struct config_load {

@@ -76,6 +76,8 @@ MISTAKES = {
     "no directory for the log": ('log { level = "info"\n target = "file:nowhere/log" }\n', 2, "nowhere/log: No such file"),
     "a directory as the log": ('log { target = "file:." }\n', 1, "name a file that the daemon may write"),
     "broken include": ('\ninclude("nowhere.conf")\n', 2, "nowhere.conf"),
+    "a pattern of directories": ('include("*/*.conf")\n', 1, "only for the names of files"),
+    "a pattern in no directory": ('include("nowhere/*.conf")\n', 1, "nowhere/.* cannot be read"),
     "included directory": ('include(".")\n', 1, "directory"),
 }
 

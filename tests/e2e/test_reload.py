@@ -114,6 +114,30 @@ def test_reload_under_traffic(start, workers):
         assert not errors
 
 
+def test_files_of_a_directory(start, directory):
+    """As many as there are, in the order of their names, and more or fewer at the next reload."""
+    folder = directory / "tunnels"
+    folder.mkdir()
+    (folder / "b.conf").write_text(tunnel("b", "internal:echo"))
+    (folder / "b.conf~").write_text("nonsense\n")
+    text = configuration(f'include("{folder}/*.conf")\n')
+    daemon = start(text)
+    assert echoes(daemon.address("b"))
+    (folder / "a.conf").write_text(tunnel("a", "internal:discard"))
+    (folder / "c.conf").write_text(tunnel("c", "internal:echo"))
+    daemon.reload()
+    assert [line["tunnel"] for line in daemon.find_log("listening")] == ["b", "a", "c"]
+    assert echoes(daemon.address("c"))
+    (folder / "a.conf").write_text("nonsense = 1\n")
+    daemon.reload(expect=REFUSED)
+    assert daemon.find_log(f"{folder}/a.conf:1: unknown keyword 'nonsense'")
+    for name in "abc":
+        (folder / f"{name}.conf").unlink()
+    daemon.reload(text + tunnel("d", "internal:echo"))
+    assert any(f":2: no file is there for {folder}/*.conf" in line.text for line in daemon.find_log("")), daemon.log()
+    assert echoes(daemon.address("d"))
+
+
 def test_listeners_removed_and_added(start):
     a, b, c = (tunnel(name, "internal:echo") for name in "abc")
     daemon = start(configuration(a, b))
