@@ -300,6 +300,17 @@ take_leading(struct tunnel_conf *front, const struct tunnel_conf *first)
 	return 0;
 }
 
+/* What fits none of them is a line if it would be one in any. */
+static int
+least_logged(const struct tunnel_group *group)
+{
+	int logged = group->tunnels[0]->logged;
+	for (size_t i = 1; i < group->count; i++)
+		if (group->tunnels[i]->logged < logged)
+			logged = group->tunnels[i]->logged;
+	return logged;
+}
+
 /* Takes the group. `first` is the first of the files: its listener's options hold. */
 static struct tunnel_conf *
 front_new(struct generation *generation, struct tunnel_group *group,
@@ -327,6 +338,7 @@ front_new(struct generation *generation, struct tunnel_group *group,
 		.backlog = first->backlog,
 		.unix_mode = first->unix_mode,
 		.unix_owner = first->unix_owner,
+		.logged = least_logged(group),
 	};
 	fronts[generation->front_count++] = front;
 	return front->name && take_leading(front, first) == 0 ? front : NULL;

@@ -53,7 +53,8 @@ connection_log_end(const struct connection *connection, enum ended_by ended_by,
 	char up_wait[PUMP_SHARES_TEXT], down_wait[PUMP_SHARES_TEXT];
 	enum log_level level = connection->is_own ? LOG_LEVEL_DEBUG : LOG_LEVEL_INFO;
 
-	if (!connection->home->logged || !log_wants(level))
+	if (!connection->home->logged || !log_wants(level) ||
+	    connection->conf->logged >= (why ? LOGGED_NONE : LOGGED_FAILED))
 		return;
 	struct log_field fields[] = {
 		{ .name = "tunnel", .text = connection->conf->name },

@@ -460,7 +460,8 @@ refuse(struct acceptor *acceptor, int fd, const struct socket_address *client,
 {
 	char text[SOCKET_ADDRESS_TEXT];
 	endpoint_reset_socket(fd);
-	if (!acceptor->door->logged || !log_wants(LOG_LEVEL_INFO))
+	if (!acceptor->door->logged || !log_wants(LOG_LEVEL_INFO) ||
+	    acceptor->conf->logged == LOGGED_NONE)
 		return;
 	socket_address_text(client, text);
 	struct log_field fields[] = {

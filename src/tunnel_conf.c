@@ -12,6 +12,10 @@ const char *const tunnel_conf_balances[] = { [BALANCE_ORDER] = "order",
 					     [BALANCE_SOURCE] = "source",
 					     [BALANCES] = NULL };
 
+static const char *const logged_words[] = {
+	[LOGGED_ALL] = "all", [LOGGED_FAILED] = "failed", [LOGGED_NONE] = "none", NULL
+};
+
 #define AT(field) offsetof(struct tunnel_conf, field)
 const struct keyword tunnel_keywords[] = {
 	{ .name = "listen",
@@ -156,6 +160,14 @@ const struct keyword tunnel_keywords[] = {
 	  .effect = EFFECT_NEW_CONNECTIONS,
 	  .unit = "connections",
 	  .help = "Most new connections from one client address in a period; 0 = no cap." },
+	{ .name = "log_connections",
+	  .type = KEYWORD_CHOICE,
+	  .fallback = "all",
+	  .choices = logged_words,
+	  .offset = AT(logged),
+	  .effect = EFFECT_NEW_CONNECTIONS,
+	  .help = "Which of its connections are lines of the log: all, those that failed or were "
+		  "refused, or none." },
 	{ .name = NULL },
 };
 #undef AT

@@ -49,6 +49,9 @@ struct check_conf {
 };
 
 enum balance { BALANCE_ORDER, BALANCE_ROUND_ROBIN, BALANCE_LEAST, BALANCE_SOURCE, BALANCES };
+/* Which connections are lines of the log. */
+enum logged { LOGGED_ALL, LOGGED_FAILED, LOGGED_NONE };
+
 extern const char *const tunnel_conf_balances[]; /* as an operator writes them; ends with NULL */
 
 struct tunnel_conf {
@@ -74,6 +77,7 @@ struct tunnel_conf {
 	uint64_t max_connections; /* 0 = only the global cap */
 	uint64_t max_per_source;  /* 0 = no cap */
 	struct frequency max_new_per_source;
+	int logged; /* enum logged */
 	struct check_conf check;
 	struct timeouts timeouts; /* with the global section's values filled in */
 	struct match_conf match;

@@ -2,11 +2,12 @@
 
 import os
 import re
+import socket
 
 import pytest
 
-from daemon import configuration, json_lines, tunnel, wait_until
-from peers import CLIENT_STREAM, KIB, MIB, EchoTarget, Target, connect, echoes, is_refused, transfer
+from daemon import DEADLINE, configuration, json_lines, section, tunnel, wait_until
+from peers import CLIENT_STREAM, KIB, MIB, ClosedPort, EchoTarget, Target, connect, echoes, is_refused, transfer
 
 pytestmark = pytest.mark.sanitize
 
@@ -148,3 +149,34 @@ def test_quiet_and_level(start):
     assert echoes(daemon.address("a"))
     daemon.ended("a")
     assert len(daemon.find_log("connection ended")) == 1
+
+
+def test_a_tunnel_says_which_of_its_connections_are_lines(start, directory):
+    """Also for those that its front, which knows no tunnel yet, refuses or gives up."""
+    with ClosedPort() as closed:
+        rows = {level: {"log_connections": level, "deny": "127.0.0.9"} for level in ("all", "failed", "none")}
+        daemon = start(configuration(*(tunnel(f"{level}-{kind}", "internal:echo" if kind == "good" else closed.text, **row)
+                                       for level, row in rows.items() for kind in ("good", "bad")),
+                                     *(tunnel(f"{level}-front", "internal:echo", accept_filters=["proxy_protocol:x"], **row)
+                                       for level, row in rows.items()),
+                                     section("proxy_protocol", "x", trust=["127.0.0.1"])))
+        for level in rows:
+            assert echoes(daemon.address(f"{level}-good"))
+            assert is_hung_up_on(daemon.address(f"{level}-good"), "127.0.0.9", b"")
+            assert is_refused(daemon.address(f"{level}-bad"))
+            assert is_hung_up_on(daemon.address(f"{level}-front"), "127.0.0.1", b"no header")
+        daemon.signal(15)
+        daemon.wait_exit()
+        told = [(line["tunnel"], line.get("reason")) for line in daemon.find_log("connection ")]
+        assert sorted(told) == sorted([("all-good", "ok"), ("all-good", "admission"), ("failed-good", "admission"),
+                                       ("all-bad", "refused"), ("failed-bad", "refused"),
+                                       ("all-front", "protocol"), ("failed-front", "protocol")]), told
+
+
+def is_hung_up_on(address, source, said):
+    try:
+        with socket.create_connection(address, DEADLINE, (source, 0)) as client:
+            client.sendall(said)
+            return not client.recv(1)
+    except ConnectionError:
+        return True
