@@ -660,6 +660,7 @@ prepare_tcp(const struct attempt *attempt, const struct dial_options *options, s
 		/* Neither can fail on a TCP socket. */
 		setsockopt(attempt->fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
 		setsockopt(attempt->fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle, sizeof(idle));
+		setsockopt(attempt->fd, IPPROTO_TCP, TCP_KEEPINTVL, &idle, sizeof(idle));
 	}
 	return 0;
 }

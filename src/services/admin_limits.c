@@ -492,6 +492,36 @@ collect_change(struct inquiry *inquiry)
 	return true;
 }
 
+/* What was changed, in words as an operator gives them. */
+static void
+note_change(const struct change *change, char *text, size_t size)
+{
+	static const char *const sides[] = { [LIMIT_UP] = "up", [LIMIT_DOWN] = "down" };
+	size_t used = 0;
+	char amount[UNITS_TEXT];
+
+	for (int i = 0; i < 2 && used < size; i++) {
+		const struct {
+			const char *word;
+			uint64_t bytes;
+			const char *(*format)(uint64_t, char[UNITS_TEXT]);
+		} values[] = { { "", change->rate[i], units_format_rate },
+			       { " burst", change->burst[i], units_format_bytes },
+			       { " charge", change->charge[i], units_format_bytes },
+			       { " credit", change->credit[i], units_format_bytes } };
+		for (size_t at = 0; at < sizeof(values) / sizeof(values[0]) && used < size; at++)
+			if (values[at].bytes != UINT64_MAX)
+				used += (size_t)snprintf(
+					text + used, size - used, "%s %s%s %s", used ? "," : ":",
+					sides[i], values[at].word,
+					values[at].format(values[at].bytes, amount));
+		if (change->resets[i] && used < size)
+			used += (size_t)snprintf(text + used, size - used,
+						 "%s %s totals begin anew", used ? "," : ":",
+						 sides[i]);
+	}
+}
+
 static enum answer_step
 write_change(struct inquiry *inquiry, struct evbuffer *page)
 {
@@ -502,8 +532,10 @@ write_change(struct inquiry *inquiry, struct evbuffer *page)
 		inquiry->place = PLACE_CONTROL;
 		return ANSWER_VISIT;
 	}
-	snprintf(inquiry->log, sizeof(inquiry->log), "limit \"%.64s\"%s%.64s changed", change->name,
-		 change->has_key ? " of " : "", change->key);
+	size_t used = (size_t)snprintf(inquiry->log, sizeof(inquiry->log),
+				       "limit \"%.64s\"%s%.64s changed", change->name,
+				       change->has_key ? " of " : "", change->key);
+	note_change(change, inquiry->log + used, sizeof(inquiry->log) - used);
 	evbuffer_add_printf(page, "{\"ok\":true}\n");
 	return ANSWER_DONE;
 }

@@ -262,6 +262,11 @@ def test_limits(ctl):
         assert "debt" in asked.run("limits", "each")
         assert asked.run("credit", "each@127.0.0.1/32", "900MB") == "credited\n"
         assert asked.run("reset", "all") == "done\n"
+        told = [line.text for line in asked.daemon.find_log("limit ")]
+        assert told == ['limit "all" changed: up 2MB/s, down 20MB/s, by unix:uid=0',
+                        'limit "each" of 127.0.0.1/32 changed: up charge 90MB, by unix:uid=0',
+                        'limit "each" of 127.0.0.1/32 changed: up credit 900MB, down credit 900MB, by unix:uid=0',
+                        'limit "all" changed: up totals begin anew, down totals begin anew, by unix:uid=0'], told
         assert "say which, in penstockctl as each@KEY" in asked.run("charge", "each", "1MB", status=1)
         assert "is no new value" in asked.run("limit", "each", "5MB/s", status=1)
         assert "there is no limit" in asked.run("limit", "nobody", "rate=1MB/s", status=1)

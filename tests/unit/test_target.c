@@ -1142,6 +1142,8 @@ keepalive_is_set(void **state)
 	assert_int_equal(value, 1);
 	getsockopt(seen.fd, IPPROTO_TCP, TCP_KEEPIDLE, &value, &length);
 	assert_int_equal(value, 42);
+	getsockopt(seen.fd, IPPROTO_TCP, TCP_KEEPINTVL, &value, &length);
+	assert_int_equal(value, 42); /* as of the near side */
 }
 
 static void
