@@ -394,6 +394,7 @@ choose(const struct targets *targets, const struct dial_state *state, uint64_t n
 		}
 		ties++;
 	}
+	assert(ties > 0); /* whoever calls has an untried one */
 	size_t skip = state->turn % ties;
 	for (size_t i = 0; ties > 1 && i < targets->places; i++) {
 		const struct place *place = &targets->rotation[i];
