@@ -106,8 +106,10 @@ command_parse(struct command *command, int argc, char **argv)
 	}
 	if (optind == argc)
 		return -1;
-	fprintf(stderr, "penstockd: \"%s\" is not understood; see penstockd --help\n",
-		argv[optind]);
+	fprintf(stderr,
+		"penstockd: \"%s\" is not understood; write -c %s to read that file, or see "
+		"penstockd --help\n",
+		argv[optind], argv[optind]);
 	return WRONG_USAGE;
 }
 

@@ -294,7 +294,7 @@ name_mistake(const struct config_report *report, struct failure *why)
 {
 	for (size_t i = 0; i < report->count; i++)
 		if (report->at[i].is_error) {
-			char line[16] = "";
+			char line[16] = ""; /* a file as a whole has none */
 			if (report->at[i].origin.line)
 				snprintf(line, sizeof(line), ":%u", report->at[i].origin.line);
 			failure_set(why, FAILURE_CONFIG,

@@ -803,12 +803,15 @@ static void
 refuse_unwanted(struct connection *connection)
 {
 	const struct facts *facts = &connection->facts;
-	bool has_name = connection->has_looked && facts->begins_with_tls && facts->sni;
-	const char *name = has_name ? facts->sni : "";
+	bool has_name = facts->begins_with_tls && facts->sni && *facts->sni;
+	const char *said = !connection->has_looked   ? ""
+			   : !facts->begins_with_tls ? ", who does not speak TLS"
+			   : has_name                ? ", who asks for "
+						     : ", who asks for no name";
 	struct failure why;
 	admission_refused(connection->conf, REFUSAL_UNMATCHED);
-	failure_set(&why, FAILURE_ADMISSION, "match: no tunnel wants this client%s%.128s",
-		    *name ? ", who asks for " : "", name);
+	failure_set(&why, FAILURE_ADMISSION, "match: no tunnel wants this client%s%.128s", said,
+		    connection->has_looked && has_name ? facts->sni : "");
 	refuse(connection, &why);
 }
 

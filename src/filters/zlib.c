@@ -83,8 +83,10 @@ take_back(const z_stream *stream, struct compression_pass *pass)
 static const struct {
 	const char *said, *words;
 } translations[] = {
-	{ "incorrect header check", "the bytes are no zlib stream" },
-	{ "unknown compression method", "the bytes are no zlib stream" },
+	{ "incorrect header check",
+	  "the bytes are no zlib stream; does the other end compress the same way?" },
+	{ "unknown compression method",
+	  "the bytes are no zlib stream; does the other end compress the same way?" },
 	{ "invalid window size", "the peer's window is larger than ours" },
 	{ "need dictionary", "the stream wants a dictionary" },
 };

@@ -236,7 +236,9 @@ unpacker_begin(struct unpacker *unpacker, struct compression_pass *pass, struct 
 	if (!unpacker->seen_bytes)
 		unpacker->expected = !unpacker->is_not_last && *pass->in == more[0] ? more : magic;
 	if (*pass->in != unpacker->expected[unpacker->seen_bytes]) {
-		failure_set(why, FAILURE_PROTOCOL, "zstd: no frame where one should begin");
+		failure_set(why, FAILURE_PROTOCOL,
+			    "zstd: the bytes are no zstd stream; does the other end compress the "
+			    "same way?");
 		return COMPRESSION_FAILED;
 	}
 	pass->in++;

@@ -515,6 +515,7 @@ def test_reload(admin):
     daemon = asked.daemon
     daemon.write(daemon.text + tunnel("b", "internal:echo"))
     assert asked.post("/v1/reload") == (200, {"ok": True})
+    daemon.wait_log("listening", tunnel="b")  # the log is written by a thread of its own
     assert echoes(daemon.address("b"))
     status = asked.get("/v1/status")
     assert status["generation"] == 2 and status["reload"]["reloads"] == 1

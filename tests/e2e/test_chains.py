@@ -225,7 +225,7 @@ class TestPythonsZlib:
     @pytest.mark.parametrize("what, reason, told", [
         ("no trailer", "truncated", "without its end mark"),
         ("nothing at all", "truncated", "without its end mark"),
-        ("garbage", "protocol", "the bytes are no zlib stream"),
+        ("garbage", "protocol", "the bytes are no zlib stream; does the other end compress the same way?"),
         ("a damaged byte", "protocol", "zlib: "),
         ("bytes behind the trailer", "protocol", "behind the end"),
     ])

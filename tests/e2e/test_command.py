@@ -62,6 +62,11 @@ def diff(directory, old, new):
     return done.stdout.splitlines()
 
 
+def test_a_file_without_its_option(directory):
+    done = run_penstockd(directory / "x.conf")
+    assert done.returncode == 2 and f"write -c {directory}/x.conf" in done.stderr
+
+
 def test_diff_of_equal_files(directory):
     text = configuration(tunnel("a", "internal:echo", allow="10.0.0.0/8", timeouts={"idle": "5s"}))
     assert diff(directory, text, text.replace("idle = \"5s\"", "idle = \"5000ms\"")) == ["no differences"]

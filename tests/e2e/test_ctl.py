@@ -246,6 +246,7 @@ def test_names_that_are_none(ctl):
     assert 'there is no limit "nobody"' in asked.run("limits", "nobody", status=1)
     assert "state: one of" in asked.run("connections", "--state", "closing", status=1)
     assert rows(asked.run("connections", "--state", "half_open")) == []
+    assert "level: one of error, warning" in asked.run("log-level", "warn", status=1)
 
 
 def test_limits(ctl):

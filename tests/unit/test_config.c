@@ -1040,7 +1040,9 @@ test_chains(void **state)
 		"t.conf:5: there is no filter 'stuter'; did you mean 'stutter'?\n"
 		"t.conf:6: there is no section hoard \"x\"; write one, or \"hoard\" alone for its "
 		"defaults\n"
-		"t.conf:6: there is no filter 'what'; penstockd --keywords lists all\n");
+		"t.conf:6: there is no filter 'what'; write one of proxy_protocol, tls, zlib, "
+		"zstd, "
+		"stutter, fail_after, hoard\n");
 }
 #endif
 
