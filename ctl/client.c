@@ -113,7 +113,7 @@ ask(const char *path, const char *body, struct answer *answer)
 	char url[1024];
 	long status = 0;
 
-	snprintf(url, sizeof(url), "http://penstock%s", path);
+	snprintf(url, sizeof(url), "http://localhost%s", path);
 	curl_easy_setopt(curl, CURLOPT_URL, url);
 	curl_easy_setopt(curl, CURLOPT_WRITEFUNCTION, on_bytes);
 	curl_easy_setopt(curl, CURLOPT_WRITEDATA, answer);

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from daemon import DEADLINE, PENSTOCKCTL, configuration, parse_address, tunnel, wait_until
+from certificates import Authority
+from daemon import DEADLINE, PENSTOCKCTL, configuration, parse_address, section, tunnel, wait_until
 from peers import CLIENT_STREAM, connect, echoes, is_closed, is_refused, transfer
 
 pytestmark = pytest.mark.sanitize
@@ -249,6 +250,21 @@ def test_names_that_are_none(ctl):
     assert "level: one of error, warning" in asked.run("log-level", "warn", status=1)
 
 
+def test_a_daemon_elsewhere(ctl, start, directory):
+    """Through a tunnel of one's own, with one's own certificate and the rights that it gives there."""
+    authority = Authority(directory)
+    there, here = authority.issue("there"), authority.issue("ops")
+    remote = ctl(tunnel("far", "internal:admin", accept_filters=["tls:admin"]),
+                 section("tls", "admin", certificate=there[0], key=there[1], client_ca=authority.certificate),
+                 'admin { change = { "cn:ops" } }\n')
+    host, port = remote.daemon.address("far")
+    start(configuration(tunnel("there", f"{host}:{port}", listen=f"unix:{directory}/there.sock", connect_filters=["tls:out"]),
+                        section("tls", "out", ca=authority.certificate, server_name="there", certificate=here[0], key=here[1])))
+    assert f"pid {remote.daemon.pid}" in remote.run("status", socket=directory / "there.sock")
+    assert remote.run("reload", socket=directory / "there.sock") == "reloaded\n"
+    assert remote.daemon.wait_log("reload asked for", cn="ops")
+
+
 def test_limits(ctl):
     asked = ctl(tunnel("a", "internal:echo", limit="each"), 'limit "all" { rate = "8MB/s" }\n',
                 'limit "each" { parent = "all"  per = "source/32"  up = "1MB/s" }\n')
@@ -263,7 +279,7 @@ def test_limits(ctl):
         assert "debt" in asked.run("limits", "each")
         assert asked.run("credit", "each@127.0.0.1/32", "900MB") == "credited\n"
         assert asked.run("reset", "all") == "done\n"
-        told = [line.text for line in asked.daemon.find_log("limit ")]
+        told = [line.text for line in asked.daemon.wait_log("limit ", count=4)]
         assert told == ['limit "all" changed: up 2MB/s, down 20MB/s, by unix:uid=0',
                         'limit "each" of 127.0.0.1/32 changed: up charge 90MB, by unix:uid=0',
                         'limit "each" of 127.0.0.1/32 changed: up credit 900MB, down credit 900MB, by unix:uid=0',
