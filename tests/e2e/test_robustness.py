@@ -472,7 +472,6 @@ def test_deadlines_hold_though_memory_was_short(start, directory):
         short.unlink()
         for client in clients:
             client.expect_reset()
-    assert daemon.count_log("connection ended") == 60
 
 
 @pytest.mark.slow
