@@ -454,6 +454,24 @@ shares(const json_t *object)
 	return to;
 }
 
+/* Of the limit that holds it up: who else is there, and what it is good for to raise it. */
+static void
+print_limit(const json_t *flow)
+{
+	double rate = number(flow, "limit_rate"), most = number(flow, "raised_to_at_most");
+	json_int_t active = whole(flow, "limit_active");
+
+	if (rate <= 0)
+		return;
+	printf("      that lets %s pass, to %lld active connection%s; ", table_rate(rate),
+	       (long long)active, active == 1 ? "" : "s");
+	if (most > 0)
+		printf("raised, it gives %s at most: then limit \"%s\" holds it up\n",
+		       table_rate(most), text(flow, "raised_then"));
+	else
+		printf("raised, no other limit is in the way\n");
+}
+
 static void
 print_flow(const json_t *connection, const char *name)
 {
@@ -466,6 +484,7 @@ print_flow(const json_t *connection, const char *name)
 	else
 		printf("      waits for: %s, for %s\n", text(flow, "waits_for"),
 		       table_duration(number(flow, "for_s")));
+	print_limit(flow);
 	printf("      last %.0f s: %s\n", number(connection, "recent_s"),
 	       shares(json_object_get(flow, "recent_shares")));
 	printf("      whole life: %s\n", shares(json_object_get(flow, "shares")));

@@ -193,6 +193,9 @@ report_limit(struct connection *connection, enum pump_flow name, uint64_t now_ns
 		copy_text(out->limit_key, sizeof(out->limit_key), report.key);
 		out->limit_rate = report.direction[direction].rate;
 		out->limit_active = report.direction[direction].active;
+		for (int other = SIDE_NEAR; other <= SIDE_FAR; other++)
+			limits_bound(&connection->limits->meter[other][direction].flow, report.id,
+				     &out->raised);
 		return;
 	}
 }

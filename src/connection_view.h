@@ -56,6 +56,7 @@ struct connection_report {
 		char limit[65], limit_key[80]; /* "" = none */
 		uint64_t limit_rate;           /* bytes a second */
 		uint32_t limit_active;         /* flows that got something in the last second */
+		struct limit_bound raised;     /* what it could get at most without that one */
 		uint64_t since_ns;             /* when it last moved or began to wait so */
 		uint64_t life_ns[WAITS], recent_ns[WAITS];
 		uint64_t recent_bytes;

@@ -964,6 +964,23 @@ limits_report_waits_for(struct limit_flow *flow, uint64_t now_ns, struct limit_r
 	return waits;
 }
 
+void
+limits_bound(struct limit_flow *flow, uintptr_t but, struct limit_bound *bound)
+{
+	if (!flow->child.parent)
+		return;
+	struct limits *limits = flow->worker->limits;
+	lock(limits);
+	for (struct limit_bucket *at = flow->child.parent; at; at = at->child.parent) {
+		const struct limit_node *node = limits_tree_node(at);
+		if (!at->rate || (uintptr_t)node == but || (bound->rate && bound->rate <= at->rate))
+			continue;
+		bound->rate = at->rate;
+		snprintf(bound->name, sizeof(bound->name), "%s", node->limit->spec.name);
+	}
+	unlock(limits);
+}
+
 size_t
 limits_list(struct limits *limits, size_t *cursor, uint64_t now_ns, struct limit_report *out,
 	    size_t most)

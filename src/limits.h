@@ -284,6 +284,14 @@ struct limit_report {
 /* While the flow waits: what the node is like that keeps it (see limits_waits_for). false: it does not wait. */
 bool limits_report_waits_for(struct limit_flow *flow, uint64_t now_ns, struct limit_report *out);
 
+/* What a flow could get at most if some node did not hold it up: the least rate of the others on its way. */
+struct limit_bound {
+	uint64_t rate; /* bytes a second; 0 = none of them has one */
+	char name[65]; /* of that limit, cut off if longer */
+};
+/* Lowers the bound, zeroed at first, to what the flow's way allows but for the node of that id. O(depth). */
+void limits_bound(struct limit_flow *flow, uintptr_t but, struct limit_bound *bound);
+
 /* O(flows that were not short of anything lately), as is limits_list for its first page. */
 void limits_report(struct limit_node *node, uint64_t now_ns, struct limit_report *out);
 

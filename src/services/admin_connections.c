@@ -42,10 +42,14 @@ flow_of(const struct connection_report *report, enum pump_flow name)
 	const struct flow_report *flow = &report->flow[name];
 	char wait[WHY_TEXT];
 
-	return json_pack("{s:I, s:I, s:s, s:f, s:o, s:b}", "bytes", (json_int_t)flow->bytes, "rate",
-			 (json_int_t)flow->rate, "waits_for", why_wait(flow, wait), "for_s",
-			 seconds(report->now_ns - flow->since_ns), "limit",
-			 text_or_null(flow->limit), "ended", flow->is_over);
+	return json_pack("{s:I, s:I, s:s, s:f, s:o, s:o, s:o, s:o, s:o, s:b}", "bytes",
+			 (json_int_t)flow->bytes, "rate", (json_int_t)flow->rate, "waits_for",
+			 why_wait(flow, wait), "for_s", seconds(report->now_ns - flow->since_ns),
+			 "limit", text_or_null(flow->limit), "limit_rate",
+			 number_or_null(flow->limit_rate), "limit_active",
+			 number_or_null(flow->limit_active), "raised_to_at_most",
+			 number_or_null(flow->raised.rate), "raised_then",
+			 text_or_null(flow->raised.name), "ended", flow->is_over);
 }
 
 static json_t *

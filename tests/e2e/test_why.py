@@ -176,13 +176,13 @@ def test_slow_handshake(asked, directory):
         assert report["state"] == "opening" and report["up"]["waits_for"] == "handshake"
 
 
-@pytest.mark.parametrize("limit, name, rate", [
-    ("all", "all", "400kB/s"),
-    ("group", "all", "400kB/s"),
-    ("each", 'each" of 127.0.0.1/32', "300kB/s"),
-    ("one", 'one" of ', "200kB/s"),
+@pytest.mark.parametrize("limit, name, rate, raised", [
+    ("all", "all", "400kB/s", (None, None)),
+    ("group", "all", "400kB/s", (900_000_000, "group")),
+    ("each", 'each" of 127.0.0.1/32', "300kB/s", (400_000, "all")),
+    ("one", 'one" of ', "200kB/s", (300_000, "each")),
 ])
-def test_each_level_of_a_limit(asked, limit, name, rate):
+def test_each_level_of_a_limit(asked, limit, name, rate, raised):
     limits = ('limit "all" { rate = "400kB/s" }\n'
               'limit "group" { parent = "all" rate = "900MB/s" }\n'
               'limit "each" { parent = "group" per = "source/32" rate = "300kB/s" }\n'
@@ -194,6 +194,10 @@ def test_each_level_of_a_limit(asked, limit, name, rate):
         why = wait_until(lambda: "limit" in (said := one(admin)["why"]) and "(" in said and said, "a limit's name")
         assert re.match(rf'throttled \d+ % of the last [\d.]+ s by limit "{re.escape(name)}.*\({rate}\)', why), why
         assert report["down"]["recent_shares"]["limit"] > 0.7
+        # What it is good for to raise that one, as long as it is that one.
+        flow = wait_until(lambda: (flow := one(admin)["down"])["limit_active"] and flow, "it to wait for the limit")
+        assert flow["limit_rate"] == int(rate[:3]) * 1000 and flow["limit_active"] == 1
+        assert (flow["raised_to_at_most"], flow["raised_then"]) == raised
 
 
 def test_a_shared_limit_tells_how_many_share_it(asked):
