@@ -315,6 +315,10 @@ fail_by_library(struct tls *tls, struct filter_io *io)
 		*io->why = *tls->refusal;
 	else if (failure == TLS_NOT_TLS)
 		name_protocol(tls, io->why);
+	else if (failure == TLS_ALERT && tls->side == FILTER_FAR && tls->conf->psks.count &&
+		 !tls->is_ready)
+		failure_set(io->why, io->why->kind,
+			    "%s; does it know this secret by this identity?", io->why->text);
 	count_failure(tls, failure);
 	return fail_with(tls, io);
 }

@@ -493,6 +493,21 @@ def secrets(directory):
     return file
 
 
+@pytest.mark.parametrize("other", [f"site-a:{SECRET[::-1]}", f"site-b:{SECRET}"], ids=["another secret", "another identity"])
+def test_secrets_that_differ_are_told_at_both_ends(start, directory, secrets, other):
+    """Who looks at one end only has to learn it there."""
+    (directory / "other").write_text(other + "\n")
+    (directory / "other").chmod(0o600)
+    far_end = start(configuration(tunnel("in", "internal:echo", accept_filters=["tls:line"])) + section("tls", "line", psk=secrets))
+    host, port = far_end.address("in")
+    near_end = start(configuration(tunnel("out", f"{host}:{port}", connect_filters=["tls:line"])) +
+                     section("tls", "line", psk=directory / "other"))
+    assert is_refused(near_end.address("out"))
+    assert near_end.ended("out")["why"].endswith("; does it know this secret by this identity?")
+    assert far_end.ended("in")["why"] == ("the peer's shared secret is another" if other.startswith("site-a") else
+                                          "the peer's PSK identity is unknown")
+
+
 @pytest.mark.parametrize("version", VERSIONS)
 def test_psk_with_openssl(start, directory, authority, secrets, version):
     option, port = f"-tls{version.replace('.', '_')}", free_port()
