@@ -327,7 +327,8 @@ static enum filter_result
 fail_truncated(struct tls *tls, struct filter_io *io)
 {
 	failure_set(io->why, FAILURE_TRUNCATED,
-		    tls->is_ready ? "the peer ended without TLS's close_notify"
+		    tls->is_ready ? "the peer ended without TLS's close_notify; truncation = "
+				    "\"eof\" takes that for an end"
 				  : "the peer ended during the TLS handshake");
 	count_failure(tls, TLS_ENDED);
 	return fail_with(tls, io);
