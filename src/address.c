@@ -366,8 +366,9 @@ refuse_other(const char *text, struct failure *why)
 	const char *url = strstr(text, "://");
 	size_t digits = strspn(text, "0123456789");
 	if (url)
-		failure_set(why, FAILURE_CONFIG, "'%.100s' is a URL; write HOST:PORT, such as %.*s",
-			    text, (int)strcspn(url + 3, "/"), url + 3);
+		failure_set(why, FAILURE_CONFIG, "'%.100s' is a URL; write HOST:PORT%s%.*s", text,
+			    strchr(url + 3, ':') ? ", such as " : "",
+			    strchr(url + 3, ':') ? (int)strcspn(url + 3, "/") : 0, url + 3);
 	else if (strpbrk(text, ", \t"))
 		failure_set(why, FAILURE_CONFIG,
 			    "'%.100s' is not one address; write one, or a list { \"ADDRESS\", "
@@ -518,10 +519,11 @@ prefix_parse(const char *text, struct prefix *out, struct failure *why)
 				   "\"IP/BITS\" }",
 				   text);
 	if (strcmp(text, "all") == 0 || strcmp(text, "any") == 0 || strcmp(text, "*") == 0)
-		return failure_set(why, FAILURE_CONFIG,
-				   "'%.100s' is not an address or network; write { \"0.0.0.0/0\", "
-				   "\"::/0\", \"unix\" } for everybody",
-				   text);
+		return failure_set(
+			why, FAILURE_CONFIG,
+			"'%.100s' is not an address or network; everybody is 0.0.0.0/0, ::/0 "
+			"and unix",
+			text);
 	if (!parse_ip(text, length, &prefix.base))
 		return failure_set(
 			why, FAILURE_CONFIG,

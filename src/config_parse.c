@@ -415,7 +415,9 @@ refuse_unknown(struct run *run)
 		return;
 	nearest_start(&nearest, run->unknown);
 	offer_words(&nearest, kind);
-	bool is_near = nearest.best && nearest.distance <= 1;
+	/* But for one letter; a longer word that begins so is not nearer than one that is the same. */
+	bool is_near = nearest.best && nearest.distance <= 1 &&
+		       strlen(nearest.best) <= strlen(run->unknown) + 1;
 	if (home && home->filter == NULL && config_kinds_is_filter(run->unknown) &&
 	    kind == &config_kinds_tunnel)
 		config_report_error(

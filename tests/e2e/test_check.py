@@ -54,6 +54,7 @@ MISTAKES = {
     "stunnel's section": ("[x]\naccept = 80\n", 1, 'write tunnel "NAME"'),
     "stunnel's word": (tunnel("b", "internal:echo", accept="127.0.0.1:1"), 4, "write listen"),
     "HAProxy's word": (tunnel("b", "internal:echo", maxconn=5), 4, "write max_connections"),
+    "a section of the same name": (tunnel("b", "internal:echo")[:-2] + 'log { level = "info" }\n}\n', 4, "'log' does not belong"),
     "a filter's section inside": (tunnel("b", "internal:echo", tls="edge"), 4, 'accept_filters = "tls:NAME"'),
     "a limit's section inside": (tunnel("b", "internal:echo")[:-2] + 'limit { rate = "1MB/s" }\n}\n', 4,
                                  'write limit = "NAME" here, and limit "NAME"'),

@@ -104,6 +104,7 @@ test_bad(void **state)
 		{ "Unix:80", "'Unix:80' is written in capitals; write it in small letters" },
 		{ "tcp://10.0.0.1:80/",
 		  "'tcp://10.0.0.1:80/' is a URL; write HOST:PORT, such as 10.0.0.1:80" },
+		{ "fd://3", "'fd://3' is a URL; write HOST:PORT" },
 		{ "a:1,b:2", "'a:1,b:2' is not one address; write one, or a list { \"ADDRESS\", "
 			     "\"ADDRESS\" }" },
 		{ "10.0.0.1 80", "'10.0.0.1 80' is not one address; write one, or a list { "
