@@ -7,9 +7,9 @@ import subprocess
 
 import pytest
 
-from daemon import DEADLINE, ROOT, configuration, section, tunnel, wait_until
+from daemon import ROOT, configuration, section, tunnel, wait_until
 from machine import Machine
-from peers import CLIENT_STREAM, MIB, connect, echoes, transfer
+from peers import CLIENT_STREAM, MIB, connect, echoes
 
 CONFIG = "/etc/penstock/penstock.conf"
 PROFILE = ROOT / "packaging/apparmor.profile"

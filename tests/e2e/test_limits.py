@@ -15,7 +15,7 @@ import time
 
 import pytest
 
-from daemon import DEADLINE, before_others, configuration, preloaded, tunnel, wait_until
+from daemon import DEADLINE, before_others, configuration, preloaded, tunnel
 from metered import Acceptor, Readers, StallMeter, Writers, dial, dial_many
 from peers import KIB, Target, connect, transfer
 from programs import free_port

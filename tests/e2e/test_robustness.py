@@ -6,7 +6,6 @@ import os
 import random
 import re
 import resource
-import select
 import signal
 import socket
 import ssl

@@ -113,7 +113,7 @@ def test_slow_connect(asked, rows):
         admin = asked(tunnel("a", target.text, **rows), section("proxy_protocol", "told", trust=["127.0.0.0/8"]))
         with socket.create_connection(admin.daemon.address("a")) as client:
             client.sendall(b"PROXY TCP4 127.0.0.1 127.0.0.1 1 2\r\n")
-            report = settle(admin, f"the target is slow to answer: ")
+            report = settle(admin, "the target is slow to answer: ")
             assert report["why"].endswith(f"connecting to {target.text}") and report["state"] == "dialling"
 
 
