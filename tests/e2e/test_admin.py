@@ -604,7 +604,7 @@ def test_a_drained_tunnel_leaves_its_port_to_others(admin):
     with socket.create_server(("127.0.0.1", port)) as other:
         for path in ("/v1/tunnels/a/undrain", "/v1/reload"):
             status, answer = asked.post(path)
-            assert status == 409 and answer["error"] == f"cannot listen on 127.0.0.1:{port}: Address already in use"
+            assert status == 409 and f"cannot listen on 127.0.0.1:{port}: Address already in use" in answer["error"]
             assert drained(asked)
         with connect(("127.0.0.1", port)):
             other.accept()[0].close()

@@ -99,12 +99,6 @@ def test_a_byte_order_mark_is_skipped(directory):
     assert check(directory / "penstock.conf").returncode == 0
 
 
-def test_a_target_twice_is_a_warning(directory):
-    (directory / "penstock.conf").write_text(tunnel("a", ["127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:1"]))
-    done = check(directory / "penstock.conf")
-    assert done.returncode == 0 and 'penstock.conf:3: warning: tunnel "a" has the target 127.0.0.1:1 twice' in done.stderr
-
-
 def test_all_mistakes_in_one_go(directory):
     path = directory / "penstock.conf"
     path.write_text('workers = -1\n'

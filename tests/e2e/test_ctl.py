@@ -162,7 +162,6 @@ def test_names_that_nobody_has(ctl):
     assert "state: one of choosing, opening" in asked.run("connections", "--state", "asleep", status=1)
     assert 'there is no limit "nobody"' in asked.run("limits", "nobody", status=1)
     assert "a limit has no speed" in asked.run("limit", "each", "speed=1MB/s", status=1)
-    assert "level: one of error" in asked.run("log-level", "loud", status=1)
     assert asked.run("connections", "--tunnel", "a") == asked.run("connections", "--state", "half_open") == "no connections\n"
     assert asked.run("limits", "each") == "it has no node: nobody has come\n"
     assert len(rows(asked.run("connections", "--limit", 1))) == 1
@@ -237,17 +236,6 @@ def test_numbers_that_are_none(ctl):
     asked = ctl(tunnel("a", "internal:echo"))
     assert "is no connection's number" in asked.run("kill", "../reload", status=1)
     assert "is not open" in asked.run("show", "999", status=1)
-
-
-def test_names_that_are_none(ctl):
-    """An empty table would look as if all were well."""
-    asked = ctl(tunnel("a", "internal:echo"), 'limit "l" { rate = "1MB/s" }\n')
-    assert 'there is no tunnel "nobody"' in asked.run("connections", "--tunnel", "nobody", status=1)
-    assert rows(asked.run("connections", "--tunnel", "a")) == []
-    assert 'there is no limit "nobody"' in asked.run("limits", "nobody", status=1)
-    assert "state: one of" in asked.run("connections", "--state", "closing", status=1)
-    assert rows(asked.run("connections", "--state", "half_open")) == []
-    assert "level: one of error, warning" in asked.run("log-level", "warn", status=1)
 
 
 def test_a_daemon_elsewhere(ctl, start, directory):

@@ -32,7 +32,7 @@ def test_second_daemon_on_the_same_port_is_refused(start, directory, workers):
     for address in (f"{host}:{port}", f"0.0.0.0:{port}"):
         said = refused_start(directory, configuration(tunnel("a", "internal:echo", address), workers=workers))
         assert str(port) in said and "in use" in said and "ss -ltnp" in said, said
-        assert re.search(r'\(tunnel "a", \S+:2\)$', said, re.M), said
+        assert re.search(r': \S+:2: tunnel "a": cannot listen', said), said
     for _ in range(20):
         assert echoes((host, port))
     first.ended("a", 20)
