@@ -353,7 +353,7 @@ static int
 call_by_others(const X509 *certificate, char text[TLS_WORDS_TEXT])
 {
 	GENERAL_NAMES *names = X509_get_ext_d2i(certificate, NID_subject_alt_name, NULL, NULL);
-	char ignored[TLS_WORDS_TEXT];
+	char ignored[TLS_WORDS_TEXT] = "";
 	int count = 0;
 	for (int i = 0; i < sk_GENERAL_NAME_num(names); i++)
 		count += call_by_other(sk_GENERAL_NAME_value(names, i), count ? ignored : text);
