@@ -27,7 +27,7 @@ static const char *const CONFINE_SYSTEM[] = {
 	"/lib64",
 	"/dev",
 	"/proc/self",
-	"/proc/sys/net/ipv4/ip_local_port_range", /* target.c */
+	"/proc/sys/net/ipv4/ip_local_port_range", /* dial.c */
 	"/sys/devices/system/cpu",
 	"/run/systemd",
 	"/run/resolvconf",

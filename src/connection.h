@@ -6,7 +6,7 @@
 #define PENSTOCK_CONNECTION_H
 
 #include "connection_view.h"
-#include "target.h"
+#include "dial.h"
 
 #include <event2/event_struct.h>
 

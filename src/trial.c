@@ -1,6 +1,7 @@
 #include "trial.h"
 
 #include "clock.h"
+#include "dial.h"
 #include "loop.h"
 #include "resolver.h"
 #include "stack.h"
