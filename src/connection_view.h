@@ -5,6 +5,7 @@
 #ifndef PENSTOCK_CONNECTION_VIEW_H
 #define PENSTOCK_CONNECTION_VIEW_H
 
+#include "limits_report.h"
 #include "tunnel.h"
 
 enum connection_state {

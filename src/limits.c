@@ -2,41 +2,22 @@
 
 #include "limits_bucket.h"
 #include "limits_key.h"
+#include "limits_lock.h"
 #include "limits_nodes.h"
 #include "limits_queue.h"
 #include "units.h"
 
 #include <assert.h>
 #include <inttypes.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define WORK        256  /* grants, and nodes freed, in one lock hold of limits_run */
-#define SLICE       1000 /* nodes changed in one */
-#define ROWS_A_LOCK 256  /* looked through for a key, or for what passed */
-#define ROWS_AHEAD  8
+#define WORK  256  /* grants, and nodes freed, in one lock hold of limits_run */
+#define SLICE 1000 /* nodes changed in one */
 
 #define BURST_FLOOR    UINT64_C(8192)
 #define BURSTS_LEAST   250 /* a second's rate in bursts of 4 ms, the least */
 #define BURSTS_DEFAULT 20  /* and of 50 ms */
-
-static void
-lock(struct limits *limits)
-{
-	pthread_mutex_lock(&limits->lock);
-}
-
-/* Frees the lock, having published when something is due. */
-static void
-unlock(struct limits *limits)
-{
-	uint64_t due_ns = limits_queue_next_ns(&limits->queue);
-
-	if (atomic_load_explicit(&limits->due_ns, memory_order_relaxed) != due_ns)
-		atomic_store_explicit(&limits->due_ns, due_ns, memory_order_relaxed);
-	pthread_mutex_unlock(&limits->lock);
-}
 
 static uint64_t
 armed_ns(const struct limits *limits)
@@ -57,7 +38,7 @@ limits_must_run(const struct limits *limits, uint64_t now_ns)
 	return due_ns <= now_ns || due_ns < armed_ns(limits);
 }
 
-/* As unlock, after a change from outside the workers: one of them must set its timer if something is due
+/* As limits_unlock, after a change from outside the workers: one of them must set its timer if something is due
  * earlier now. */
 static void
 unlock_and_wake(struct limits *limits)
@@ -66,7 +47,7 @@ unlock_and_wake(struct limits *limits)
 
 	if (limits_queue_next_ns(&limits->queue) >= armed_ns(limits))
 		worker = NULL;
-	unlock(limits);
+	limits_unlock(limits);
 	if (worker)
 		worker->signal(worker);
 }
@@ -117,10 +98,10 @@ limits_worker_open(struct limits *limits, struct limits_worker *worker)
 	worker->limits = limits;
 	limits_tree_list(&worker->mail);
 	limits_tree_list(&worker->mine);
-	lock(limits);
+	limits_lock(limits);
 	worker->next = limits->workers;
 	limits->workers = worker;
-	unlock(limits);
+	limits_unlock(limits);
 }
 
 void
@@ -129,7 +110,7 @@ limits_worker_close(struct limits_worker *worker)
 	struct limits *limits = worker->limits;
 	struct limits_worker **link = &limits->workers;
 
-	lock(limits);
+	limits_lock(limits);
 	assert(worker->mail.next == &worker->mail && worker->mine.next == &worker->mine);
 	while (*link != worker)
 		link = &(*link)->next;
@@ -227,7 +208,7 @@ limits_run(struct limits_worker *worker, uint64_t now_ns)
 	unsigned int frees = WORK;
 
 	limits_tree_list(&granted);
-	lock(limits);
+	limits_lock(limits);
 	limits_queue_note_late(&limits->queue, late_ns(worker, now_ns));
 	while (frees-- && (idle = limits_queue_due(&limits->queue, now_ns)))
 		limits_nodes_expire(idle, now_ns);
@@ -235,7 +216,7 @@ limits_run(struct limits_worker *worker, uint64_t now_ns)
 	size_t count = deliver(&granted, worker, told, now_ns);
 	take_mail(worker);
 	arm(limits, worker, now_ns);
-	unlock(limits);
+	limits_unlock(limits);
 	while (count--)
 		told[count]->signal(told[count]);
 }
@@ -309,9 +290,9 @@ limits_flow_move(struct limit_flow *flow, struct limit_node *node, enum limit_di
 
 	if (!node && !flow->child.parent)
 		return 0;
-	lock(limits);
+	limits_lock(limits);
 	int result = hang(flow, node, direction, now_ns, why);
-	unlock(limits);
+	limits_unlock(limits);
 	return result;
 }
 
@@ -338,12 +319,12 @@ limits_flow_cut(struct limit_flow *flow, const struct limit_node *earlier)
 	if (!at)
 		return;
 	struct limits *limits = flow->worker->limits;
-	lock(limits);
+	limits_lock(limits);
 	let_go(flow);
 	while (at && at != flow->cut && !is_above(at, &earlier->bucket[at->direction]))
 		at = at->child.parent;
 	flow->cut = at;
-	unlock(limits);
+	limits_unlock(limits);
 }
 
 void
@@ -351,10 +332,10 @@ limits_flow_uncut(struct limit_flow *flow)
 {
 	if (!flow->cut)
 		return;
-	lock(flow->worker->limits);
+	limits_lock(flow->worker->limits);
 	let_go(flow);
 	flow->cut = NULL;
-	unlock(flow->worker->limits);
+	limits_unlock(flow->worker->limits);
 }
 
 /* Whether the flow was found to have no rate above it, in this second, and nothing has changed since. */
@@ -373,9 +354,9 @@ ask(struct limit_flow *flow, uint64_t want, uint64_t now_ns)
 {
 	struct limits *limits = flow->worker->limits;
 
-	lock(limits);
+	limits_lock(limits);
 	if (limits_queue_pass(&limits->queue, flow, now_ns)) {
-		unlock(limits);
+		limits_unlock(limits);
 		return want;
 	}
 	uint64_t bytes = limits_queue_take(&limits->queue, flow, want, now_ns);
@@ -383,7 +364,7 @@ ask(struct limit_flow *flow, uint64_t want, uint64_t now_ns)
 	if (bytes)
 		flow->granted = bytes;
 	/* Else, from here on, `granted` is whoever's that grants. */
-	unlock(limits);
+	limits_unlock(limits);
 	return bytes;
 }
 
@@ -405,10 +386,10 @@ limits_waits_for(struct limit_flow *flow)
 {
 	struct limits *limits = flow->worker->limits;
 
-	lock(limits);
+	limits_lock(limits);
 	struct limit_bucket *bucket = limits_queue_waits_for(flow);
 	const char *name = limits_tree_node(bucket)->limit->spec.name;
-	unlock(limits);
+	limits_unlock(limits);
 	return name;
 }
 
@@ -431,9 +412,9 @@ limits_give_back(struct limit_flow *flow)
 {
 	if (!flow->asked && !flow->granted)
 		return;
-	lock(flow->worker->limits);
+	limits_lock(flow->worker->limits);
 	let_go(flow);
-	unlock(flow->worker->limits);
+	limits_unlock(flow->worker->limits);
 }
 
 /* --- declared limits ---------------------------------------------------------------------------- */
@@ -544,7 +525,7 @@ limits_add(struct limits *limits, const struct limit_spec *spec, uint64_t now_ns
 	limit->emptied_ns = now_ns;
 	limit->users = 1;
 
-	lock(limits);
+	limits_lock(limits);
 	if (parent)
 		parent->users++;
 	limit->is_keyed = spec->per != LIMIT_PER_NONE || (parent && parent->is_keyed);
@@ -556,18 +537,18 @@ limits_add(struct limits *limits, const struct limit_spec *spec, uint64_t now_ns
 		limit->next = limits->first;
 		limits->first = limit;
 	}
-	unlock(limits);
+	limits_unlock(limits);
 	return limit;
 }
 
 struct limit *
 limits_find(struct limits *limits, const char *name)
 {
-	lock(limits);
+	limits_lock(limits);
 	struct limit *limit = limits->first;
 	while (limit && strcmp(limit->spec.name, name) != 0)
 		limit = limit->next;
-	unlock(limits);
+	limits_unlock(limits);
 	return limit;
 }
 
@@ -580,9 +561,9 @@ limits_name(const struct limit *limit)
 void
 limits_spec(struct limit *limit, struct limit_spec *out)
 {
-	lock(limit->limits);
+	limits_lock(limit->limits);
 	*out = limit->spec;
-	unlock(limit->limits);
+	limits_unlock(limit->limits);
 }
 
 bool
@@ -642,18 +623,18 @@ limits_change(struct limit *limit, const struct limit_spec *spec, uint64_t now_n
 		return failure_set(why, FAILURE_CONFIG,
 				   "limit \"%s\" would need other nodes; add a new one",
 				   limit->spec.name);
-	lock(limits);
+	limits_lock(limits);
 	if (spec->parent != limit->spec.parent)
 		result = change_parent(limit, spec->parent, now_ns, why);
 	if (result < 0) {
-		unlock(limits);
+		limits_unlock(limits);
 		return result;
 	}
 	copy_values(&limit->spec, spec);
 	limit->version++;
 	while (limits_nodes_update(limit, SLICE, now_ns)) {
 		unlock_and_wake(limits);
-		lock(limits);
+		limits_lock(limits);
 	}
 	unlock_and_wake(limits);
 	return 0;
@@ -665,28 +646,28 @@ limits_remove(struct limit *limit, uint64_t now_ns)
 	struct limits *limits = limit->limits;
 	struct limit **link = &limits->first;
 
-	lock(limits);
+	limits_lock(limits);
 	while (*link != limit)
 		link = &(*link)->next;
 	*link = limit->next;
 	limit->is_removed = true;
 	while (limits_nodes_forget(limit, SLICE, now_ns)) {
-		unlock(limits);
-		lock(limits);
+		limits_unlock(limits);
+		limits_lock(limits);
 	}
 	if (limit->only)
 		limits_nodes_release(limit->only, now_ns);
 	limit->only = NULL;
 	limits_nodes_drop_limit(limit);
-	unlock(limits);
+	limits_unlock(limits);
 }
 
 void
 limits_hold(struct limit *limit)
 {
-	lock(limit->limits);
+	limits_lock(limit->limits);
 	limit->users++;
-	unlock(limit->limits);
+	limits_unlock(limit->limits);
 }
 
 void
@@ -695,9 +676,9 @@ limits_drop(struct limit *limit)
 	if (!limit)
 		return;
 	struct limits *limits = limit->limits;
-	lock(limits);
+	limits_lock(limits);
 	limits_nodes_drop_limit(limit);
-	unlock(limits);
+	limits_unlock(limits);
 }
 
 /* --- nodes -------------------------------------------------------------------------------------- */
@@ -738,9 +719,9 @@ limits_resolve(struct limit *limit, const struct limit_who *who, uint64_t now_ns
 {
 	bool complete;
 
-	lock(limit->limits);
+	limits_lock(limit->limits);
 	int result = resolve(limit, who, now_ns, out, &complete, why);
-	unlock(limit->limits);
+	limits_unlock(limit->limits);
 	return result;
 }
 
@@ -750,19 +731,19 @@ limits_release(struct limit_node *node, uint64_t now_ns)
 	if (!node)
 		return;
 	struct limits *limits = node->limit->limits;
-	lock(limits);
+	limits_lock(limits);
 	limits_nodes_release(node, now_ns);
-	unlock(limits);
+	limits_unlock(limits);
 }
 
 struct limit_node *
 limits_only(struct limit *limit, uint64_t now_ns)
 {
-	lock(limit->limits);
+	limits_lock(limit->limits);
 	struct limit_node *node = limit->only;
 	if (node)
 		limits_nodes_hold(node, now_ns);
-	unlock(limit->limits);
+	limits_unlock(limit->limits);
 	return node;
 }
 
@@ -783,8 +764,8 @@ limits_by_key(struct limits *limits, const char *name, const char *key, uint64_t
 	bool more = true;
 
 	while (more && !found) {
-		lock(limits);
-		for (int i = 0; i < ROWS_A_LOCK && row < table->count && !found; i++, row++)
+		limits_lock(limits);
+		for (int i = 0; i < LIMITS_ROWS_A_LOCK && row < table->count && !found; i++, row++)
 			for (struct limit_node *node = table->rows[row]; node && !found;
 			     node = node->chained)
 				if (is_called(node, name, key))
@@ -792,7 +773,7 @@ limits_by_key(struct limits *limits, const char *name, const char *key, uint64_t
 		if (found)
 			limits_nodes_hold(found, now_ns);
 		more = row < table->count;
-		unlock(limits);
+		limits_unlock(limits);
 	}
 	return found;
 }
@@ -800,9 +781,9 @@ limits_by_key(struct limits *limits, const char *name, const char *key, uint64_t
 uint32_t
 limits_count(struct limit *limit)
 {
-	lock(limit->limits);
+	limits_lock(limit->limits);
 	uint32_t nodes = limit->nodes;
-	unlock(limit->limits);
+	limits_unlock(limit->limits);
 	return nodes;
 }
 
@@ -812,7 +793,7 @@ limits_retune(struct limit_node *node, enum limit_direction direction, uint64_t 
 {
 	struct limits *limits = node->limit->limits;
 
-	lock(limits);
+	limits_lock(limits);
 	limits_queue_retune(&limits->queue, &node->bucket[direction], rate, burst, now_ns);
 	unlock_and_wake(limits);
 }
@@ -822,7 +803,7 @@ adjust(struct limit_node *node, enum limit_direction direction, int64_t tokens, 
 {
 	struct limits *limits = node->limit->limits;
 
-	lock(limits);
+	limits_lock(limits);
 	limits_queue_adjust(&limits->queue, &node->bucket[direction], tokens, now_ns);
 	unlock_and_wake(limits);
 }
@@ -846,322 +827,9 @@ limits_reset_total(struct limit_node *node, enum limit_direction direction)
 {
 	struct limits *limits = node->limit->limits;
 
-	lock(limits);
+	limits_lock(limits);
 	limits_queue_settle(&limits->queue);
 	node->bucket[direction].total = 0;
 	node->rest[direction].seen_total = 0;
-	unlock(limits);
-}
-
-/* --- reports ------------------------------------------------------------------------------------ */
-
-/* The flows that got something in the last full second. */
-static uint32_t
-active_flows(const struct limit_bucket *bucket, uint64_t now_ns)
-{
-	uint32_t second = limits_queue_second(now_ns);
-
-	if (bucket->second == second)
-		return bucket->active_before;
-	return bucket->second + 1 == second ? bucket->active : 0;
-}
-
-/* Who asks often gets the speed of a second or two all the same. */
-#define SPEED_NS LIMITS_BILLION
-
-static uint64_t
-speed_of(uint64_t bytes, uint64_t time_ns)
-{
-	return (uint64_t)((double)bytes * (double)LIMITS_BILLION / (double)time_ns);
-}
-
-/* Measures what has passed since it was last measured. */
-static void
-measure_speed(struct limit_node *node, uint64_t now_ns)
-{
-	uint64_t time_ns = now_ns > node->seen_ns ? now_ns - node->seen_ns : 0;
-	bool is_due = time_ns >= SPEED_NS;
-
-	if (!is_due && node->is_measured)
-		return;
-	for (int i = 0; i < 2; i++) {
-		struct limit_rest *rest = &node->rest[i];
-		uint64_t total = node->bucket[i].total;
-		uint64_t passed = total > rest->seen_total ? total - rest->seen_total : 0;
-		rest->speed = speed_of(passed, is_due ? time_ns : SPEED_NS);
-		if (is_due)
-			rest->seen_total = total;
-	}
-	if (is_due)
-		node->seen_ns = now_ns;
-	node->is_measured = is_due;
-}
-
-static void
-report_direction(struct limit_bucket *bucket, uint64_t now_ns, struct limit_report_direction *out)
-{
-	limits_bucket_refill(bucket, now_ns);
-	*out = (struct limit_report_direction){
-		.rate = bucket->rate,
-		.burst = bucket->burst,
-		.level = bucket->rate ? bucket->tokens : 0,
-		.passing = UINT64_MAX,
-		.total = bucket->total,
-		.speed = limits_tree_rest(bucket)->speed,
-		.members = limits_tree_rest(bucket)->members,
-		.active = active_flows(bucket, now_ns),
-		.waiting = bucket->flows_waiting,
-		.is_short = bucket->blocked,
-	};
-	for (struct limit_bucket *at = bucket; at; at = at->child.parent) {
-		if (!at->rate)
-			continue;
-		limits_bucket_refill(at, now_ns);
-		uint64_t level = at->tokens > 0 ? (uint64_t)at->tokens : 0;
-		out->passing = limits_bucket_least(out->passing, level);
-	}
-}
-
-static void
-report(struct limit_node *node, uint64_t now_ns, struct limit_report *out)
-{
-	struct limit_bucket *above = node->bucket[0].child.parent;
-
-	out->id = (uintptr_t)node;
-	out->parent = above ? (uintptr_t)limits_tree_node(above) : 0;
-	snprintf(out->name, sizeof(out->name), "%s", node->limit->spec.name);
-	limits_key_text(node->key, node->key_length, out->key);
-	out->weight = node->bucket[0].child.weight;
-	out->users = node->users;
-	out->is_only = node->limit->only == node;
-	measure_speed(node, now_ns);
-	for (int i = 0; i < 2; i++)
-		report_direction(&node->bucket[i], now_ns, &out->direction[i]);
-}
-
-void
-limits_report(struct limit_node *node, uint64_t now_ns, struct limit_report *out)
-{
-	struct limits *limits = node->limit->limits;
-
-	lock(limits);
-	limits_queue_settle(&limits->queue);
-	report(node, now_ns, out);
-	unlock(limits);
-}
-
-bool
-limits_report_waits_for(struct limit_flow *flow, uint64_t now_ns, struct limit_report *out)
-{
-	if (!flow->child.parent)
-		return false;
-	struct limits *limits = flow->worker->limits;
-	lock(limits);
-	bool waits = flow->waiting;
-	if (waits)
-		report(limits_tree_node(limits_queue_waits_for(flow)), now_ns, out);
-	unlock(limits);
-	return waits;
-}
-
-void
-limits_bound(struct limit_flow *flow, uintptr_t but, struct limit_bound *bound)
-{
-	if (!flow->child.parent)
-		return;
-	struct limits *limits = flow->worker->limits;
-	lock(limits);
-	for (struct limit_bucket *at = flow->child.parent; at; at = at->child.parent) {
-		const struct limit_node *node = limits_tree_node(at);
-		if (!at->rate || (uintptr_t)node == but || (bound->rate && bound->rate <= at->rate))
-			continue;
-		bound->rate = at->rate;
-		snprintf(bound->name, sizeof(bound->name), "%s", node->limit->spec.name);
-	}
-	unlock(limits);
-}
-
-size_t
-limits_list(struct limits *limits, size_t *cursor, uint64_t now_ns, struct limit_report *out,
-	    size_t most)
-{
-	const struct limits_table *table = &limits->table;
-	size_t count = 0;
-
-	lock(limits);
-	if (!*cursor)
-		limits_queue_settle(&limits->queue);
-	/* A row stands on one page: while the lock is free, rows are only split into later ones. */
-	for (; *cursor < table->count; ++*cursor) {
-		size_t before = count;
-		struct limit_node *node = table->rows[*cursor];
-		for (; node && count < most; node = node->chained)
-			report(node, now_ns, &out[count++]);
-		if (node && before) {
-			count = before;
-			break;
-		}
-	}
-	unlock(limits);
-	return count;
-}
-
-/* Nodes are all over the memory: what is looked at of those in later rows is fetched meanwhile. */
-static void
-fetch_ahead(const struct limits_table *table, size_t row)
-{
-	const struct limit_node *node = row < table->count ? table->rows[row] : NULL;
-
-	if (!node)
-		return;
-	__builtin_prefetch(&node->bucket[LIMIT_UP].total);
-	__builtin_prefetch(&node->bucket[LIMIT_DOWN].total);
-	__builtin_prefetch(&node->rest);
-	__builtin_prefetch(&node->limit);
-}
-
-static uint64_t
-measure(struct limit_node *node, enum limit_measure by, uint64_t now_ns)
-{
-	const struct limit_bucket *up = &node->bucket[LIMIT_UP], *down = &node->bucket[LIMIT_DOWN];
-
-	switch (by) {
-	case LIMIT_BY_ACTIVE:
-		return active_flows(up, now_ns) + active_flows(down, now_ns);
-	case LIMIT_BY_WAITING:
-		return up->flows_waiting + down->flows_waiting;
-	case LIMIT_BY_SPEED:
-		measure_speed(node, now_ns);
-		return node->rest[LIMIT_UP].speed + node->rest[LIMIT_DOWN].speed +
-		       (node->limit->only == node ? LIMIT_SPEED_ONLY : 0);
-	default:
-		return up->total + down->total;
-	}
-}
-
-bool
-limits_sift(struct limits *limits, size_t *cursor, uint64_t now_ns, enum limit_measure by,
-	    uint64_t least, struct limit_report *out, size_t most, size_t *count)
-{
-	const struct limits_table *table = &limits->table;
-
-	*count = 0;
-	lock(limits);
-	if (!*cursor)
-		limits_queue_settle(&limits->queue);
-	for (int i = 0; i < ROWS_A_LOCK && *cursor < table->count; i++, ++*cursor) {
-		size_t before = *count;
-		fetch_ahead(table, *cursor + ROWS_AHEAD);
-		struct limit_node *node = table->rows[*cursor];
-		for (; node && *count < most; node = node->chained)
-			if (measure(node, by, now_ns) >= least)
-				report(node, now_ns, &out[(*count)++]);
-		if (node && before) {
-			*count = before;
-			break;
-		}
-	}
-	bool more = *cursor < table->count;
-	unlock(limits);
-	return more;
-}
-
-/* The keys of the nodes from the root down to this one. */
-static size_t
-write_keys(const struct limit_bucket *bucket, char *text, size_t size)
-{
-	char key[LIMITS_KEY_TEXT];
-
-	if (!bucket)
-		return 0;
-	const struct limit_node *node = limits_tree_node((struct limit_bucket *)bucket);
-	size_t length = write_keys(bucket->child.parent, text, size);
-	limits_key_text(node->key, node->key_length, key);
-	if (!*key || length >= size)
-		return length;
-	return length +
-	       (size_t)snprintf(text + length, size - length, "%s%s", length ? " " : "", key);
-}
-
-static struct limit_top *
-top_of(const struct limit *limit, struct limit_top *const *tops, size_t count)
-{
-	size_t first = 0;
-
-	while (count) {
-		struct limit_top *middle = tops[first + count / 2];
-		if (middle->limit == limit)
-			return middle;
-		if ((uintptr_t)middle->limit < (uintptr_t)limit) {
-			first += count / 2 + 1;
-			count -= count / 2 + 1;
-		} else {
-			count /= 2;
-		}
-	}
-	return NULL;
-}
-
-/* A row that was split in between shows its nodes again. */
-static void
-forget(struct limit_top *top, uintptr_t id)
-{
-	for (size_t i = 0; i < top->count; i++)
-		if (top->nodes[i].report.id == id) {
-			top->count--;
-			memmove(&top->nodes[i], &top->nodes[i + 1],
-				(top->count - i) * sizeof(top->nodes[0]));
-			return;
-		}
-}
-
-static bool
-goes_before(const struct limit_node *node, const struct limit_top_node *entry)
-{
-	const struct limit_report_direction *told = entry->report.direction;
-	uint64_t speed = node->rest[LIMIT_UP].speed + node->rest[LIMIT_DOWN].speed;
-	uint64_t other = told[LIMIT_UP].speed + told[LIMIT_DOWN].speed;
-
-	if (speed != other)
-		return speed > other;
-	return node->bucket[LIMIT_UP].total + node->bucket[LIMIT_DOWN].total >
-	       told[LIMIT_UP].total + told[LIMIT_DOWN].total;
-}
-
-static void
-enter_top(struct limit_top *top, struct limit_node *node, uint64_t now_ns)
-{
-	measure_speed(node, now_ns);
-	if (top->count == LIMITS_TOP_MOST && !goes_before(node, &top->nodes[LIMITS_TOP_MOST - 1]))
-		return;
-	forget(top, (uintptr_t)node);
-	size_t at = top->count < LIMITS_TOP_MOST ? top->count++ : LIMITS_TOP_MOST - 1;
-	for (; at > 0 && goes_before(node, &top->nodes[at - 1]); at--)
-		top->nodes[at] = top->nodes[at - 1];
-	struct limit_top_node *entry = &top->nodes[at];
-	entry->above[0] = '\0';
-	write_keys(node->bucket[0].child.parent, entry->above, sizeof(entry->above));
-	report(node, now_ns, &entry->report);
-}
-
-bool
-limits_top(struct limits *limits, size_t *cursor, uint64_t now_ns, struct limit_top *const *tops,
-	   size_t count)
-{
-	const struct limits_table *table = &limits->table;
-
-	lock(limits);
-	if (!*cursor)
-		limits_queue_settle(&limits->queue);
-	for (int i = 0; i < ROWS_A_LOCK && *cursor < table->count; i++, ++*cursor) {
-		fetch_ahead(table, *cursor + ROWS_AHEAD);
-		for (struct limit_node *node = table->rows[*cursor]; node; node = node->chained) {
-			struct limit_top *top = top_of(node->limit, tops, count);
-			if (top)
-				enter_top(top, node, now_ns);
-		}
-	}
-	bool more = *cursor < table->count;
-	unlock(limits);
-	return more;
+	limits_unlock(limits);
 }

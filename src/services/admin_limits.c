@@ -1,8 +1,8 @@
-#include "../limits.h"
 #include "admin_answers.h"
 #include "admin_survey.h"
 #include "clock.h"
 #include "connection_view.h"
+#include "limits_report.h"
 #include "units.h"
 
 #include <event2/buffer.h>

@@ -5,7 +5,7 @@
 #ifndef PENSTOCK_ADMIN_TOP_H
 #define PENSTOCK_ADMIN_TOP_H
 
-#include "../limits.h"
+#include "limits_report.h"
 
 struct generation;
 

@@ -2,6 +2,7 @@
 #include "limits_bucket.h"
 #include "limits_key.h"
 #include "limits_queue.h"
+#include "limits_report.h"
 #include "limits_tree.h"
 
 #include <arpa/inet.h>

@@ -5,6 +5,7 @@
  */
 #include "clock.h"
 #include "filters/registry.h"
+#include "limits_report.h"
 #include "pair.h"
 #include "pump.h"
 
