@@ -157,8 +157,6 @@ limits_view(bool json, const char *name)
 	if (name)
 		snprintf(path, sizeof(path), "/v1/limits?name=%.400s", client_escape(name));
 	json_t *all = client_get(path);
-	if (name && !json_array_size(json_object_get(all, "limits")))
-		client_fail("there is no limit \"%s\"; penstockctl limits shows all", name);
 	if (json) {
 		json_dumpf(all, stdout, JSON_INDENT(2));
 		putchar('\n');
