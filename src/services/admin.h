@@ -3,7 +3,7 @@
  * over what, how fast and for whom is ordinary configuration; there is no second way in.
  *
  * What it shows of other threads it fetches by messages, so that asking never blocks a loop; what it does
- * is done by those to whom it belongs, through `struct admin_control`, which main fills in.
+ * is done by those to whom it belongs, through `struct admin_control`, which control_admin fills in.
  */
 #ifndef PENSTOCK_ADMIN_H
 #define PENSTOCK_ADMIN_H
