@@ -385,8 +385,10 @@ race(struct dial *dial)
 			start_attempt(dial, &state->addresses.at[state->next_address++]);
 		if (progress != FAILED)
 			return progress;
-		if (is_our_own_lack(state->why.kind))
+		if (is_our_own_lack(state->why.kind)) {
+			state->next_address--; /* its turn comes again, while others are under way */
 			break;
+		}
 	}
 	return state->attempts ? UNDER_WAY : FAILED;
 }

@@ -762,6 +762,34 @@ a_silent_address_of_a_host_is_overtaken(void **state)
 }
 
 static void
+free_descriptors(evutil_socket_t fd, short what, void *context)
+{
+	(void)fd;
+	(void)what;
+	(void)context;
+	options.descriptors_below = 0;
+}
+
+static void
+an_address_without_a_descriptor_is_tried_later(void **state)
+{
+	const struct timeval later = { 0, 400000 };
+	int listener;
+	(void)state;
+
+	uint16_t port = listen_deaf("127.0.0.1", 0);
+	listen_at("127.0.0.2", port, 5, &listener);
+	set_targets(BALANCE_ORDER, "two:%u", port);
+	int first = dup(listener); /* the number that the first attempt gets */
+	close(first);
+	options.descriptors_below = first + 1;
+	event_base_once(loop.base, -1, EV_TIMEOUT, free_descriptors, NULL, &later);
+	run();
+	expect_connected(0);
+	assert_int_equal(dial.connected.ip[3], 2);
+}
+
+static void
 a_refusing_address_of_a_host_is_left_at_once(void **state)
 {
 	int listener;
@@ -927,6 +955,7 @@ main(void)
 		CASE(a_name_that_leads_back_is_not_connected),
 		CASE(an_unknown_host_moves_on),
 		CASE(a_silent_address_of_a_host_is_overtaken),
+		CASE(an_address_without_a_descriptor_is_tried_later),
 		CASE(a_refusing_address_of_a_host_is_left_at_once),
 		CASE(the_source_address_is_bound),
 		CASE(keepalive_is_set),
