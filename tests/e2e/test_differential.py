@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from chains import make_certificate, over_a_pair, over_sockets, stuttering
-from daemon import configuration, tunnel
+from daemon import configuration, tunnel, wait_until
 from peers import KIB, MIB
 from programs import Server, free_port, peer, postgres_server, redis_server, run
 
@@ -193,8 +193,14 @@ def iperf3_server(directory, *options):
 
 
 def iperf3(command, port):
-    output = json.loads(run(*command.replace("PORT", str(port)).split(), "-J"))
-    assert "error" not in output
+    """The server takes one test at a time, and the end of the one before may still be on its way to it."""
+
+    def ask():
+        output = json.loads(run(*command.replace("PORT", str(port)).split(), "-J"))
+        return None if "busy" in output.get("error", "") else output
+
+    output = wait_until(ask, "iperf3's server")
+    assert "error" not in output, output
     return output["end"]
 
 
