@@ -52,9 +52,13 @@ def answers(address, said, source="127.0.0.1"):
     except ConnectionResetError:  # accepted, and reset before we looked
         return None
     with sock:
-        with contextlib.suppress(OSError):
+        try:
             sock.sendall(said)
             sock.shutdown(socket.SHUT_WR)
+        except ConnectionResetError:  # it is told only once
+            return None
+        except OSError:
+            pass
         data, was_reset = read_all(sock)
         return None if was_reset else data
 
