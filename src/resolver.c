@@ -524,9 +524,8 @@ bool
 resolver_cached(struct resolver *resolver, const char *host, uint16_t port,
 		struct resolver_answer *answer)
 {
-	uint64_t now_ns = resolver->options.now_ns();
-
 	pthread_mutex_lock(&resolver->lock);
+	uint64_t now_ns = resolver->options.now_ns(); /* not before an answer that is there */
 	struct name *name = find_name(resolver, host);
 	bool known = name && is_settled(name, now_ns) && name->good.count > 0;
 	if (known) {
@@ -563,9 +562,9 @@ resolver_ask(struct resolver *resolver, struct mailbox *mailbox, const char *hos
 	query->on_answer = on_answer;
 	query->asker = asker;
 	query->port = port;
-	uint64_t now_ns = resolver->options.now_ns();
 
 	pthread_mutex_lock(&resolver->lock);
+	uint64_t now_ns = resolver->options.now_ns(); /* not before an answer that is there */
 	struct name *name = find_name(resolver, host);
 	if (!name && !(name = add_name(resolver, host))) {
 		pthread_mutex_unlock(&resolver->lock);

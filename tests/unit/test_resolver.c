@@ -4,6 +4,7 @@
 #include <arpa/inet.h>
 #include <event2/event.h>
 #include <pthread.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -30,12 +31,20 @@ static struct {
 	bool release;
 } names = { .lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER };
 
-static _Atomic uint64_t invented_ns; /* the age of answers goes by this */
+static _Atomic uint64_t invented_ns;  /* the age of answers goes by this */
+static atomic_uint times_asked;       /* how often somebody wanted to know it */
+static void (*_Atomic on_time)(void); /* called once, by who wants to know it next; may be NULL */
 
 static uint64_t
 now_ns(void)
 {
-	return invented_ns;
+	uint64_t now = invented_ns;
+	void (*call)(void) = atomic_exchange(&on_time, NULL);
+
+	if (call)
+		call();
+	times_asked++;
+	return now;
 }
 
 static size_t
@@ -396,6 +405,39 @@ many_askers_share_one_lookup(void **state)
 	assert_int_equal(calls(), 1);
 }
 
+/* Until the thread that looks up has noted when that was, or cannot for a tenth of a second. */
+static void
+finish_the_lookup(void)
+{
+	unsigned int before = times_asked;
+	uint64_t began_ns = clock_now_ns();
+
+	invented_ns++;
+	release_the_stuck();
+	while (times_asked == before && clock_now_ns() - began_ns < NS_PER_S / 10)
+		sched_yield();
+}
+
+/* The answer is younger than the question: it must not pass for one of a very old age. */
+static void
+an_answer_that_comes_with_the_question_is_given(void **state)
+{
+	struct desk late;
+	(void)state;
+
+	start(1, 0);
+	open_desk(&late);
+	ask(&desk, "stuck");
+	wait_until_inside(1);
+	on_time = finish_the_lookup;
+	ask(&late, "stuck");
+	wait_for_answers(&desk, 1);
+	wait_for_answers(&late, 1);
+	assert_int_equal(desk.answer.count, 1);
+	assert_int_equal(late.answer.count, 1);
+	close_desk(&late);
+}
+
 static void
 a_stuck_lookup_is_answered_at_the_deadline(void **state)
 {
@@ -612,6 +654,7 @@ main(void)
 		CASE(the_stale_answer_is_given_while_the_resolver_fails),
 		CASE(a_name_that_is_gone_is_not_given_any_more),
 		CASE(many_askers_share_one_lookup),
+		CASE(an_answer_that_comes_with_the_question_is_given),
 		CASE(a_stuck_lookup_is_answered_at_the_deadline),
 		CASE(the_stale_answer_is_given_when_a_lookup_is_stuck),
 		CASE(stuck_threads_are_bounded),
