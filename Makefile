@@ -69,7 +69,7 @@ $(1)/penstockd: $(1)/obj/src/main.o $(1)/libpenstock.a
 	$$(call say,LINK)
 	$$(Q)$(2) $$(LDFLAGS) $(3) $$^ $$(LDLIBS) -o $$@
 
-$(1)/penstockctl: $$(control:%.c=$(1)/obj/%.o) $(1)/obj/src/nearest.o
+$(1)/penstockctl: $$(control:%.c=$(1)/obj/%.o) $(1)/obj/src/nearest.o $(1)/obj/src/standard_streams.o
 	$$(call say,LINK)
 	$$(Q)$(2) $$(LDFLAGS) $(3) $$^ $$(LDLIBS) -o $$@
 

@@ -4,11 +4,10 @@
 #include "client.h"
 #include "limits.h"
 #include "nearest.h"
+#include "standard_streams.h"
 #include "top.h"
 #include "view.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <getopt.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -294,17 +293,6 @@ read_seconds(const char *text)
 	return seconds;
 }
 
-/* The end of a process that has printed what it was asked for, if that could be written. */
-static _Noreturn void
-end(void)
-{
-	bool was_torn = ferror(stdout);
-	errno = 0;
-	if (fflush(stdout) || was_torn)
-		client_fail("cannot write to standard output%s%s", errno ? ": " : "",
-			    errno ? strerrordesc_np(errno) : "");
-	exit(EXIT_SUCCESS);
-}
 static const struct option known[] = {
 	{ "socket", required_argument, NULL, 's' },
 	{ "json", no_argument, NULL, 'j' },
@@ -361,25 +349,15 @@ read_options(int argc, char **argv, struct options *options, const char **socket
 			break;
 		case 'V':
 			puts("penstockctl " PENSTOCK_VERSION);
-			end();
+			exit(standard_streams_end("penstockctl", EXIT_SUCCESS));
 		case 'h':
 			fputs(usage, stdout);
-			end();
+			exit(standard_streams_end("penstockctl", EXIT_SUCCESS));
 		default: /* getopt has said it */
 			fputs("see penstockctl --help\n", stderr);
 			exit(2);
 		}
 	}
-}
-
-/* What is opened must not become one of them. Standard output only for reading: writing to it has to fail. */
-static void
-fill_standard_streams(void)
-{
-	static const int modes[] = { O_RDWR, O_RDONLY, O_RDWR };
-	for (int fd = 0; fd <= STDERR_FILENO; fd++)
-		if (fcntl(fd, F_GETFD) < 0)
-			open("/dev/null", modes[fd]);
 }
 
 /* What would be ignored is a mistake. */
@@ -401,7 +379,7 @@ main(int argc, char **argv)
 	const char *socket = getenv("PENSTOCK_SOCKET");
 	struct options options = { .seconds = 1 };
 
-	fill_standard_streams();
+	standard_streams_fill();
 	argv[0] = (char *)"penstockctl"; /* as it is called in what is said */
 	if (!socket || !*socket)
 		socket = CLIENT_SOCKET;
@@ -412,7 +390,7 @@ main(int argc, char **argv)
 	}
 	if (!strcmp(argv[optind], "help")) {
 		fputs(usage, stdout);
-		end();
+		exit(standard_streams_end("penstockctl", EXIT_SUCCESS));
 	}
 	const struct command *command = find_command(argv[optind]);
 	int count = argc - optind - 1;
@@ -422,5 +400,5 @@ main(int argc, char **argv)
 	client_begin(socket);
 	command->run(&options, argv + optind + 1);
 	client_end();
-	end();
+	return standard_streams_end("penstockctl", EXIT_SUCCESS);
 }

@@ -13,7 +13,6 @@
 #include "systemd.h"
 #include "trial.h"
 
-#include <errno.h>
 #include <event2/event.h>
 #include <fcntl.h>
 #include <getopt.h>
@@ -220,17 +219,4 @@ command_do(const struct command *command, const struct generation *generation)
 	default:
 		return check(command, generation);
 	}
-}
-
-int
-command_end(int status)
-{
-	bool was_torn = ferror(stdout);
-
-	errno = 0;
-	if (fflush(stdout) == 0 && !was_torn)
-		return status;
-	fprintf(stderr, "penstockd: cannot write to standard output%s%s\n", errno ? ": " : "",
-		errno ? strerrordesc_np(errno) : "");
-	return EXIT_FAILURE;
 }

@@ -24,7 +24,4 @@ struct generation *command_load(const char *file);
  * as the user that the configuration names. */
 int command_do(const struct command *command, const struct generation *generation);
 
-/* The exit status of a process that has printed something: `status`, unless that could not be written. */
-int command_end(int status);
-
 #endif

@@ -8,6 +8,7 @@
 #include "control_stopping.h"
 #include "log.h"
 #include "process.h"
+#include "standard_streams.h"
 
 #include <event2/event.h>
 #include <signal.h>
@@ -144,11 +145,11 @@ main(int argc, char **argv)
 {
 	struct command command;
 
-	process_fill_standard_streams();
+	standard_streams_fill();
 	int status = command_parse(&command, argc, argv);
 
 	if (status >= 0)
-		return command_end(status);
+		return standard_streams_end("penstockd", status);
 	if (command.mode == COMMAND_RUN)
 		hold_signals(SIG_BLOCK);
 	struct control control = { .file = command.file };
@@ -160,5 +161,5 @@ main(int argc, char **argv)
 		return run(&control, first);
 	status = command_do(&command, first);
 	counted_release(&first->counted);
-	return command_end(status);
+	return standard_streams_end("penstockd", status);
 }

@@ -14,15 +14,6 @@
 #include <unistd.h>
 
 void
-process_fill_standard_streams(void)
-{
-	static const int modes[] = { O_RDWR, O_RDONLY, O_RDWR };
-	for (int fd = 0; fd <= STDERR_FILENO; fd++)
-		if (fcntl(fd, F_GETFD) < 0)
-			open("/dev/null", modes[fd]);
-}
-
-void
 process_keep_memory(void)
 {
 	mallopt(M_MMAP_THRESHOLD, 64 * 1024 * 1024);

@@ -1,6 +1,6 @@
 /*
- * process: what the daemon is as a process, before and beside its work: standard streams, memory,
- * descriptors, CPUs, what it keeps of its rights, and how much of a configuration fits in there. Main
+ * process: what the daemon is as a process, before and beside its work: memory, descriptors,
+ * CPUs, what it keeps of its rights, and how much of a configuration fits in there. Main
  * thread, before any other is started, except where it says otherwise.
  */
 #ifndef PENSTOCK_PROCESS_H
@@ -8,10 +8,6 @@
 
 #include "failure.h"
 #include "generation.h"
-
-/* What is opened must not become one of them, or lines are written into it. Standard output only for
- * reading: who asked for an answer and closed it is told that it could not be written. First of all. */
-void process_fill_standard_streams(void);
 
 /* The allocator keeps what it has got: giving pages back and faulting them in again on every turn
  * costs half of a TLS pump's time. loop_trim gives back after a quiet minute. */

@@ -336,8 +336,8 @@ bytes_of(const struct flow *flow)
 enum pump_result
 pump_run(struct pump *pump, struct failure *why)
 {
-	struct stream streams[2] = { pump_stream_of(pump, FLOW_UP),
-				     pump_stream_of(pump, FLOW_DOWN) };
+	struct stream streams[2] = { pump_stream_begin(pump, FLOW_UP),
+				     pump_stream_begin(pump, FLOW_DOWN) };
 	uint64_t began_ns = clock_now_ns();
 	uint64_t busy_ns = loop_busy_ns(pump->loop, pump->clock_ns, began_ns);
 	enum wait waited_for[2];
@@ -399,12 +399,11 @@ push_stack(struct pump *pump, struct stream streams[2], uint8_t side)
 void
 pump_push(struct pump *pump)
 {
-	struct stream streams[2] = { pump_stream_of(pump, FLOW_UP),
-				     pump_stream_of(pump, FLOW_DOWN) };
+	struct stream streams[2] = { pump_stream_begin(pump, FLOW_UP),
+				     pump_stream_begin(pump, FLOW_DOWN) };
 	uint8_t side = pump->broken_side;
 	struct stream *stream = &streams[side], *back = &streams[!side];
 
-	stream->pushes = back->pushes = true;
 	if (stream->sink->endpoint.kind && stream->flow->state == FLOW_OPEN) {
 		stream->source->endpoint.readable = false;
 		stream->sink->endpoint.writable = true;

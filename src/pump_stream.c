@@ -46,10 +46,10 @@ obey_core_meters(struct stream *stream)
 {
 	struct flow *flow = stream->flow;
 	bool is_metered = pump_stream_is_core_metered(stream);
-	bool has_ended = stream->source->stack ? stream->source->in_ended : flow->source_ended;
 
 	if (is_metered == flow->is_core_metered)
 		return;
+	bool has_ended = stream->source->stack ? stream->source->in_ended : flow->source_ended;
 	flow->is_core_metered = is_metered;
 	stream->source->rests = stream->sink->rests = false;
 	if (is_metered && has_ended) {
@@ -249,7 +249,7 @@ drain_buffer(struct stream *stream)
 
 	if (!most)
 		return STEP_REST;
-	sink->is_last = !stream->pushes && most == held && all_ended(stream);
+	sink->is_last = most == held && all_ended(stream);
 	enum endpoint_result result = sink->kind->write(sink, *buffer, most, &moved, &ignored);
 	if (result == ENDPOINT_BROKEN) {
 		cut(stream);
@@ -581,7 +581,7 @@ pump_stream_step(struct stream *stream, struct failure *why)
 }
 
 struct stream
-pump_stream_of(struct pump *pump, enum pump_flow name)
+pump_stream_begin(struct pump *pump, enum pump_flow name)
 {
 	struct side *source = &pump->side[name == FLOW_UP ? SIDE_NEAR : SIDE_FAR];
 	struct side *sink = &pump->side[name == FLOW_UP ? SIDE_FAR : SIDE_NEAR];

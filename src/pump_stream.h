@@ -26,10 +26,9 @@ struct stream {
 	enum wait unreadable, unwritable; /* what waiting for them is called */
 	size_t budget;                    /* that may be read in this run */
 	size_t filtered_budget;           /* that may be written in it, of what filters have made */
-	bool pushes; /* a reset may follow what it writes: nothing waits for an end */
-	bool wants_read, wants_write; /* the events that would wake it */
-	bool moved;                   /* in this run */
-	bool progress;                /* since the stacks were stepped last */
+	bool wants_read, wants_write;     /* the events that would wake it */
+	bool moved;                       /* in this run */
+	bool progress;                    /* since the stacks were stepped last */
 };
 
 enum step {
@@ -56,8 +55,8 @@ pump_stream_length(const struct evbuffer *buffer)
 	return buffer ? evbuffer_get_length(buffer) : 0;
 }
 
-/* The stream of a flow at the begin of a run. */
-struct stream pump_stream_of(struct pump *pump, enum pump_flow name);
+/* Begins a run of a flow, under the limits that its sides have now. */
+struct stream pump_stream_begin(struct pump *pump, enum pump_flow name);
 
 /* The next step of a flow, in the order that keeps its bytes in order: what is held, the end, more. */
 enum step pump_stream_step(struct stream *stream, struct failure *why);

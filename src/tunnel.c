@@ -190,7 +190,7 @@ look_at_peers(struct connection *connection)
 	return true;
 }
 
-/* Who did not come to an end with what. */
+/* Who did not come to an end with what, if there is a handshake. */
 static void
 blame_handshake(const struct connection *connection, struct failure *why)
 {
@@ -235,8 +235,7 @@ on_timer(evutil_socket_t fd, short what, void *context)
 	if (connection_deadline_has_passed(connection, now_ns, &said)) {
 		struct failure why;
 		failure_set(&why, FAILURE_TIMEOUT, "timeouts: %s has passed", said);
-		if (strcmp(said, "handshake") == 0)
-			blame_handshake(connection, &why);
+		blame_handshake(connection, &why);
 		end_connection(connection, ENDED_BY_US, RESET_BOTH, &why);
 		return;
 	}
