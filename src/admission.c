@@ -197,11 +197,18 @@ find(const struct sources *sources, const struct socket_address *host)
 	return source;
 }
 
+/* A worker may have told the time before another one refilled. */
+static uint64_t
+since_refilled_ns(const struct source *source, uint64_t now_ns)
+{
+	return now_ns > source->refilled_ns ? now_ns - source->refilled_ns : 0;
+}
+
 static void
 refill(struct source *source, const struct frequency *rate, uint64_t now_ns)
 {
 	uint64_t full = rate->count * rate->period_ns;
-	uint64_t elapsed_ns = now_ns > source->refilled_ns ? now_ns - source->refilled_ns : 0;
+	uint64_t elapsed_ns = since_refilled_ns(source, now_ns);
 
 	/* One period fills the bucket: beyond it the product could overflow and adds nothing. */
 	if (elapsed_ns >= rate->period_ns)
@@ -210,7 +217,7 @@ refill(struct source *source, const struct frequency *rate, uint64_t now_ns)
 		source->tokens += elapsed_ns * rate->count;
 	if (source->tokens > full)
 		source->tokens = full;
-	source->refilled_ns = now_ns;
+	source->refilled_ns += elapsed_ns;
 }
 
 /* Forgets the sources of one row that have no connection and whose rate is fresh again. */
@@ -220,7 +227,7 @@ sweep_row(struct sources *sources, const struct frequency *rate, uint64_t now_ns
 	struct source **link = &sources->rows[sources->sweep++ & (sources->row_count - 1)];
 	while (*link) {
 		struct source *source = *link;
-		bool fresh = !rate->count || now_ns - source->refilled_ns >= rate->period_ns;
+		bool fresh = !rate->count || since_refilled_ns(source, now_ns) >= rate->period_ns;
 		if (source->open || !fresh) {
 			link = &source->next;
 			continue;

@@ -100,6 +100,24 @@ test_a_source_is_a_host_and_not_a_port(void **state)
 	leave(2);
 }
 
+/* Workers tell the time before they wait for each other: some come with an earlier one. */
+static void
+test_an_earlier_time_forgives_nothing(void **state)
+{
+	(void)state;
+	conf.max_new_per_source = (struct frequency){ .count = 1, .period_ns = NS_PER_S };
+	assert_int_equal(enter(0, BEGIN_NS), 0);
+	leave(0);
+	for (uint8_t other = 1; other < 100; other++) {
+		assert_int_equal(enter(other, BEGIN_NS - 1), 0);
+		leave(other);
+	}
+	assert_int_equal(enter(0, BEGIN_NS - NS_PER_S), -1);
+	assert_int_equal(enter(0, BEGIN_NS + NS_PER_S / 2), -1);
+	assert_int_equal(enter(0, BEGIN_NS + NS_PER_S), 0);
+	leave(0);
+}
+
 static void
 test_a_rate_of_new_ones(void **state)
 {
@@ -252,6 +270,7 @@ main(void)
 	const struct CMUnitTest tests[] = {
 		TEST(test_caps_are_exact),
 		TEST(test_a_source_is_a_host_and_not_a_port),
+		TEST(test_an_earlier_time_forgives_nothing),
 		TEST(test_a_rate_of_new_ones),
 		TEST(test_deny_wins_over_allow),
 		TEST(test_judged_later),
