@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/time.h>
+#include <time.h>
 #include <unistd.h>
 
 /* A read's rest below this is copied: it would hold a block at less than a quarter of its size. */
@@ -25,7 +26,9 @@
 #define FREE_BLOCKS 16
 #define PIPE_BYTES  (1024 * 1024)
 #define HEAVY_NS    NS_PER_MS /* for heavy tasks in each turn, if the others need less */
-#define QUIET_NS    (60 * NS_PER_S)
+/* So many turns in a row with nothing but bulk: there is nobody whom a rest would keep waiting. */
+#define LONELY_TURNS 16
+#define QUIET_NS     (60 * NS_PER_S)
 
 struct block {
 	struct loop *loop;
@@ -165,6 +168,27 @@ loop_close(struct loop *loop)
 }
 
 void
+loop_note_run(struct loop *loop, enum loop_run run)
+{
+	loop->had_piece |= run == LOOP_RUN_PIECE;
+	loop->had_bulk |= run != LOOP_RUN_MESSAGE;
+	loop->had_message |= run == LOOP_RUN_MESSAGE;
+}
+
+static void
+rest_for_more(struct loop *loop)
+{
+	if (loop->had_message || loop->tasks.first || loop->heavy.first)
+		loop->bulk_turns = 0;
+	else if (loop->had_bulk && loop->bulk_turns < LONELY_TURNS)
+		loop->bulk_turns++;
+	loop->has_rested = loop->had_piece && loop->bulk_turns == LONELY_TURNS;
+	loop->had_message = loop->had_bulk = loop->had_piece = false;
+	if (loop->has_rested)
+		nanosleep(&(struct timespec){ .tv_nsec = LOOP_REST_NS }, NULL);
+}
+
+void
 loop_look(struct loop *loop)
 {
 	loop->looked_ns = clock_now_ns();
@@ -173,6 +197,7 @@ loop_look(struct loop *loop)
 	if ((loop->tasks.first || loop->heavy.first) &&
 	    !event_pending(loop->turn, EV_TIMEOUT, NULL))
 		ask_for_turn(loop);
+	rest_for_more(loop);
 }
 
 static uint64_t

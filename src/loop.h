@@ -62,6 +62,11 @@ struct loop {
 	 * did. 0 = nothing yet, or nobody says when. */
 	uint64_t looked_ns, woke_ns, woke_before_ns;
 
+	/* What connections did since the last look, and how many turns in a row that was nothing but bulk. */
+	bool had_message, had_bulk, had_piece;
+	uint8_t bulk_turns;
+	bool has_rested; /* in front of this turn, to have more than a piece */
+
 	struct block *block;  /* where the next read lands; NULL = take one */
 	struct block *blocks; /* free ones */
 	unsigned int blocks_free;
@@ -84,8 +89,19 @@ struct loop {
 int loop_open(struct loop *loop, struct failure *why);
 void loop_close(struct loop *loop);
 
-/* To be called in front of each turn of the event loop: loop_busy_ns and loop_run_heavy measure from there. */
+/* To be called in front of each turn of the event loop: loop_busy_ns and loop_run_heavy measure from there. Where the
+ * turns before brought bulk alone, in pieces (loop_note_run), it rests first, for LOOP_REST_NS and what the kernel adds. */
 void loop_look(struct loop *loop);
+/* What a connection did in this turn. */
+enum loop_run {
+	LOOP_RUN_MESSAGE, /* anything else */
+	LOOP_RUN_BULK,    /* read some more of what long since came one way alone */
+	LOOP_RUN_PIECE,   /* the same, little, and that was all that was there */
+};
+/* A worker that keeps up with a fast sender is woken for each piece that this sends, and pays more for that than for
+ * the bytes; for sender and receiver it is the same. A rest lets pieces come together. */
+void loop_note_run(struct loop *loop, enum loop_run run);
+#define LOOP_REST_NS UINT64_C(30000)
 /* Something that was waited for since since_ns is there, and is looked after now: how much of that time the loop
  * was at work for others instead of looking. What came while it was at work counts as having come at once: that
  * is wrong by one turn at most. */

@@ -362,6 +362,9 @@ pump_run(struct pump *pump, struct failure *why)
 		if (stream->moved || stream->flow->waiting.cause != before[name])
 			stream->flow->since_ns = pump->clock_ns;
 	}
+	loop_note_run(pump->loop, streams[FLOW_UP].run > streams[FLOW_DOWN].run
+					  ? streams[FLOW_UP].run
+					  : streams[FLOW_DOWN].run);
 	shed_all(pump);
 	if (pump->kept_bytes || makes_bytes(&pump->side[SIDE_NEAR]) ||
 	    makes_bytes(&pump->side[SIDE_FAR]))

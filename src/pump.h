@@ -35,6 +35,7 @@ struct flow {
 	bool source_ended;     /* the source's end was read */
 	bool is_core_metered;  /* as the last run had it */
 	uint8_t long_reads;    /* in a row: two make it bulk */
+	uint8_t bulk_reads;    /* through filters, in a row, while the other flow said nothing */
 	uint8_t short_splices; /* in a row: some make it no bulk any more */
 };
 

@@ -9,6 +9,11 @@
 /* Splices below this, so many in a row, and it is copied again: small pieces are cheaper that way. */
 #define SHORT_SPLICE_BYTES ((size_t)16 * 1024)
 #define SHORT_SPLICES      4
+/* Through filters bulk is what came in so many reads of a piece, of about a TLS record, while the other flow said
+ * nothing; enough at a time is what costs little more for each byte than all that one read may bring. */
+#define BULK_READS   32
+#define PIECE_BYTES  ((size_t)16 * 1024)
+#define ENOUGH_BYTES ((size_t)128 * 1024)
 /* What a flow that has no kernel to leave bytes in may still read at the cap of the memory: with its head
  * it fits libevent's smallest chain, of 1 KiB. */
 #define CAPPED_READ_BYTES ((size_t)960)
@@ -430,6 +435,24 @@ splice_bulk(struct stream *stream, struct pipe *pipe, struct failure *why)
 	return drain_pipe(stream);
 }
 
+/* Bulk is of a flow that alone speaks, and long since; a piece of it is all that its socket had. If a rest of the
+ * worker gave it no more than one, its sender is the slower of the two, and resting is of no use. */
+static void
+note_read(struct stream *stream, size_t most, size_t seen)
+{
+	struct flow *flow = stream->flow;
+	bool is_bulk = flow->bulk_reads == BULK_READS;
+
+	stream->other->bulk_reads = 0;
+	if (seen < PIECE_BYTES ||
+	    (is_bulk && stream->pump->loop->has_rested && seen < 2 * PIECE_BYTES))
+		flow->bulk_reads = 0;
+	else if (!is_bulk)
+		flow->bulk_reads++;
+	else
+		stream->run = seen < most && seen < ENOUGH_BYTES ? LOOP_RUN_PIECE : LOOP_RUN_BULK;
+}
+
 /* Through buffers: where there is a filter or a pair. */
 static enum step
 fill_buffer(struct stream *stream, size_t most, struct failure *why)
@@ -454,6 +477,8 @@ fill_buffer(struct stream *stream, size_t most, struct failure *why)
 	enum endpoint_result result = source->kind->read(source, *buffer, most, &moved, why);
 	if (result != ENDPOINT_MOVED)
 		return not_read(stream, result);
+	if (endpoint_is_socket(source))
+		note_read(stream, most, moved);
 	pay(in, moved);
 	if (stream->pump->front)
 		stream->pump->owed_bytes += moved;

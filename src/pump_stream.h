@@ -18,7 +18,7 @@
 struct stream {
 	struct pump *pump;
 	struct flow *flow;
-	const struct flow *other;
+	struct flow *other;
 	struct side *source, *sink;
 	struct meter *core[2]; /* of the source's side, and of the sink's */
 	const struct meter
@@ -27,6 +27,7 @@ struct stream {
 	size_t budget;                    /* that may be read in this run */
 	size_t filtered_budget;           /* that may be written in it, of what filters have made */
 	bool wants_read, wants_write;     /* the events that would wake it */
+	enum loop_run run;                /* what reading was */
 	bool moved;                       /* in this run */
 	bool progress;                    /* since the stacks were stepped last */
 };

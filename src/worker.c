@@ -22,13 +22,15 @@
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/prctl.h>
 #include <sys/time.h>
 #include <sys/timerfd.h>
 #include <unistd.h>
 
 /* Pipes for splicing, of 1 MiB each, over all workers: an unprivileged user may have 64 MiB. */
-#define PIPES_MOST    32
-#define TRIM_EVERY_NS (30 * NS_PER_S)
+#define PIPES_MOST     32
+#define TIMER_SLACK_NS 1000UL
+#define TRIM_EVERY_NS  (30 * NS_PER_S)
 /* The limits' wake-ups are rounded up to this: many that are due soon after one another are one. */
 #define LIMITS_GRAIN_NS (1 * NS_PER_MS)
 /* How often in one turn what was granted may move and ask again before I/O has its turn. */
@@ -404,6 +406,8 @@ run_worker(void *context)
 	struct worker *worker = context;
 
 	pthread_setname_np(pthread_self(), worker->name);
+	/* Or the kernel adds its 50 us to rests that are shorter than that (prctl(2)). */
+	prctl(PR_SET_TIMERSLACK, TIMER_SLACK_NS, 0, 0, 0);
 	do {
 		loop_look(&worker->loop);
 		event_base_loop(worker->loop.base, EVLOOP_ONCE | EVLOOP_NO_EXIT_ON_EMPTY);

@@ -375,6 +375,52 @@ a_look_begins_a_turn(void **state)
 	assert_int_equal(loop.woke_before_ns, loop.looked_ns);
 }
 
+/* How long a look took, of a loop in which so many turns had these runs. */
+static uint64_t
+look_after(int turns, enum loop_run run, enum loop_run other)
+{
+	for (int i = 0; i < turns; i++) {
+		if (i)
+			loop_look(&loop);
+		loop_note_run(&loop, run);
+		loop_note_run(&loop, other);
+	}
+	loop_look(&loop);
+	return clock_now_ns() - loop.looked_ns;
+}
+
+static void
+pieces_of_bulk_are_let_come_together(void **state)
+{
+	(void)state;
+	look_after(15, LOOP_RUN_PIECE, LOOP_RUN_BULK);
+	assert_false(loop.has_rested);
+	assert_true(look_after(1, LOOP_RUN_PIECE, LOOP_RUN_BULK) >= LOOP_REST_NS);
+	assert_true(loop.has_rested);
+	look_after(1, LOOP_RUN_BULK, LOOP_RUN_BULK); /* enough at a time */
+	assert_false(loop.has_rested);
+	look_after(1, LOOP_RUN_PIECE, LOOP_RUN_PIECE);
+	assert_true(loop.has_rested);
+	loop_look(&loop); /* nothing came */
+	assert_false(loop.has_rested);
+}
+
+static void
+nobody_else_is_kept_waiting_for_bulk(void **state)
+{
+	(void)state;
+	look_after(20, LOOP_RUN_PIECE, LOOP_RUN_PIECE);
+	look_after(1, LOOP_RUN_PIECE, LOOP_RUN_MESSAGE);
+	assert_false(loop.has_rested);
+	look_after(15, LOOP_RUN_PIECE, LOOP_RUN_PIECE);
+	assert_false(loop.has_rested);
+	c = (struct task){ .run = run_c };
+	loop_run_later(&loop, &c);
+	look_after(1, LOOP_RUN_PIECE, LOOP_RUN_PIECE);
+	assert_false(loop.has_rested);
+	loop_forget(&loop, &c);
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
 
 int
@@ -394,6 +440,8 @@ main(void)
 		TEST(what_came_while_it_worked_waited_for_it),
 		TEST(its_sleep_is_none_of_its_work),
 		TEST(a_look_begins_a_turn),
+		TEST(pieces_of_bulk_are_let_come_together),
+		TEST(nobody_else_is_kept_waiting_for_bulk),
 	};
 	event_set_mem_functions(malloc, reallocate, free);
 	return cmocka_run_group_tests_name("loop", tests, NULL, NULL);

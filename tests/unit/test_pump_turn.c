@@ -27,10 +27,16 @@
 #define SWELL      1000             /* a filter that gives so many bytes for each it takes */
 
 static struct {
-	int near, far;
+	int near[2], far[2];
 	size_t give_bytes, given_bytes, taken_bytes;
 	unsigned int splices;
 } line;
+
+static bool
+is_end(int fd)
+{
+	return fd == line.near[0] || fd == line.far[0];
+}
 
 static ssize_t
 give(size_t bytes)
@@ -39,6 +45,8 @@ give(size_t bytes)
 		errno = EAGAIN;
 		return -1;
 	}
+	if (bytes > line.give_bytes - line.given_bytes)
+		bytes = line.give_bytes - line.given_bytes;
 	line.given_bytes += bytes;
 	return (ssize_t)bytes;
 }
@@ -55,7 +63,7 @@ ssize_t
 recv(int fd, void *to, size_t most, int flags)
 {
 	(void)flags;
-	assert_int_equal(fd, line.near);
+	assert_true(is_end(fd));
 	memset(to, 'x', most);
 	return give(most);
 }
@@ -65,7 +73,7 @@ send(int fd, const void *from, size_t bytes, int flags)
 {
 	(void)from;
 	(void)flags;
-	assert_int_equal(fd, line.far);
+	assert_true(is_end(fd));
 	return take((ssize_t)bytes);
 }
 
@@ -74,7 +82,7 @@ sendmsg(int fd, const struct msghdr *message, int flags)
 {
 	size_t bytes = 0;
 	(void)flags;
-	assert_int_equal(fd, line.far);
+	assert_true(is_end(fd));
 	for (size_t i = 0; i < message->msg_iovlen; i++)
 		bytes += message->msg_iov[i].iov_len;
 	return take((ssize_t)bytes);
@@ -88,9 +96,9 @@ splice(int in, off64_t *in_at, int out, off64_t *out_at, size_t most, unsigned i
 	(void)flags;
 	assert_true(!in_at && !out_at && most <= sizeof(block));
 	line.splices++;
-	if (out == line.far)
+	if (out == line.far[0])
 		return take(read(in, block, most));
-	assert_int_equal(in, line.near);
+	assert_int_equal(in, line.near[0]);
 	ssize_t n = give(most);
 	return n > 0 ? write(out, block, most) : n;
 }
@@ -144,37 +152,70 @@ static const struct filter_type swell = {
 	.name = "swell", .open = swell_open, .step = swell_step, .close = free
 };
 
+static enum filter_result
+pass_step(void *state, enum filter_flow flow, struct filter_io *io)
+{
+	size_t bytes = evbuffer_get_length(io->src);
+	(void)state;
+	(void)flow;
+	if (bytes > io->room_bytes)
+		bytes = io->room_bytes;
+	return evbuffer_remove_buffer(io->src, io->dst, bytes) > 0 ? FILTER_MORE : FILTER_REST;
+}
+
+static const struct filter_type pass = {
+	.name = "pass", .open = swell_open, .step = pass_step, .close = free
+};
+
+static struct loop loop;
+static struct pump pump;
+
 static void
-one_run_moves_a_bounded_part(unsigned int pipes_most, bool swells)
+begin(unsigned int pipes_most, const struct filter_type *filter)
 {
 	static struct facts facts;
-	struct chain_link link = { .type = &swell };
-	struct loop loop = { 0 };
-	struct pump pump = { 0 };
+	static struct chain_link link;
 	struct failure why;
-	int near[2], far[2];
 
-	assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, near),
-			 0);
-	assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, far),
-			 0);
 	memset(&line, 0, sizeof(line));
-	line.near = near[0];
-	line.far = far[0];
-	line.give_bytes = swells ? GIVE_BYTES / 64 : GIVE_BYTES;
+	memset(&pump, 0, sizeof(pump));
+	link.type = filter;
+	for (int i = 0; i < 2; i++)
+		assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0,
+					    i ? line.far : line.near),
+				 0);
 	assert_int_equal(loop_open(&loop, &why), 0);
 	loop.pipes_most = pipes_most;
 	pump_open(&pump, &loop, WAIT_CONNECT, clock_now_ns());
 	pump.turn.run = on_turn;
-	endpoint_open_socket(&pump.side[SIDE_NEAR].endpoint, &loop, line.near, true);
-	endpoint_open_socket(&pump.side[SIDE_FAR].endpoint, &loop, line.far, true);
+	endpoint_open_socket(&pump.side[SIDE_NEAR].endpoint, &loop, line.near[0], true);
+	endpoint_open_socket(&pump.side[SIDE_FAR].endpoint, &loop, line.far[0], true);
 	pump.side[SIDE_NEAR].endpoint.on_ready = on_ready;
 	pump.side[SIDE_FAR].endpoint.on_ready = on_ready;
-
-	if (swells)
+	if (filter)
 		assert_int_equal(stack_open(&pump.side[SIDE_NEAR].stack,
 					    &(struct chain){ &link, 1 }, FILTER_NEAR, &facts, &why),
 				 0);
+}
+
+static void
+end(void)
+{
+	pump_close(&pump);
+	for (int side = SIDE_NEAR; side <= SIDE_FAR; side++)
+		pump.side[side].endpoint.kind->close(&pump.side[side].endpoint);
+	loop_close(&loop);
+	close(line.near[1]);
+	close(line.far[1]);
+}
+
+static void
+one_run_moves_a_bounded_part(unsigned int pipes_most, bool swells)
+{
+	struct failure why;
+
+	begin(pipes_most, swells ? &swell : NULL);
+	line.give_bytes = swells ? GIVE_BYTES / 64 : GIVE_BYTES;
 	pump.side[SIDE_NEAR].endpoint.readable = true;
 	assert_int_equal(pump_run(&pump, &why), PUMP_GOING);
 	uint64_t moved = pump.flow[FLOW_UP].bytes;
@@ -189,12 +230,7 @@ one_run_moves_a_bounded_part(unsigned int pipes_most, bool swells)
 	else
 		assert_int_equal(line.given_bytes, moved);
 
-	pump_close(&pump);
-	for (int side = SIDE_NEAR; side <= SIDE_FAR; side++)
-		pump.side[side].endpoint.kind->close(&pump.side[side].endpoint);
-	loop_close(&loop);
-	close(near[1]);
-	close(far[1]);
+	end();
 }
 
 static void
@@ -219,6 +255,55 @@ test_swelling(void **state)
 	one_run_moves_a_bounded_part(0, true);
 }
 
+/* What the loop was told of a run that reads so much there. */
+static enum loop_run
+run_with(enum pump_side from, size_t bytes)
+{
+	struct failure why;
+
+	loop.had_message = loop.had_bulk = loop.had_piece = false;
+	line.given_bytes = 0;
+	line.give_bytes = bytes;
+	pump.side[from].endpoint.readable = true;
+	assert_int_equal(pump_run(&pump, &why), PUMP_GOING);
+	assert_int_equal(line.given_bytes, bytes);
+	assert_true(loop.had_message != loop.had_bulk);
+	if (loop.had_piece)
+		return LOOP_RUN_PIECE;
+	return loop.had_bulk ? LOOP_RUN_BULK : LOOP_RUN_MESSAGE;
+}
+
+static void
+expect_messages_then(size_t bytes, enum loop_run run)
+{
+	for (int i = 0; i < 32; i++)
+		assert_int_equal(run_with(SIDE_NEAR, bytes), LOOP_RUN_MESSAGE);
+	assert_int_equal(run_with(SIDE_NEAR, bytes), run);
+}
+
+static void
+test_bulk_comes_in_pieces(void **state)
+{
+	size_t piece = (size_t)16 * 1024;
+	(void)state;
+	begin(0, &pass);
+	expect_messages_then(piece, LOOP_RUN_PIECE);
+	assert_int_equal(run_with(SIDE_NEAR, 128 * 1024), LOOP_RUN_BULK);
+	assert_int_equal(run_with(SIDE_NEAR, piece), LOOP_RUN_PIECE);
+	/* Whoever is answered is not bulk. */
+	assert_int_equal(run_with(SIDE_FAR, 10), LOOP_RUN_MESSAGE);
+	expect_messages_then(piece, LOOP_RUN_PIECE);
+	assert_int_equal(run_with(SIDE_NEAR, piece - 1), LOOP_RUN_MESSAGE);
+	expect_messages_then(piece, LOOP_RUN_PIECE);
+	/* A rest that was good for nothing. */
+	loop.has_rested = true;
+	assert_int_equal(run_with(SIDE_NEAR, 2 * piece), LOOP_RUN_PIECE);
+	assert_int_equal(run_with(SIDE_NEAR, piece), LOOP_RUN_MESSAGE);
+	loop.has_rested = false;
+	expect_messages_then(piece, LOOP_RUN_PIECE);
+	end();
+}
+
 int
 main(void)
 {
@@ -226,6 +311,7 @@ main(void)
 		cmocka_unit_test(test_copying),
 		cmocka_unit_test(test_splicing),
 		cmocka_unit_test(test_swelling),
+		cmocka_unit_test(test_bulk_comes_in_pieces),
 	};
 	return cmocka_run_group_tests_name("pump's turn", tests, NULL, NULL);
 }
