@@ -87,7 +87,7 @@ parse_ip(const char *text, size_t length, struct socket_address *out)
 	memcpy(ip, text, length);
 	ip[length] = '\0';
 
-	*out = (struct socket_address){ .uid = UINT32_MAX };
+	*out = (struct socket_address){ .family = AF_UNSPEC };
 	if (inet_pton(AF_INET, ip, bytes) == 1) {
 		set_ipv4(out, bytes);
 		return true;
@@ -108,7 +108,7 @@ parse_ip(const char *text, size_t length, struct socket_address *out)
 void
 socket_address_from(struct socket_address *out, const struct sockaddr *from, socklen_t length)
 {
-	*out = (struct socket_address){ .uid = UINT32_MAX };
+	*out = (struct socket_address){ .family = AF_UNSPEC };
 	if (length < (socklen_t)sizeof(from->sa_family))
 		return;
 	if (from->sa_family == AF_INET && length >= (socklen_t)sizeof(struct sockaddr_in)) {
@@ -124,6 +124,7 @@ socket_address_from(struct socket_address *out, const struct sockaddr *from, soc
 		out->port = ntohs(in6.sin6_port);
 	} else if (from->sa_family == AF_UNIX) {
 		out->family = AF_UNIX;
+		out->uid = UINT32_MAX;
 	}
 }
 

@@ -19,13 +19,16 @@
 /* The longest text of a numeric address, with its end. */
 #define SOCKET_ADDRESS_TEXT 72
 
-/* A peer's or our own socket address in 28 bytes. IPv4-mapped IPv6 addresses are stored as IPv4. */
+/* A peer's or our own socket address in 24 bytes. IPv4-mapped IPv6 addresses are stored as IPv4. */
 struct socket_address {
 	sa_family_t family; /* AF_INET, AF_INET6, AF_UNIX; AF_UNSPEC = not known */
 	uint16_t port;      /* host byte order; 0 for AF_UNIX */
 	uint8_t ip[16];     /* network byte order; the first 4 for AF_INET */
-	uint32_t scope;     /* IPv6 zone index, 0 = none */
-	uint32_t uid;       /* AF_UNIX: the peer's user from SO_PEERCRED, UINT32_MAX = not known */
+	union {
+		uint32_t scope; /* AF_INET6: zone index, 0 = none; AF_INET: 0 */
+		uint32_t
+			uid; /* AF_UNIX: the peer's user from SO_PEERCRED, UINT32_MAX = not known */
+	};
 };
 
 enum address_kind {

@@ -26,6 +26,7 @@ struct connection {
 	struct connection *next_active, **active_link; /* active_link NULL = not among them */
 	bool is_own;           /* the daemon's: a check, or what is joined to one */
 	bool is_silent;        /* not among the active ones: nothing has held it up since it was */
+	uint32_t target;       /* index in the connect list */
 	struct recent *recent; /* NULL = nothing of note in ten seconds */
 	uint64_t looked_ns;    /* when the last slot was closed */
 	struct dialling *dialling;
@@ -34,23 +35,22 @@ struct connection {
 	struct event timer;
 
 	uint64_t id;
-	uint64_t opened_ns, moved_ns;  /* moved_ns: when the last byte moved */
-	uint64_t armed_ns;             /* when the timer fires; 0 = not armed */
-	uint64_t over_ns;              /* lifetime or flushing ends; 0 = never */
-	uint64_t handshake_ns;         /* when the handshakes that go on began */
-	uint64_t handshake_limited_ns; /* and how long the connection had waited for limits then */
-	size_t unsent_bytes;           /* at the last look */
-	size_t target;                 /* index in the connect list */
+	uint64_t opened_ns, moved_ns; /* moved_ns: when the last byte moved */
+	uint64_t armed_ns;            /* when the timer fires; 0 = not armed */
+	uint64_t over_ns;             /* lifetime or flushing ends; 0 = never */
+	uint64_t
+		handshake_ns; /* when the handshakes that go on began, less its waits for limits until then */
 	struct facts facts;
 	struct socket_address source; /* is_judged: what it was let in as */
 
-	uint8_t state;     /* enum connection_state */
-	uint8_t first_end; /* enum ended_by: whose end came first */
-	bool has_target;   /* `target` counts as active */
-	bool has_dialled;  /* `target` says something */
-	bool is_judged;    /* its source is counted */
-	bool has_looked;   /* for a ClientHello, to choose its tunnel */
-	bool slow;         /* half-open or blocked when the timer was last set */
+	uint32_t unsent_bytes; /* at the last look, in both directions; wraps */
+	uint8_t state;         /* enum connection_state */
+	uint8_t first_end;     /* enum ended_by: whose end came first */
+	bool has_target : 1;   /* `target` counts as active */
+	bool has_dialled : 1;  /* `target` says something */
+	bool is_judged : 1;    /* its source is counted */
+	bool has_looked : 1;   /* for a ClientHello, to choose its tunnel */
+	bool slow : 1;         /* half-open or blocked when the timer was last set */
 };
 
 static inline struct endpoint *

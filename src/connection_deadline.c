@@ -37,8 +37,7 @@ limited_ns(const struct connection *connection)
 void
 connection_deadline_begin_handshake(struct connection *connection)
 {
-	connection->handshake_ns = clock_now_ns();
-	connection->handshake_limited_ns = limited_ns(connection);
+	connection->handshake_ns = clock_now_ns() - limited_ns(connection);
 }
 
 void
@@ -67,8 +66,8 @@ deadline(const struct connection *connection, const char **said)
 	}
 	if (connection->state == CONNECTION_DIALLING)
 		return due_ns; /* the dial has its own */
-	uint64_t handshake_ns = connection->handshake_ns + timeouts->handshake +
-				limited_ns(connection) - connection->handshake_limited_ns;
+	uint64_t handshake_ns =
+		connection->handshake_ns + timeouts->handshake + limited_ns(connection);
 	if (pump_is_handshaking(pump) && handshake_ns < due_ns) {
 		due_ns = handshake_ns;
 		*said = "handshake";
@@ -143,7 +142,7 @@ void
 connection_deadline_look(struct connection *connection, const struct connection *from,
 			 uint64_t now_ns)
 {
-	size_t unsent_bytes = 0;
+	uint32_t unsent_bytes = 0;
 
 	for (enum pump_side side = SIDE_NEAR; side <= SIDE_FAR; side++) {
 		struct endpoint *endpoint = connection_endpoint(connection, side);
@@ -154,7 +153,7 @@ connection_deadline_look(struct connection *connection, const struct connection 
 				connection->moved_ns = joined->moved_ns;
 		}
 		if (endpoint->kind)
-			unsent_bytes += endpoint->kind->unsent(endpoint);
+			unsent_bytes += (uint32_t)endpoint->kind->unsent(endpoint);
 	}
 	if (unsent_bytes < connection->unsent_bytes)
 		connection->moved_ns = now_ns;

@@ -4,27 +4,16 @@
 #include <string.h>
 
 static const size_t texts[] = {
-	offsetof(struct facts, alpn),
-	offsetof(struct facts, tls_version),
-	offsetof(struct facts, tls_cipher),
-	offsetof(struct facts, certificate),
-	offsetof(struct facts, common_name),
-	offsetof(struct facts, sni),
+	offsetof(struct facts, alpn),         offsetof(struct facts, certificate),
+	offsetof(struct facts, common_name),  offsetof(struct facts, sni),
 	offsetof(struct facts, alpn_offered),
-	offsetof(struct facts, authority),
-	offsetof(struct facts, unique_id),
-	offsetof(struct facts, told_alpn),
-	offsetof(struct facts, told_tls_version),
-	offsetof(struct facts, told_tls_cipher),
-	offsetof(struct facts, told_common_name),
 };
-#define TEXTS (sizeof(texts) / sizeof(texts[0]))
-
-static char **
-slot_of(struct facts *facts, size_t index)
-{
-	return (char **)((char *)facts + texts[index]);
-}
+static const size_t header_texts[] = {
+	offsetof(struct header_facts, authority),  offsetof(struct header_facts, unique_id),
+	offsetof(struct header_facts, alpn),       offsetof(struct header_facts, tls_version),
+	offsetof(struct header_facts, tls_cipher), offsetof(struct header_facts, common_name),
+};
+#define COUNT(array) (sizeof(array) / sizeof((array)[0]))
 
 int
 facts_set(char **slot, const char *text, size_t length)
@@ -55,13 +44,13 @@ facts_set_host(char **slot, const char *name, size_t length)
 	return 0;
 }
 
-int
-facts_copy(struct facts *to, const struct facts *from)
+/* Gives each text of `at`, which are another's, a copy. */
+static int
+copy_texts(void *at, const size_t *offsets, size_t count)
 {
 	int result = 0;
-	*to = *from;
-	for (size_t i = 0; i < TEXTS; i++) {
-		char **slot = slot_of(to, i);
+	for (size_t i = 0; i < count; i++) {
+		char **slot = (char **)((char *)at + offsets[i]);
 		const char *text = *slot;
 		*slot = NULL;
 		if (text && facts_set(slot, text, strlen(text)) < 0)
@@ -70,11 +59,51 @@ facts_copy(struct facts *to, const struct facts *from)
 	return result;
 }
 
+static void
+free_texts(void *at, const size_t *offsets, size_t count)
+{
+	for (size_t i = 0; i < count; i++) {
+		char **slot = (char **)((char *)at + offsets[i]);
+		free(*slot);
+		*slot = NULL;
+	}
+}
+
+const struct header_facts *
+facts_of_header(const struct facts *facts)
+{
+	static const struct header_facts nothing;
+	return facts->header ? facts->header : &nothing;
+}
+
+struct header_facts *
+facts_make_header(struct facts *facts)
+{
+	if (!facts->header)
+		facts->header = calloc(1, sizeof(*facts->header));
+	return facts->header;
+}
+
+int
+facts_copy(struct facts *to, const struct facts *from)
+{
+	*to = *from;
+	to->header = NULL;
+	int result = copy_texts(to, texts, COUNT(texts));
+	if (!from->header)
+		return result;
+	if (!facts_make_header(to))
+		return -1;
+	*to->header = *from->header;
+	return copy_texts(to->header, header_texts, COUNT(header_texts)) < 0 ? -1 : result;
+}
+
 void
 facts_release(struct facts *facts)
 {
-	for (size_t i = 0; i < TEXTS; i++) {
-		free(*slot_of(facts, i));
-		*slot_of(facts, i) = NULL;
-	}
+	free_texts(facts, texts, COUNT(texts));
+	if (facts->header)
+		free_texts(facts->header, header_texts, COUNT(header_texts));
+	free(facts->header);
+	facts->header = NULL;
 }

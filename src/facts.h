@@ -10,7 +10,15 @@
 
 #include <stdbool.h>
 
-/* Texts are owned; NULL = not known. Each connection has one of these: flags stand together. */
+/* What a PROXY header tells but addresses. Texts are owned; NULL = not told. */
+struct header_facts {
+	char *authority; /* the server's name, as TLS would ask for it */
+	char *unique_id; /* printable */
+	char *alpn, *tls_version, *tls_cipher, *common_name; /* tls_is_told */
+};
+
+/* Texts are owned, where nothing else is said; NULL = not known. Each connection has one of these: flags stand
+ * together, and what few have is elsewhere. */
 struct facts {
 	struct socket_address client;   /* the original client */
 	struct socket_address accepted; /* the address it connected to */
@@ -30,18 +38,21 @@ struct facts {
 	const char *target_host;
 
 	/* Seen. */
-	char *alpn;        /* that TLS agreed on */
-	char *tls_version; /* "TLSv1.3" */
-	char *tls_cipher;
-	char *certificate; /* "sha256/HEX" of the public key, verified */
-	char *common_name; /* of that certificate */
+	char *alpn;              /* that TLS agreed on */
+	const char *tls_version; /* "TLSv1.3"; static */
+	const char *tls_cipher;  /* static */
+	char *certificate;       /* "sha256/HEX" of the public key, verified */
+	char *common_name;       /* of that certificate */
 	/* Told. */
 	char *sni;          /* the server's name that TLS asks for; by facts_set_host */
 	char *alpn_offered; /* "h2,http/1.1": what TLS offers, if a look at the first bytes found any */
-	char *authority; /* the same as sni, from a PROXY header */
-	char *unique_id; /* from a PROXY header; printable */
-	char *told_alpn, *told_tls_version, *told_tls_cipher, *told_common_name; /* tls_is_told */
+	struct header_facts *header; /* owned; NULL = there was none, and see facts_of_header */
 };
+
+/* What a header told: nothing if there was none. Never NULL. */
+const struct header_facts *facts_of_header(const struct facts *facts);
+/* The same to be written to, made if there is none. NULL without memory. */
+struct header_facts *facts_make_header(struct facts *facts);
 
 /* Puts a copy of the first `length` bytes of `text`, up to a zero byte, into one of the texts above, in
  * place of what it held. -1 without memory: it then holds nothing. */

@@ -297,7 +297,6 @@ inherit(struct listener *listener, int fd)
 	listener->sockets[0] = fd;
 	fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
 	learn_bound(listener, fd);
-	listener->bound.uid = UINT32_MAX;
 	if (listener->bound.family != AF_UNIX)
 		set_tcp_options(fd, listener->conf);
 }

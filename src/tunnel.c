@@ -34,7 +34,7 @@ stop_dialling(struct connection *connection)
 {
 	if (!connection->dialling)
 		return;
-	connection->target = connection->dialling->dial.index;
+	connection->target = (uint32_t)connection->dialling->dial.index;
 	dial_cancel(&connection->dialling->dial);
 	free(connection->dialling);
 	connection->dialling = NULL;
@@ -594,7 +594,7 @@ on_dialled(struct dial *dialled, int fd, const struct failure *why)
 	bool is_unix = dialled->connected.family == AF_UNIX;
 	bool reset = dialled->reset;
 
-	connection->target = dialled->index;
+	connection->target = (uint32_t)dialled->index;
 	connection->dialling = NULL;
 	free(dialling);
 	if (why) {

@@ -163,12 +163,12 @@ learn(struct facts *facts, const struct proxy_header *header, struct failure *wh
 	facts->tls_is_of_relay = facts->tls_version != NULL;
 	facts->tls_is_told = header->is_tls;
 	facts->certificate_is_told = header->is_verified;
-	if (tell(&facts->authority, header->authority) ||
-	    tell_unique_id(&facts->unique_id, header->unique_id) ||
-	    tell(&facts->told_alpn, header->alpn) ||
-	    tell(&facts->told_tls_version, header->tls_version) ||
-	    tell(&facts->told_tls_cipher, header->tls_cipher) ||
-	    tell(&facts->told_common_name, header->common_name))
+	struct header_facts *told = facts_make_header(facts);
+	if (!told || tell(&told->authority, header->authority) ||
+	    tell_unique_id(&told->unique_id, header->unique_id) ||
+	    tell(&told->alpn, header->alpn) || tell(&told->tls_version, header->tls_version) ||
+	    tell(&told->tls_cipher, header->tls_cipher) ||
+	    tell(&told->common_name, header->common_name))
 		return failure_set(why, FAILURE_MEMORY, "no memory for what a PROXY header tells");
 	return 0;
 }
@@ -244,12 +244,13 @@ unique_id_of(const char *text, uint8_t bytes[PROXY_UNIQUE_ID_MOST])
 static void
 add_tls(struct proxy_header *header, const struct facts *facts)
 {
+	const struct header_facts *told = facts_of_header(facts);
 	if (facts->tls_is_told) {
 		header->is_tls = true;
 		header->has_certificate = header->is_verified = facts->certificate_is_told;
-		header->tls_version = span_of(facts->told_tls_version);
-		header->tls_cipher = span_of(facts->told_tls_cipher);
-		header->common_name = span_of(facts->told_common_name);
+		header->tls_version = span_of(told->tls_version);
+		header->tls_cipher = span_of(told->tls_cipher);
+		header->common_name = span_of(told->common_name);
 	} else if (facts->tls_version && !facts->tls_is_of_relay) {
 		header->is_tls = true;
 		header->has_certificate = header->is_verified = facts->certificate != NULL;
@@ -263,16 +264,16 @@ static enum filter_result
 send_header(struct proxy_protocol *state, struct filter_io *io)
 {
 	const struct facts *facts = state->facts;
+	const struct header_facts *told = facts_of_header(facts);
 	bool is_clients = !facts->tls_is_of_relay;
 	uint8_t bytes[PROXY_HEADER_MOST], id[PROXY_UNIQUE_ID_MOST];
 	struct proxy_header header = {
 		.is_local = facts->client.family == AF_UNSPEC,
 		.source = facts->client,
 		.destination = facts->accepted,
-		.alpn = span_of(facts->told_alpn || !is_clients ? facts->told_alpn : facts->alpn),
-		.authority =
-			span_of(facts->authority || !is_clients ? facts->authority : facts->sni),
-		.unique_id = unique_id_of(facts->unique_id, id),
+		.alpn = span_of(told->alpn || !is_clients ? told->alpn : facts->alpn),
+		.authority = span_of(told->authority || !is_clients ? told->authority : facts->sni),
+		.unique_id = unique_id_of(told->unique_id, id),
 	};
 	add_tls(&header, facts);
 	if (!io->room_bytes)

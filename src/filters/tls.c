@@ -340,13 +340,13 @@ static int
 learn(struct tls *tls)
 {
 	struct facts *facts = tls->facts;
-	const char *version = SSL_get_version(tls->ssl), *cipher = SSL_get_cipher_name(tls->ssl);
 	const unsigned char *alpn = NULL;
 	unsigned int length = 0;
 	SSL_get0_alpn_selected(tls->ssl, &alpn, &length);
-	if ((length && facts_set(&facts->alpn, (const char *)alpn, length)) ||
-	    facts_set(&facts->tls_version, version, strlen(version)) ||
-	    facts_set(&facts->tls_cipher, cipher, strlen(cipher)))
+	/* These two are OpenSSL's own texts, not the connection's. */
+	facts->tls_version = SSL_get_version(tls->ssl);
+	facts->tls_cipher = SSL_get_cipher_name(tls->ssl);
+	if (length && facts_set(&facts->alpn, (const char *)alpn, length))
 		return -1;
 	X509 *certificate = SSL_get0_peer_certificate(tls->ssl);
 	return certificate ? tls_peer_learn(tls, certificate) : 0;

@@ -65,11 +65,12 @@ test_copy(void **state)
 	struct facts to;
 	(void)state;
 	facts_set(&from.common_name, "ops", 3);
-	facts_set(&from.unique_id, "x", 1);
+	facts_set(&facts_make_header(&from)->unique_id, "x", 1);
 	assert_int_equal(facts_copy(&to, &from), 0);
 	facts_release(&from);
 	assert_string_equal(to.common_name, "ops");
-	assert_string_equal(to.unique_id, "x");
+	assert_string_equal(facts_of_header(&to)->unique_id, "x");
+	assert_null(facts_of_header(&to)->authority);
 	assert_null(to.sni);
 	assert_true(to.client_is_told);
 	assert_int_equal(to.client.port, 7);

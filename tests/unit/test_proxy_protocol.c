@@ -68,7 +68,6 @@ read_header(const void *bytes, size_t count, struct proxy_header *out, struct fa
 		assert_true(header_bytes <= count);
 		if (proxy_header_parse(copy, header_bytes, out, why))
 			result = PROXY_BAD;
-		out->source.scope = 0;
 	} else if (result == PROXY_MORE) {
 		assert_true(header_bytes > count && header_bytes <= PROXY_HEADER_MOST);
 	}
@@ -900,21 +899,21 @@ test_filter_tells_all(void **unused)
 	struct end near, next;
 	said.sni = strdup("example.org");
 	said.alpn = strdup("h2");
-	said.tls_version = strdup("TLSv1.3");
-	said.tls_cipher = strdup("TLS_AES_256_GCM_SHA384");
+	said.tls_version = "TLSv1.3";
+	said.tls_cipher = "TLS_AES_256_GCM_SHA384";
 	said.certificate = strdup("sha256/00");
 	said.common_name = strdup("alice");
-	said.unique_id = strdup("hex:00ff20");
+	facts_make_header(&said)->unique_id = strdup("hex:00ff20");
 	tell(&said, &near);
 	assert_address(&near.facts.client, "203.0.113.9:1234");
 	assert_address(&near.facts.accepted, "198.51.100.1:443");
 	assert_true(near.facts.tls_is_told && near.facts.certificate_is_told);
-	assert_text(near.facts.authority, "example.org");
-	assert_text(near.facts.told_alpn, "h2");
-	assert_text(near.facts.told_tls_version, "TLSv1.3");
-	assert_text(near.facts.told_tls_cipher, "TLS_AES_256_GCM_SHA384");
-	assert_text(near.facts.told_common_name, "alice");
-	assert_text(near.facts.unique_id, "hex:00ff20");
+	assert_text(facts_of_header(&near.facts)->authority, "example.org");
+	assert_text(facts_of_header(&near.facts)->alpn, "h2");
+	assert_text(facts_of_header(&near.facts)->tls_version, "TLSv1.3");
+	assert_text(facts_of_header(&near.facts)->tls_cipher, "TLS_AES_256_GCM_SHA384");
+	assert_text(facts_of_header(&near.facts)->common_name, "alice");
+	assert_text(facts_of_header(&near.facts)->unique_id, "hex:00ff20");
 	/* Told is not seen. */
 	assert_text(near.facts.certificate, NULL);
 	assert_text(near.facts.common_name, NULL);
@@ -924,9 +923,9 @@ test_filter_tells_all(void **unused)
 	/* And on to the next. */
 	tell(&near.facts, &next);
 	assert_address(&next.facts.client, "203.0.113.9:1234");
-	assert_text(next.facts.authority, "example.org");
-	assert_text(next.facts.told_common_name, "alice");
-	assert_text(next.facts.unique_id, "hex:00ff20");
+	assert_text(facts_of_header(&next.facts)->authority, "example.org");
+	assert_text(facts_of_header(&next.facts)->common_name, "alice");
+	assert_text(facts_of_header(&next.facts)->unique_id, "hex:00ff20");
 	assert_true(next.facts.certificate_is_told);
 	end_close(&next);
 	end_close(&near);
@@ -941,7 +940,7 @@ test_filter_keeps_relay_apart(void **unused)
 	static const char line[] = "PROXY TCP4 203.0.113.9 203.0.113.1 1234 443\r\n";
 	struct facts facts = facts_of("192.0.2.7:4711");
 	struct end near, next;
-	facts.tls_version = strdup("TLSv1.3");
+	facts.tls_version = "TLSv1.3";
 	facts.sni = strdup("inside.example");
 	facts.alpn = strdup("relay");
 	facts.certificate = strdup("sha256/00");
@@ -953,9 +952,9 @@ test_filter_keeps_relay_apart(void **unused)
 	tell(&near.facts, &next);
 	assert_address(&next.facts.client, "203.0.113.9:1234");
 	assert_false(next.facts.tls_is_told);
-	assert_text(next.facts.authority, NULL);
-	assert_text(next.facts.told_alpn, NULL);
-	assert_text(next.facts.told_common_name, NULL);
+	assert_text(facts_of_header(&next.facts)->authority, NULL);
+	assert_text(facts_of_header(&next.facts)->alpn, NULL);
+	assert_text(facts_of_header(&next.facts)->common_name, NULL);
 	end_close(&next);
 	end_close(&near);
 	facts_release(&facts);
@@ -987,10 +986,10 @@ test_filter_unique_ids(void **unused)
 		assert_true(end_open(&near, FILTER_NEAR, trusting, &facts));
 		give(&near, FILTER_IN, raw.bytes, raw.count);
 		assert_int_not_equal(end_step(&near), STACK_FAILED);
-		assert_text(near.facts.unique_id, cases[i].kept);
-		assert_text(near.facts.authority, NULL);
+		assert_text(facts_of_header(&near.facts)->unique_id, cases[i].kept);
+		assert_text(facts_of_header(&near.facts)->authority, NULL);
 		tell(&near.facts, &next);
-		assert_text(next.facts.unique_id, cases[i].kept);
+		assert_text(facts_of_header(&next.facts)->unique_id, cases[i].kept);
 		end_close(&next);
 		end_close(&near);
 	}
