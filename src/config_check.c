@@ -180,6 +180,42 @@ check_covered(const struct check *check, const struct config_place *place)
 				      tunnel_of(check, wildcard)->name);
 }
 
+/* The family of who comes there; AF_UNSPEC = not known from the address. */
+static sa_family_t
+family_of_clients(const struct address *address)
+{
+	switch (address->kind) {
+	case ADDRESS_IP:
+		return address->numeric.family;
+	case ADDRESS_UNIX:
+	case ADDRESS_ABSTRACT:
+		return AF_UNIX;
+	default:
+		return AF_UNSPEC;
+	}
+}
+
+/* An allow of one family shuts the other out, which is easily overlooked. */
+static void
+check_allow(const struct check *check, const struct config_place *place)
+{
+	const struct tunnel_conf *tunnel = tunnel_of(check, place);
+	const struct address *address = listen_of(check, place);
+	sa_family_t family = family_of_clients(address);
+	const char *all = family == AF_UNIX ? "unix" : family == AF_INET ? "0.0.0.0/0" : "::/0";
+
+	if (!tunnel->allow.count || family == AF_UNSPEC || tunnel_conf_judges_late(tunnel))
+		return;
+	for (size_t i = 0; i < tunnel->allow.count; i++)
+		if (tunnel->allow.at[i].base.family == family)
+			return;
+	config_report_warning(check->report, place->origin,
+			      "tunnel \"%s\" lets nobody in at %s, as its allow lists none of "
+			      "that family; leave the listener out or add to allow, such as "
+			      "\"%s\" for all of them",
+			      tunnel->name, address->text, all);
+}
+
 static void
 check_listener(const struct check *check, const struct config_place *place)
 {
@@ -194,6 +230,7 @@ check_listener(const struct check *check, const struct config_place *place)
 				    "'%s' is a built-in service; listen on another name",
 				    address->text);
 	check_covered(check, place);
+	check_allow(check, place);
 }
 
 /* ------------------------------------------------------------------ targets */

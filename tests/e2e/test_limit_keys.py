@@ -46,7 +46,7 @@ def waited(daemon, client, number):
 
 def limits(per):
     return (section("limit", "uplink", up="100MB/s") +
-            section("limit", "own", parent="uplink", per=per, up="20kB/s", burst=f"{BURST}B"))
+            section("limit", "own", parent="uplink", per=per, up="5kB/s", burst=f"{BURST}B"))
 
 
 @pytest.mark.sanitize

@@ -170,7 +170,7 @@ test_everything(void **state)
 		"  connect = { cache.example:6379 } connect += { \"unix:/run/c\", "
 		"\"internal:echo\" }\n"
 		"  balance = least bind = 10.0.0.9 weights = { 3, 1, 2 }\n"
-		"  allow = { 10.0.0.0/8, \"::1\" } deny = 10.1.0.0/16\n"
+		"  allow = { 10.0.0.0/8, \"::1\", unix } deny = 10.1.0.0/16\n"
 		"  keepalive = 30s backlog = 16 unix_mode = 0660 unix_owner = root:0\n"
 		"  max_connections = 100 max_per_source = 5 max_new_per_source = 50/min\n"
 		"  timeouts { idle = 2h connect = 250ms }\n"
@@ -201,7 +201,7 @@ test_everything(void **state)
 	assert_true(tunnel->weights.at[0] == 3 && tunnel->weights.at[2] == 2);
 	assert_int_equal(tunnel->balance, BALANCE_LEAST);
 	assert_int_equal(tunnel->bind.numeric.family, AF_INET);
-	assert_int_equal(tunnel->allow.count, 2);
+	assert_int_equal(tunnel->allow.count, 3);
 	assert_int_equal(tunnel->deny.at[0].bits, 16);
 	assert_true(tunnel->keepalive == 30000000000);
 	assert_int_equal(tunnel->backlog, 16);
@@ -297,6 +297,21 @@ test_warnings(void **state)
 		"it\n"
 		"t.conf:6: warning: bind has no effect, as no target has an IP address; leave it "
 		"out\n"));
+	write_file("t.conf",
+		   "tunnel a { connect = internal:echo allow = \"::/0\" "
+		   "listen = { \"[::]:80\",\n\"0.0.0.0:80\",\n\"unix:@a\", internal:i } }\n"
+		   "tunnel b { connect = internal:i listen = \"[::]:81\"\nallow = 10.0.0.0/8 }\n");
+	unload(load_with(
+		"t.conf",
+		"t.conf:2: warning: tunnel \"a\" lets nobody in at 0.0.0.0:80, as its allow "
+		"lists none of that family; leave the listener out or add to allow, such as "
+		"\"0.0.0.0/0\" for all of them\n"
+		"t.conf:3: warning: tunnel \"a\" lets nobody in at unix:@a, as its allow "
+		"lists none of that family; leave the listener out or add to allow, such as "
+		"\"unix\" for all of them\n"
+		"t.conf:4: warning: tunnel \"b\" lets nobody in at [::]:81, as its allow lists "
+		"none of that family; leave the listener out or add to allow, such as \"::/0\" "
+		"for all of them\n"));
 }
 
 /* ------------------------------------------------------------------ mistakes of form */
