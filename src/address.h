@@ -25,9 +25,8 @@ struct socket_address {
 	uint16_t port;      /* host byte order; 0 for AF_UNIX */
 	uint8_t ip[16];     /* network byte order; the first 4 for AF_INET */
 	union {
-		uint32_t scope; /* AF_INET6: zone index, 0 = none; AF_INET: 0 */
-		uint32_t
-			uid; /* AF_UNIX: the peer's user from SO_PEERCRED, UINT32_MAX = not known */
+		uint32_t scope; /* IPv6 zone index, 0 = none; AF_INET: 0 */
+		uint32_t uid;   /* AF_UNIX: the peer's, SO_PEERCRED; UINT32_MAX = not known */
 	};
 };
 

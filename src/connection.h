@@ -38,8 +38,7 @@ struct connection {
 	uint64_t opened_ns, moved_ns; /* moved_ns: when the last byte moved */
 	uint64_t armed_ns;            /* when the timer fires; 0 = not armed */
 	uint64_t over_ns;             /* lifetime or flushing ends; 0 = never */
-	uint64_t
-		handshake_ns; /* when the handshakes that go on began, less its waits for limits until then */
+	uint64_t handshake_ns;        /* when handshakes began, less waits for limits until then */
 	struct facts facts;
 	struct socket_address source; /* is_judged: what it was let in as */
 
