@@ -150,16 +150,21 @@ leads_to_admin(const struct tunnel_conf *conf)
 }
 
 bool
-admission_is_reserved(int fd, const struct tunnel_conf *conf)
+admission_is_of_operators(const struct tunnel_conf *conf)
 {
-	if (!descriptor_limit || fd < descriptor_limit - ADMISSION_RESERVE)
-		return false;
 	if (!conf->group)
-		return !leads_to_admin(conf);
+		return leads_to_admin(conf);
 	for (size_t i = 0; i < conf->group->count; i++)
 		if (leads_to_admin(conf->group->tunnels[i]))
-			return false;
-	return true;
+			return true;
+	return false;
+}
+
+bool
+admission_is_reserved(int fd, const struct tunnel_conf *conf)
+{
+	return descriptor_limit && fd >= descriptor_limit - ADMISSION_RESERVE &&
+	       !admission_is_of_operators(conf);
 }
 
 uint64_t

@@ -733,3 +733,11 @@ door_finish(struct door *door)
 		close_acceptor(acceptor);
 	}
 }
+
+void
+door_shut(struct door *door, bool (*stays)(const struct tunnel_conf *conf))
+{
+	for (struct acceptor *acceptor = door->first; acceptor; acceptor = acceptor->next)
+		acceptor->served = stays(acceptor->conf);
+	door_finish(door);
+}

@@ -93,5 +93,7 @@ int door_serve(struct door *door, struct listener *listener, const struct tunnel
  * still accepted first, since closing would reset it. */
 void door_begin(struct door *door);
 void door_finish(struct door *door);
+/* Stops them all in the same way, but those of tunnels for which `stays` is true. */
+void door_shut(struct door *door, bool (*stays)(const struct tunnel_conf *conf));
 
 #endif

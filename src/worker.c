@@ -60,9 +60,10 @@ struct worker {
 	atomic_bool limits_signalled; /* `granted` is on its way */
 	pthread_t thread;
 	bool runs;
+	bool is_shut; /* lets operators in alone, and hands nobody over any more */
 	bool drains;
-	bool said_empty;
-	bool over; /* its loop has ended: nobody moves in any more */
+	atomic_bool says_empty; /* `empty` is on its way */
+	bool over;              /* its loop has ended: nobody moves in any more */
 	struct order switch_over, switched, listen, listening, shut, shut_too, drain, empty, reset,
 		stop, granted, ping, pong;
 	struct manager_check check;
@@ -80,7 +81,6 @@ struct crew {
 	unsigned int
 		switching; /* workers that have not switched yet, or not heard what to listen at */
 	unsigned int shutting; /* workers whose doors are not closed yet */
-	unsigned int filled;   /* workers that are not empty yet */
 	struct failure why;    /* of a reset */
 	struct manager *manager;
 	struct worker workers[];
@@ -154,7 +154,8 @@ static void
 on_place(struct door *door, const struct tunnel_conf *conf, int fd, const struct facts *facts)
 {
 	struct worker *own = (struct worker *)((char *)door - offsetof(struct worker, door));
-	struct worker *to = own->crew->options.workers > 1 ? least_loaded(own) : own;
+	bool is_alone = own->crew->options.workers == 1 || own->is_shut;
+	struct worker *to = is_alone ? own : least_loaded(own);
 	struct handover *handover = to == own ? NULL : malloc(sizeof(*handover));
 
 	if (!handover) {
@@ -329,10 +330,9 @@ on_listen(struct message *message)
 static void
 say_if_empty(struct worker *worker)
 {
-	if (!worker->drains || worker->said_empty || atomic_load(&worker->connections.count))
-		return;
-	worker->said_empty = true;
-	answer(worker, &worker->empty);
+	if (worker->drains && !atomic_load(&worker->connections.count) &&
+	    !atomic_exchange(&worker->says_empty, true))
+		answer(worker, &worker->empty);
 }
 
 static void
@@ -346,9 +346,10 @@ on_shut(struct message *message)
 {
 	struct worker *worker = worker_of(message);
 
-	door_begin(&worker->door);
-	door_finish(&worker->door);
+	/* An operator still gets in, to see who holds the stop up. */
+	door_shut(&worker->door, admission_is_of_operators);
 	check_close(&worker->checks);
+	worker->is_shut = true;
 	answer(worker, &worker->shut_too);
 }
 
@@ -467,8 +468,15 @@ on_shut_too(struct message *message)
 static void
 on_empty(struct message *message)
 {
-	struct crew *crew = worker_of(message)->crew;
-	if (!--crew->filled && !crew->stopping)
+	struct worker *worker = worker_of(message);
+	struct crew *crew = worker->crew;
+
+	atomic_store(&worker->says_empty, false);
+	/* Operators come and go: one that is empty may have been so before another was, and be so no more. */
+	for (unsigned int i = 0; i < crew->options.workers; i++)
+		if (atomic_load(&crew->workers[i].connections.count))
+			return;
+	if (!crew->stopping)
 		crew->options.on_empty(crew->options.context);
 }
 
@@ -634,7 +642,7 @@ crew_generation(struct crew *crew, unsigned int worker)
 void
 crew_drain(struct crew *crew)
 {
-	crew->shutting = crew->filled = crew->options.workers;
+	crew->shutting = crew->options.workers;
 	post_all(crew, offsetof(struct worker, shut));
 }
 

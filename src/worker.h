@@ -52,7 +52,7 @@ const struct canary *crew_canary(struct crew *crew, unsigned int worker);
 const struct pulse *crew_pulse(struct crew *crew, unsigned int worker);
 const struct generation *crew_generation(struct crew *crew, unsigned int worker);
 
-/* Closes all doors, having accepted what waits there; connections go on. */
+/* Closes all doors, having accepted what waits there, but those to internal:admin; connections go on. */
 void crew_drain(struct crew *crew);
 
 /* Resets every connection, with `why` as the reason in the log. */

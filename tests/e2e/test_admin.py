@@ -953,6 +953,27 @@ def test_a_silent_client_does_not_hold_the_end_up(admin):
         assert time.monotonic() - began < 10
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_who_holds_a_stop_up_is_seen_and_sent_away(admin, workers):
+    """Everybody else's listeners are closed then."""
+    asked = admin(tunnel("a", "internal:echo"), workers=workers)
+    address = asked.daemon.address("a")
+    clients = [connect(address, expects=CLIENT_STREAM) for _ in range(3)]
+    for client in clients:
+        transfer(client, client, 10)
+    asked.daemon.signal(15)
+    wait_until(lambda: is_closed(address), "the listener to be closed")
+    assert asked.get("/v1/status")["draining"]
+    held_up = [one for one in asked.get("/v1/connections")["connections"] if one["tunnel"] == "a"]
+    assert len(held_up) == 3
+    assert asked.post("/v1/reload")[0] == 409 and asked.daemon.is_running()
+    for one in held_up:
+        assert asked.post(f"/v1/connections/{one['id']}/kill")[0] == 200
+    assert asked.daemon.wait_exit() == 0
+    for client in clients:
+        client.close()
+
+
 def test_stopped_while_many_ask(admin):
     """Whatever is under way between the threads is let go of, without a leak."""
     asked = admin(tunnel("a", "internal:echo"))
