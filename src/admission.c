@@ -149,22 +149,29 @@ leads_to_admin(const struct tunnel_conf *conf)
 	return false;
 }
 
-bool
-admission_is_of_operators(const struct tunnel_conf *conf)
+/* How many of those that a connection accepted under `conf` may come to lead there. */
+static size_t
+count_leading_to_admin(const struct tunnel_conf *conf)
 {
+	size_t count = 0;
 	if (!conf->group)
 		return leads_to_admin(conf);
 	for (size_t i = 0; i < conf->group->count; i++)
-		if (leads_to_admin(conf->group->tunnels[i]))
-			return true;
-	return false;
+		count += leads_to_admin(conf->group->tunnels[i]);
+	return count;
+}
+
+bool
+admission_is_for_operators(const struct tunnel_conf *conf)
+{
+	return count_leading_to_admin(conf) == (conf->group ? conf->group->count : 1);
 }
 
 bool
 admission_is_reserved(int fd, const struct tunnel_conf *conf)
 {
 	return descriptor_limit && fd >= descriptor_limit - ADMISSION_RESERVE &&
-	       !admission_is_of_operators(conf);
+	       !count_leading_to_admin(conf);
 }
 
 uint64_t

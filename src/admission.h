@@ -78,9 +78,9 @@ uint64_t admission_open(void); /* connections of all tunnels now */
 #define ADMISSION_RESERVE 64
 void admission_set_descriptors(int limit);
 int admission_first_reserved(void); /* 0 = the limit is not known */
-/* Whether connections of this tunnel, or of one that its front may choose, may get to internal:admin. O(tunnels of
- * the front and their connect addresses). */
-bool admission_is_of_operators(const struct tunnel_conf *conf);
+/* Whether connections of this tunnel, or of each that its front may choose, get to internal:admin. O(tunnels of the
+ * front and their connect addresses). */
+bool admission_is_for_operators(const struct tunnel_conf *conf);
 /* Whether a descriptor just got is one of those and `conf` has no right to it. O(connect addresses) near
  * the limit, else O(1). */
 bool admission_is_reserved(int fd, const struct tunnel_conf *conf);

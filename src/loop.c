@@ -167,23 +167,15 @@ loop_close(struct loop *loop)
 	memset(loop, 0, sizeof(*loop));
 }
 
-void
-loop_note_run(struct loop *loop, enum loop_run run)
-{
-	loop->had_piece |= run == LOOP_RUN_PIECE;
-	loop->had_bulk |= run != LOOP_RUN_MESSAGE;
-	loop->had_message |= run == LOOP_RUN_MESSAGE;
-}
-
 static void
 rest_for_more(struct loop *loop)
 {
-	if (loop->had_message || loop->tasks.first || loop->heavy.first)
+	if (loop->runs & 1u << LOOP_RUN_MESSAGE || loop->tasks.first || loop->heavy.first)
 		loop->bulk_turns = 0;
-	else if (loop->had_bulk && loop->bulk_turns < LONELY_TURNS)
+	else if (loop->runs && loop->bulk_turns < LONELY_TURNS)
 		loop->bulk_turns++;
-	loop->has_rested = loop->had_piece && loop->bulk_turns == LONELY_TURNS;
-	loop->had_message = loop->had_bulk = loop->had_piece = false;
+	loop->has_rested = loop->runs & 1u << LOOP_RUN_PIECE && loop->bulk_turns == LONELY_TURNS;
+	loop->runs = 0;
 	if (loop->has_rested)
 		nanosleep(&(struct timespec){ .tv_nsec = LOOP_REST_NS }, NULL);
 }

@@ -62,9 +62,9 @@ struct loop {
 	 * did. 0 = nothing yet, or nobody says when. */
 	uint64_t looked_ns, woke_ns, woke_before_ns;
 
-	/* What connections did since the last look, and how many turns in a row that was nothing but bulk. */
-	bool had_message, had_bulk, had_piece;
-	uint8_t bulk_turns;
+	/* What connections did since the last look, a bit for each loop_run, and how many turns in a row that was
+	 * nothing but bulk. */
+	uint8_t runs, bulk_turns;
 	bool has_rested; /* in front of this turn, to have more than a piece */
 
 	struct block *block;  /* where the next read lands; NULL = take one */
@@ -100,7 +100,11 @@ enum loop_run {
 };
 /* A worker that keeps up with a fast sender is woken for each piece that this sends, and pays more for that than for
  * the bytes; for sender and receiver it is the same. A rest lets pieces come together. */
-void loop_note_run(struct loop *loop, enum loop_run run);
+static inline void
+loop_note_run(struct loop *loop, enum loop_run run)
+{
+	loop->runs |= (uint8_t)(1u << run);
+}
 #define LOOP_REST_NS UINT64_C(30000)
 /* Something that was waited for since since_ns is there, and is looked after now: how much of that time the loop
  * was at work for others instead of looking. What came while it was at work counts as having come at once: that

@@ -347,7 +347,7 @@ on_shut(struct message *message)
 	struct worker *worker = worker_of(message);
 
 	/* An operator still gets in, to see who holds the stop up. */
-	door_shut(&worker->door, admission_is_of_operators);
+	door_shut(&worker->door, admission_is_for_operators);
 	check_close(&worker->checks);
 	worker->is_shut = true;
 	answer(worker, &worker->shut_too);

@@ -974,6 +974,20 @@ def test_who_holds_a_stop_up_is_seen_and_sent_away(admin, workers):
         client.close()
 
 
+def test_a_way_in_that_others_share_is_closed_by_a_stop(admin):
+    """Or they would come, too, and hold it up for ever."""
+    shared = f"127.0.0.1:{free_port()}"
+    asked = admin(tunnel("a", "internal:echo", shared), tunnel("more", "internal:admin", shared, match={"source": ["127.0.0.2"]}))
+    with connect(parse_address(shared), expects=CLIENT_STREAM) as client:
+        transfer(client, client, 10)
+        asked.daemon.signal(15)
+        wait_until(lambda: is_closed(parse_address(shared)), "the listener to be closed")
+        assert asked.get("/v1/status")["draining"]
+        client.finish()
+        client.expect_fin(client)
+    assert asked.daemon.wait_exit() == 0
+
+
 def test_stopped_while_many_ask(admin):
     """Whatever is under way between the threads is let go of, without a leak."""
     asked = admin(tunnel("a", "internal:echo"))
