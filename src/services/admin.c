@@ -131,13 +131,22 @@ write_failure(struct client *client, int status, const char *text, const char *a
 
 /* --- answers -------------------------------------------------------------------------------------- */
 
+/* What was asked for or done, and by whom: once. */
+static void
+log_deed(struct client *client)
+{
+	struct inquiry *inquiry = client->inquiry;
+
+	if (inquiry->log[0])
+		log_entry(LOG_LEVEL_NOTICE, NULL, 0, "%s, by %s%s%s", inquiry->log, client->name,
+			  client->peer.common_name[0] ? " cn=" : "", client->peer.common_name);
+	inquiry->log[0] = '\0';
+}
+
 static void
 end_answer(struct client *client)
 {
-	if (client->inquiry->log[0])
-		log_entry(LOG_LEVEL_NOTICE, NULL, 0, "%s, by %s%s%s", client->inquiry->log,
-			  client->name, client->peer.common_name[0] ? " cn=" : "",
-			  client->peer.common_name);
+	log_deed(client);
 	inquiry_leave(client->inquiry);
 	client->inquiry = NULL;
 	expect_within(client, IDLE_NS);
@@ -244,6 +253,7 @@ begin_answer(struct client *client)
 	client->inquiry = inquiry;
 	if (answer->begin)
 		answer->begin(inquiry, request, argument);
+	log_deed(client);
 }
 
 /* --- requests ------------------------------------------------------------------------------------- */

@@ -112,10 +112,14 @@ static void
 on_drained(struct admin_wish *wish, const struct failure *why)
 {
 	struct action *action = (struct action *)wish;
+	struct inquiry *inquiry = action->inquiry;
+
 	if (why)
-		inquiry_fail(action->inquiry, why->kind == FAILURE_CONFIG ? 404 : 409, "%s",
-			     why->text);
-	inquiry_go_home(action->inquiry);
+		inquiry_fail(inquiry, why->kind == FAILURE_CONFIG ? 404 : 409, "%s", why->text);
+	else
+		snprintf(inquiry->log, sizeof(inquiry->log), "tunnel \"%.80s\" %s", action->name,
+			 wish->drains ? "drained until the next reload" : "open again");
+	inquiry_go_home(inquiry);
 }
 
 static bool
@@ -128,8 +132,6 @@ wish_drain(struct inquiry *inquiry, bool drains)
 	action->wish.over = on_drained;
 	action->wish.tunnel = action->name;
 	action->wish.drains = drains;
-	snprintf(inquiry->log, sizeof(inquiry->log), "tunnel \"%.80s\" %s", action->name,
-		 drains ? "drained until the next reload" : "open again");
 	control->drain(control->context, &action->wish);
 	return false;
 }
@@ -164,6 +166,16 @@ const struct answer admin_actions_undrain = {
 
 /* --- reload --------------------------------------------------------------------------------------- */
 
+/* The log says who asked before it says what came of it. */
+static int
+begin_reload(struct inquiry *inquiry, const struct http_request *request, const char *argument)
+{
+	(void)request;
+	(void)argument;
+	snprintf(inquiry->log, sizeof(inquiry->log), "reload asked for");
+	return 0;
+}
+
 static void
 on_reloaded(struct admin_wish *wish, const struct failure *why)
 {
@@ -181,7 +193,6 @@ collect_reload(struct inquiry *inquiry)
 
 	action->inquiry = inquiry;
 	action->wish.over = on_reloaded;
-	snprintf(inquiry->log, sizeof(inquiry->log), "reload asked for");
 	control->reload(control->context, &action->wish);
 	return false;
 }
@@ -189,6 +200,7 @@ collect_reload(struct inquiry *inquiry)
 const struct answer admin_actions_reload = {
 	.content_type = "application/json",
 	.state_bytes = sizeof(struct action),
+	.begin = begin_reload,
 	.write = write_after_visit,
 	.collect = collect_reload,
 };

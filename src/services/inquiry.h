@@ -60,7 +60,7 @@ struct inquiry {
 	int place;           /* to be visited next: PLACE_CONTROL or a worker */
 	int status;          /* of the answer, 200 at first */
 	char failure[256];   /* if that is no good one: what is wrong */
-	char log[192];       /* what was done: a line for the log, "" = none */
+	char log[192];       /* for the log: what was done, or in begin asked for; "" = none */
 	atomic_bool is_left; /* nobody waits for it any more */
 	void (*on_home)(struct inquiry *inquiry); /* at home, unless left */
 	void *client;                             /* for on_home */

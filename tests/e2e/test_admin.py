@@ -594,6 +594,16 @@ def test_a_drained_tunnel_is_closed_until_it_is_opened_again(admin, directory):
     for act in ("drain", "undrain"):
         assert asked.post(f"/v1/tunnels/nobody/{act}") == (404, {"error": 'there is no tunnel "nobody"'})
     assert daemon.wait_log('tunnel "a" drained until the next reload') and daemon.wait_log('tunnel "a" open again')
+    assert 'tunnel "nobody"' not in daemon.log()  # only what was done
+
+
+def test_who_asked_for_a_reload_is_told_before_what_came_of_it(admin):
+    asked = admin(tunnel("a", "internal:echo"))
+    assert asked.post("/v1/reload") == (200, {"ok": True})
+    daemon = asked.daemon
+    texts = [daemon.wait_log(text).text for text in ("reload asked for", "reloaded")]
+    told = [line.text for line in daemon.lines()]
+    assert told.index(texts[0]) < told.index(texts[1]), told
 
 
 def test_a_drained_tunnel_leaves_its_port_to_others(admin):
