@@ -82,6 +82,49 @@ abandon_handshakes(const struct connection *connection, enum ended_by ended_by,
 	}
 }
 
+/* Bytes by side and flow, so far. */
+struct passed {
+	uint64_t bytes[2][2];
+};
+
+static struct passed
+passed(const struct connection *connection)
+{
+	const struct flow *flow = connection->pump.flow;
+	return (struct passed){ .bytes = {
+					[SIDE_NEAR] = { flow[FLOW_UP].read_bytes,
+							flow[FLOW_DOWN].bytes },
+					[SIDE_FAR] = { flow[FLOW_UP].bytes,
+						       flow[FLOW_DOWN].read_bytes },
+				} };
+}
+
+/* For the tunnel that it has now. */
+static void
+count_since(const struct connection *connection, const struct passed *before)
+{
+	if (connection->is_own)
+		return;
+	struct tunnel_counters *counters = connection_counters(connection);
+	struct passed now = passed(connection);
+
+	for (int side = SIDE_NEAR; side <= SIDE_FAR; side++)
+		for (int name = FLOW_UP; name <= FLOW_DOWN; name++) {
+			uint64_t bytes = now.bytes[side][name] - before->bytes[side][name];
+			if (bytes)
+				atomic_fetch_add_explicit(&counters->bytes[side][name], bytes,
+							  memory_order_relaxed);
+		}
+}
+
+/* What was read until the choice is counted with it, for the tunnel that gets the client. */
+static void
+count_passed(const struct connection *connection, const struct passed *before)
+{
+	if (connection->state != CONNECTION_CHOOSING)
+		count_since(connection, before);
+}
+
 /*
  * The one way out. Without `why` both sides have ended in order; with it, whatever is open is reset:
  * the side `at_once` (or RESET_BOTH, RESET_NEITHER) now, another behind the bytes that its kernel holds.
@@ -96,6 +139,8 @@ end_connection(struct connection *connection, enum ended_by ended_by, int at_onc
 	stop_dialling(connection);
 	tunnel_limits_close(&connection->limits, pump);
 	pump_account(pump, now_ns);
+	if (connection->state == CONNECTION_CHOOSING) /* nobody wanted it */
+		count_since(connection, &(struct passed){ 0 });
 	if (!connection->is_own)
 		atomic_fetch_add_explicit(
 			&connection_counters(connection)->ended[ended_by][why ? why->kind : 0], 1,
@@ -122,40 +167,6 @@ end_connection(struct connection *connection, enum ended_by ended_by, int at_onc
 }
 
 /* --- deadlines ---------------------------------------------------------------------------------- */
-
-/* Bytes by side and flow, so far. */
-struct passed {
-	uint64_t bytes[2][2];
-};
-
-static struct passed
-passed(const struct connection *connection)
-{
-	const struct flow *flow = connection->pump.flow;
-	return (struct passed){ .bytes = {
-					[SIDE_NEAR] = { flow[FLOW_UP].read_bytes,
-							flow[FLOW_DOWN].bytes },
-					[SIDE_FAR] = { flow[FLOW_UP].bytes,
-						       flow[FLOW_DOWN].read_bytes },
-				} };
-}
-
-static void
-count_passed(struct connection *connection, const struct passed *before)
-{
-	if (connection->is_own)
-		return;
-	struct tunnel_counters *counters = connection_counters(connection);
-	struct passed now = passed(connection);
-
-	for (int side = SIDE_NEAR; side <= SIDE_FAR; side++)
-		for (int name = FLOW_UP; name <= FLOW_DOWN; name++) {
-			uint64_t bytes = now.bytes[side][name] - before->bytes[side][name];
-			if (bytes)
-				atomic_fetch_add_explicit(&counters->bytes[side][name], bytes,
-							  memory_order_relaxed);
-		}
-}
 
 static void
 end_broken(struct connection *connection, enum pump_side side, const struct failure *why)
@@ -769,6 +780,7 @@ enter(struct connection *connection, const struct tunnel_conf *conf)
 	connection->conf = conf;
 	connection->state = CONNECTION_OPENING;
 	connection_count_state(connection, 1);
+	count_since(connection, &(struct passed){ 0 });
 	connection->pump.front = 0;
 	connection_deadline_begin_handshake(connection);
 	connection_deadline_set_lifetime(connection);

@@ -1,6 +1,7 @@
 """Several tunnels on one address: who gets in where, by what the client says, and not a byte of it lost."""
 
 import contextlib
+import json
 import os
 import socket
 import subprocess
@@ -9,7 +10,7 @@ import time
 import pytest
 
 from certificates import Authority
-from daemon import DEADLINE, configuration, section, tunnel, wait_until
+from daemon import DEADLINE, PENSTOCKCTL, configuration, section, tunnel, wait_until
 from peers import MIB, EchoTarget, Target, client_hello as hello
 from programs import Server, free_port, peer, program, run
 from proxy_header import Header, version_1, version_2
@@ -237,6 +238,18 @@ def test_what_was_looked_at_is_charged(start, address, alone):
     assert ask(address, said) == said
     assert time.monotonic() - began > (len(said) - 8192) / 20000 - 0.05
     assert "limit" in daemon.ended("a")["up_wait"]
+
+
+def test_what_was_looked_at_is_counted_with_the_choice(start, address, directory):
+    """By the tunnel that gets the client; what nobody wanted, by the tunnels that share the address."""
+    sock = f"{directory}/admin.sock"
+    daemon = start(choosing(address, rest=False) + tunnel("admin", "internal:admin", f"unix:{sock}"))
+    said = hello("a.example") + bytes(1000)
+    assert lead(daemon, address, NAMES, said) == "exact"
+    assert ask(address, hello("b.example")) is None
+    told = json.loads(run(PENSTOCKCTL, "--socket", sock, "--json", "tunnels"))["tunnels"]
+    read = {one["name"]: one["bytes"]["near_up"] for one in told}
+    assert read["exact"] == len(said) and read["exact|below|protocol"] == len(hello("b.example")), read
 
 
 def test_limit_of_the_told_source(start, address):
