@@ -148,6 +148,7 @@ copy_text(char *to, size_t size, const char *from)
 static void
 report_facts(const struct facts *facts, struct connection_report *out)
 {
+	out->source = facts->client;
 	socket_address_text(&facts->client, out->client);
 	socket_address_text(&facts->accepted, out->accepted);
 	out->client_is_told = facts->client_is_told;

@@ -44,6 +44,7 @@ struct connection_report {
 	bool is_half_open;
 	uint64_t opened_ns, moved_ns; /* when; moved: the last byte */
 	char tunnel[65], target[160];
+	struct socket_address source; /* the client */
 	char client[SOCKET_ADDRESS_TEXT], accepted[SOCKET_ADDRESS_TEXT];
 	bool client_is_told;
 	char sni[64], alpn[16], tls_version[16], tls_cipher[48], common_name[64], certificate[80];

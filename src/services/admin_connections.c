@@ -1,3 +1,4 @@
+#include "address.h"
 #include "admin_answers.h"
 #include "admin_survey.h"
 #include "clock.h"
@@ -83,8 +84,10 @@ static const char *const order_names[] = {
 
 struct list {
 	/* What is asked for; "" = all of them. */
-	char tunnel[65], source[SOCKET_ADDRESS_TEXT], state[16];
-	bool is_sorted;
+	char tunnel[65], state[16];
+	struct prefix source;
+	uint16_t port; /* of the source; 0 = any */
+	bool has_source, is_sorted;
 	enum connection_order order;
 
 	unsigned int worker; /* being visited */
@@ -121,15 +124,46 @@ is_state(const char *name)
 	return !strcmp(name, "half_open");
 }
 
+/* As networks are written in a file, or as a client stands in the list: with its port, or unix:uid=N. */
+static int
+read_source(struct list *list, const char *text, struct failure *why)
+{
+	char inner[SOCKET_ADDRESS_TEXT];
+	struct address address;
+	size_t length = strlen(text);
+
+	list->has_source = true;
+	if (prefix_parse(text, &list->source, why) == 0)
+		return 0;
+	if (text[0] == '[' && text[length - 1] == ']')
+		snprintf(inner, sizeof(inner), "%.*s", (int)length - 2, text + 1);
+	else if (strncmp(text, "unix:uid=", 9) == 0)
+		snprintf(inner, sizeof(inner), "uid:%s", text + 9);
+	else if (address_parse(text, &address, NULL) == 0) {
+		bool is_ip = address.kind == ADDRESS_IP;
+		list->port = address.port;
+		list->source.base = address.numeric;
+		list->source.base.port = 0;
+		list->source.bits = address.numeric.family == AF_INET ? 32 : 128;
+		address_release(&address);
+		return is_ip ? 0 : -1;
+	} else
+		return -1;
+	return prefix_parse(inner, &list->source, NULL);
+}
+
 static int
 begin_list(struct inquiry *inquiry, const struct http_request *request, const char *argument)
 {
 	struct list *list = inquiry->state;
-	char text[32] = "", *end;
+	char text[SOCKET_ADDRESS_TEXT] = "", *end;
+	struct failure why;
 	(void)argument;
 
 	http_query(request->query, "tunnel", list->tunnel, sizeof(list->tunnel));
-	http_query(request->query, "source", list->source, sizeof(list->source));
+	if (http_query(request->query, "source", text, sizeof(text)) && *text &&
+	    read_source(list, text, &why) < 0)
+		return inquiry_fail(inquiry, 400, "source: %s", why.text);
 	http_query(request->query, "state", list->state, sizeof(list->state));
 	if (*list->state && !is_state(list->state))
 		return inquiry_fail(
@@ -152,22 +186,13 @@ begin_list(struct inquiry *inquiry, const struct http_request *request, const ch
 	return list->reports ? 0 : inquiry_fail(inquiry, 503, "no memory for a list");
 }
 
-/* The source's port need not be given. */
-static bool
-is_source(const char *client, const char *source)
-{
-	size_t length = strlen(source);
-	return !strncmp(client, source, length) &&
-	       (!client[length] ||
-		(client[length] == ':' && (client[0] == '[') == (source[0] == '[')));
-}
-
 static bool
 is_wanted(const struct list *list, const struct connection_report *report)
 {
 	if (*list->tunnel && strcmp(list->tunnel, report->tunnel) != 0)
 		return false;
-	if (*list->source && !is_source(report->client, list->source))
+	if (list->has_source && (!prefix_contains(&list->source, &report->source) ||
+				 (list->port && list->port != report->source.port)))
 		return false;
 	if (!*list->state)
 		return true;

@@ -3,6 +3,7 @@ socket where curl would not do such a thing."""
 
 import contextlib
 import json
+import os
 import re
 import select
 import signal
@@ -238,6 +239,10 @@ def test_connections_by_tunnel_source_state_and_order(admin):
     assert len(asked.connections(tunnel="a")) == 3
     assert len(asked.connections(source="127.0.0.1")) == 4
     assert len(asked.connections(source="127.0.0.2")) == 0
+    assert len(asked.connections(source="127.0.0.0/8")) == 4 and len(asked.connections(source="unix")) == 1
+    for own in (f"uid:{os.getuid()}", f"unix:uid={os.getuid()}"):
+        assert [one["tunnel"] for one in asked.connections(source=own)] == ["admin"]
+    assert asked.connections(source="uid:12345") == asked.connections(source="10.0.0.0/8") == asked.connections(source="[::1]") == []
     assert len(asked.connections(state="dialling")) == 0
     port = clients[1].sock.getsockname()[1]
     assert [one["up"]["bytes"] for one in asked.connections(source=f"127.0.0.1:{port}")] == [2000]
@@ -245,7 +250,7 @@ def test_connections_by_tunnel_source_state_and_order(admin):
     assert [one["up"]["bytes"] for one in asked.connections(sort="age", tunnel="a")] == [1000, 2000, 3000]
     ids = [one["id"] for one in asked.connections(sort="id", tunnel="a")]
     assert ids == sorted(ids)
-    for wrong in ("sort=size", "limit=3", "sort=rate&limit=0", "sort=rate&limit=x"):
+    for wrong in ("sort=size", "limit=3", "sort=rate&limit=0", "sort=rate&limit=x", "source=127.0.0", "source=a:80"):
         assert asked.curl(f"/v1/connections?{wrong}")[0] == 400
     for client in clients:
         client.close()
