@@ -161,7 +161,10 @@ limits_view(bool json, const char *name)
 		json_dumpf(all, stdout, JSON_INDENT(2));
 		putchar('\n');
 	} else if (!json_array_size(json_object_get(all, "limits"))) {
-		puts(name ? "it has no node: nobody has come" : "no limits");
+		puts(name ? "nobody is there: it has a node for each key, while it is used and "
+			    "until it is full again"
+			  : "no limits, or none that anybody uses: one with a per has a node for "
+			    "each key");
 	} else {
 		draw(json_object_get(all, "limits"), !name);
 	}

@@ -70,7 +70,8 @@ control_drain_next(struct control *control)
 	control->drain_wishes = wish->next;
 	control->drain_wish = wish;
 	if (!conf)
-		result = failure_set(&why, FAILURE_CONFIG, "there is no tunnel \"%.64s\"",
+		result = failure_set(&why, FAILURE_CONFIG,
+				     "there is no tunnel \"%.64s\"; penstockctl tunnels shows all",
 				     wish->tunnel);
 	else if (conf->live->is_shut != wish->drains)
 		result = shut(control, conf, wish->drains, &why);

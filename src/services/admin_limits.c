@@ -61,7 +61,9 @@ begin_list(struct inquiry *inquiry, const struct http_request *request, const ch
 
 	if (http_query(request->query, "name", list->name, sizeof(list->name)) &&
 	    !limits_find(inquiry->control->limits, list->name))
-		return inquiry_fail(inquiry, 404, "there is no limit \"%.64s\"", list->name);
+		return inquiry_fail(inquiry, 404,
+				    "there is no limit \"%.64s\"; penstockctl limits shows all",
+				    list->name);
 	if (http_query(request->query, "sort", text, sizeof(text))) {
 		for (int order = ORDER_TOTAL; order <= ORDER_SPEED; order++)
 			if (!strcmp(text, order_names[order]))
@@ -470,15 +472,19 @@ collect_change(struct inquiry *inquiry)
 	struct failure why;
 
 	if (!limit) {
-		inquiry_fail(inquiry, 404, "there is no limit \"%.64s\"", change->name);
+		inquiry_fail(inquiry, 404,
+			     "there is no limit \"%.64s\"; penstockctl limits shows all",
+			     change->name);
 		return true;
 	}
 	struct limit_node *node = change->has_key ? limits_by_key(inquiry->control->limits,
 								  change->name, change->key, now_ns)
 						  : limits_only(limit, now_ns);
 	if (change->has_key && !node)
-		inquiry_fail(inquiry, 404, "limit \"%.64s\" has no node for the key \"%.100s\"",
-			     change->name, change->key);
+		inquiry_fail(inquiry, 404,
+			     "limit \"%.64s\" has no node for the key \"%.80s\"; penstockctl "
+			     "limits %.64s shows its keys",
+			     change->name, change->key, change->name);
 	else if (!node && has_adjustments(change))
 		inquiry_fail(inquiry, 400,
 			     "limit \"%.64s\" has a node for each key; say which, "

@@ -597,7 +597,7 @@ def test_a_drained_tunnel_is_closed_until_it_is_opened_again(admin, directory):
         assert all(echoes(address) for address in addresses) and not drained(asked)
         assert asked.post("/v1/tunnels/a/undrain") == (200, {"ok": True})
     for act in ("drain", "undrain"):
-        assert asked.post(f"/v1/tunnels/nobody/{act}") == (404, {"error": 'there is no tunnel "nobody"'})
+        assert asked.post(f"/v1/tunnels/nobody/{act}") == (404, {"error": 'there is no tunnel "nobody"; penstockctl tunnels shows all'})
     assert daemon.wait_log('tunnel "a" drained until the next reload') and daemon.wait_log('tunnel "a" open again')
     assert 'tunnel "nobody"' not in daemon.log()  # only what was done
 

@@ -160,10 +160,14 @@ def test_names_that_nobody_has(ctl):
     asked = ctl(tunnel("a", "internal:echo", limit="each"), 'limit "each" { per = "source/32" rate = "1MB/s" }\n')
     assert 'there is no tunnel "nobody"' in asked.run("connections", "--tunnel", "nobody", status=1)
     assert "state: one of choosing, opening" in asked.run("connections", "--state", "asleep", status=1)
-    assert 'there is no limit "nobody"' in asked.run("limits", "nobody", status=1)
     assert "a limit has no speed" in asked.run("limit", "each", "speed=1MB/s", status=1)
     assert asked.run("connections", "--tunnel", "a") == asked.run("connections", "--state", "half_open") == "no connections\n"
-    assert asked.run("limits", "each") == "it has no node: nobody has come\n"
+    assert asked.run("limits", "each").startswith("nobody is there: it has a node for each key")
+    assert asked.run("limits").startswith("no limits, or none that anybody uses")
+    for act in (["limit", "nobody", "rate=1MB/s"], ["limits", "nobody"]):
+        assert 'there is no limit "nobody"; penstockctl limits shows all' in asked.run(*act, status=1)
+    assert "penstockctl limits each shows its keys" in asked.run("limit", "each@10.0.0.1", "rate=1MB/s", status=1)
+    assert "penstockctl tunnels shows all" in asked.run("drain", "nobody", status=1)
     assert len(rows(asked.run("connections", "--limit", 1))) == 1
     assert asked.run("help") == asked.run("--help")
 
