@@ -399,8 +399,8 @@ parse_host_port(const char *text, struct address *out, struct failure *why)
 	if (!colon)
 		return failure_set(
 			why, FAILURE_CONFIG,
-			"'%.100s' has no port; write HOST:PORT, unix:/PATH, systemd:NAME or "
-			"internal:NAME",
+			"'%.100s' has no port; write HOST:PORT, unix:/PATH or internal:NAME, or to "
+			"listen systemd:NAME",
 			text);
 	if (strchr(colon + 1, ':'))
 		return failure_set(why, FAILURE_CONFIG,

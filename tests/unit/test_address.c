@@ -64,11 +64,11 @@ test_bad(void **state)
 	static const struct {
 		const char *written, *why;
 	} table[] = {
-		{ "",
-		  "'' has no port; write HOST:PORT, unix:/PATH, systemd:NAME or internal:NAME" },
+		{ "", "'' has no port; write HOST:PORT, unix:/PATH or internal:NAME, or to listen "
+		      "systemd:NAME" },
 		{ "10.0.0.5",
-		  "'10.0.0.5' has no port; write HOST:PORT, unix:/PATH, systemd:NAME or "
-		  "internal:NAME" },
+		  "'10.0.0.5' has no port; write HOST:PORT, unix:/PATH or internal:NAME, or to "
+		  "listen systemd:NAME" },
 		{ "10.0.0.5:", "'10.0.0.5:' has the port ''; write a number from 0 to 65535" },
 		{ "10.0.0.5:http", "'10.0.0.5:http' has the port 'http'; write a number from 0 to "
 				   "65535" },
