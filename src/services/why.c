@@ -154,6 +154,30 @@ explain_moving(const struct connection_report *report, enum pump_flow name, char
 			 cause == WAIT_NEAR_READABLE ? "client" : "target", share);
 }
 
+/* The flow that a connection without a hold-up is about: the one that has not ended, or the larger. */
+static enum pump_flow
+telling_flow(const struct flow_report *flow)
+{
+	if (flow[FLOW_UP].is_over != flow[FLOW_DOWN].is_over)
+		return flow[FLOW_UP].is_over ? FLOW_DOWN : FLOW_UP;
+	return flow[FLOW_DOWN].recent_bytes > flow[FLOW_UP].recent_bytes ? FLOW_DOWN : FLOW_UP;
+}
+
+static void
+explain_idle(const struct connection_report *report, char text[WHY_TEXT])
+{
+	const struct flow_report *flow = report->flow;
+	double idle_s = (double)(report->now_ns - report->moved_ns) / (double)NS_PER_S;
+
+	if (flow[FLOW_UP].is_over == flow[FLOW_DOWN].is_over)
+		snprintf(text, WHY_TEXT, "idle: no byte in either direction for %.0f s", idle_s);
+	else
+		snprintf(text, WHY_TEXT,
+			 "idle: the %s has ended, the %s has not, and no byte for %.0f s",
+			 flow[FLOW_UP].is_over ? "client" : "target",
+			 flow[FLOW_UP].is_over ? "target" : "client", idle_s);
+}
+
 const char *
 why_explain(const struct connection_report *report, char text[WHY_TEXT])
 {
@@ -167,11 +191,9 @@ why_explain(const struct connection_report *report, char text[WHY_TEXT])
 	} else if (percent(held_up_ns(&flow[down]), report) >= WORTH_PERCENT) {
 		explain_held_up(report, down ? FLOW_DOWN : FLOW_UP, text);
 	} else if (flow[FLOW_UP].recent_bytes || flow[FLOW_DOWN].recent_bytes) {
-		down = flow[FLOW_DOWN].recent_bytes > flow[FLOW_UP].recent_bytes;
-		explain_moving(report, down ? FLOW_DOWN : FLOW_UP, text);
+		explain_moving(report, telling_flow(flow), text);
 	} else {
-		snprintf(text, WHY_TEXT, "idle: no byte in either direction for %.0f s",
-			 (double)(report->now_ns - report->moved_ns) / (double)NS_PER_S);
+		explain_idle(report, text);
 	}
 	return text;
 }

@@ -207,6 +207,16 @@ test_sentences(void **state)
 	report.flow[FLOW_UP].recent_bytes = 10;
 	assert_says(&report, "nothing holds it up: 99 % of the last 10 s neither side had anything "
 			     "to say");
+	report.flow[FLOW_UP].recent_bytes = 1001; /* and the end, all at once */
+	report.flow[FLOW_UP].recent_ns[WAIT_NEAR_READABLE] = 0;
+	report.flow[FLOW_UP].is_over = true;
+	assert_says(&report,
+		    "the target sends slowly: 99 % of the last 10 s waiting for its bytes");
+	report.flow[FLOW_UP].recent_bytes = report.flow[FLOW_DOWN].recent_bytes = 0;
+	assert_says(&report, "idle: the client has ended, the target has not, and no byte for 3 s");
+	report = report_of(WAIT_NEAR_READABLE, 99, WAIT_FAR_READABLE, 0);
+	report.flow[FLOW_DOWN].is_over = true;
+	assert_says(&report, "idle: the target has ended, the client has not, and no byte for 3 s");
 	report = report_of(WAIT_MOVING, 95, WAIT_FAR_READABLE, 99);
 	report.flow[FLOW_UP].recent_bytes = 1 << 30;
 	assert_says(&report, "nothing holds it up: 95 % of the last 10 s moving");
