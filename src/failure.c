@@ -47,11 +47,20 @@ kind_of_errno(int error)
 	}
 }
 
+/* `length`: of the whole text, whatever of it is there. What was cut shows that: it may lack its remedy. */
 static void
-fill(struct failure *why, enum failure_kind kind, const char *text)
+fill(struct failure *why, enum failure_kind kind, const char *text, int length)
 {
+	static const char mark[] = "…";
+	size_t at = sizeof(why->text) - sizeof(mark);
+
 	why->kind = kind;
 	snprintf(why->text, sizeof(why->text), "%s", text);
+	if (length >= (int)sizeof(why->text)) {
+		for (int i = 0; i < 3 && ((unsigned char)why->text[at] & 0xc0) == 0x80; i++)
+			at--; /* it was within a character */
+		memcpy(why->text + at, mark, sizeof(mark));
+	}
 	utf8_mend(why->text);
 }
 
@@ -62,9 +71,9 @@ failure_set(struct failure *why, enum failure_kind kind, const char *format, ...
 		char text[sizeof(why->text)]; /* the arguments may point into why->text */
 		va_list args;
 		va_start(args, format);
-		vsnprintf(text, sizeof(text), format, args);
+		int length = vsnprintf(text, sizeof(text), format, args);
 		va_end(args);
-		fill(why, kind, text);
+		fill(why, kind, text, length);
 	}
 	return -1;
 }
@@ -81,8 +90,9 @@ failure_set_errno(struct failure *why, int error, const char *format, ...)
 		va_end(args);
 		const char *said = strerror_r(error, reason, sizeof(reason));
 		if (length >= 0 && (size_t)length < sizeof(text))
-			snprintf(text + length, sizeof(text) - (size_t)length, ": %s", said);
-		fill(why, kind_of_errno(error), text);
+			length += snprintf(text + length, sizeof(text) - (size_t)length, ": %s",
+					   said);
+		fill(why, kind_of_errno(error), text, length);
 	}
 	return -1;
 }

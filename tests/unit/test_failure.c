@@ -78,6 +78,11 @@ long_text_is_cut(void **state)
 	failure_set_errno(&why, EIO, "%.*s", (int)sizeof(why.text) - 4, text);
 	assert_int_equal(strlen(why.text), sizeof(why.text) - 1);
 	assert_int_equal(memchr(why.text, '\0', sizeof(why.text)) != NULL, 1);
+	assert_string_equal(why.text + sizeof(why.text) - 5, "x…");
+	failure_set(&why, FAILURE_CONFIG, "%.*s", (int)sizeof(why.text) - 1, text);
+	assert_string_equal(why.text + sizeof(why.text) - 3, "xx"); /* it is all there */
+	failure_set(&why, FAILURE_CONFIG, "%.*s→→", (int)sizeof(why.text) - 6, text);
+	assert_string_equal(why.text + sizeof(why.text) - 7, "x…");
 }
 
 static void
@@ -94,7 +99,10 @@ a_text_is_utf8_whatever_it_quotes(void **state)
 	memset(cut, 'x', sizeof(why.text));
 	memcpy(cut + sizeof(why.text) - 3, "→", sizeof("→"));
 	failure_set(&why, FAILURE_CONFIG, "%s", cut);
-	assert_string_equal(why.text + sizeof(why.text) - 4, "x??");
+	assert_string_equal(why.text + sizeof(why.text) - 5, "x…");
+	memset(cut, 0x80, sizeof(why.text));
+	failure_set(&why, FAILURE_CONFIG, "%s", cut);
+	assert_string_equal(why.text + strlen(why.text) - 4, "?…");
 	failure_set_errno(&why, 5, "%s", "\xe2");
 	assert_string_equal(why.text, "?: Input/output error");
 }
