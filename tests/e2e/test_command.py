@@ -159,6 +159,18 @@ def test_connection_to_a_working_target(directory):
         ]
 
 
+def test_a_trial_ends_in_order(start, directory):
+    """Each filter has said its goodbye: what was tried is no failure of a client where it was tried."""
+    (directory / "secrets").write_text(f"site:{'ab' * 32}\n")
+    (directory / "secrets").chmod(0o600)
+    line = section("tls", "line", psk=f"{directory}/secrets") + section("zstd", "line")
+    daemon = start(configuration(line, tunnel("far", "internal:echo", accept_filters=["tls:line", "zstd:line"])))
+    address = "{}:{}".format(*daemon.address("far"))
+    status, told, _ = try_tunnel(directory, configuration(line, tunnel("a", address, connect_filters=["tls:line", "zstd:line"])))
+    assert status == 0, told
+    assert daemon.ended("far")["reason"] == "ok"
+
+
 def test_connection_by_name(directory):
     with EchoTarget() as target:
         status, told, _ = try_tunnel(directory, configuration(tunnel("a", f"localhost:{target.port}")))
