@@ -111,3 +111,11 @@ def test_block(directory, certificate, job, tool, text):
 def test_page_is_whole():
     assert {tool for _, tool, _ in BLOCKS} == set(COMMANDS)
     assert len(BLOCKS) == 19
+
+
+def test_words_are_keywords():
+    """What the tables name as a word of a file here is one."""
+    keywords = set(re.findall(r"\w+", subprocess.run([PENSTOCKD, "--keywords"], capture_output=True, text=True, check=True).stdout))
+    rows = "\n".join(line for line in TEXT.splitlines() if line.startswith("|"))
+    words = set(re.findall(r"`([a-z_]+)\b[^`]*`", rows)) - {"systemctl"}
+    assert len(words) > 50 and words <= keywords, words - keywords
