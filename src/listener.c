@@ -200,8 +200,11 @@ remove_stale(const char *path, const struct sockaddr *name, socklen_t length, st
 					 "%s is there, and whether somebody listens cannot be told",
 					 path);
 	if (result == 0 || error != ECONNREFUSED)
-		return failure_set(why, FAILURE_SYSTEM,
-				   "cannot listen on unix:%s: somebody else does", path);
+		return failure_set(
+			why, FAILURE_SYSTEM,
+			"cannot listen on unix:%s: another program does, `ss -lxp` tells "
+			"which",
+			path);
 	if (unlink(path) < 0)
 		return failure_set_errno(why, errno, "cannot replace the stale socket %s", path);
 	return 0;
@@ -254,6 +257,20 @@ drop_stored(struct listener *listener)
 }
 
 static int
+refuse_unix(const struct address *address, int error, struct failure *why)
+{
+	const char *advice = "";
+	if (error == ENOENT)
+		advice = "; its directory is not there, make it first";
+	else if (error == EADDRINUSE)
+		advice = "; another program listens there, `ss -lxp` tells which";
+	else if (error == EACCES)
+		advice = "; the daemon's user may not make files in its directory";
+	failure_set_errno(why, error, "cannot listen on %s", address->text);
+	return failure_set(why, why->kind, "%s%s", why->text, advice);
+}
+
+static int
 listen_unix(struct listener *listener, const struct address *address, struct failure *why)
 {
 	struct sockaddr_storage storage;
@@ -283,7 +300,7 @@ listen_unix(struct listener *listener, const struct address *address, struct fai
 	int error = errno;
 	umask(mask);
 	if (result < 0)
-		return failure_set_errno(why, error, "cannot listen on %s", address->text);
+		return refuse_unix(address, error, why);
 	if (has_path && claim_path(listener, address->name, why) < 0)
 		return -1;
 	return start_listening(fd, listener->conf, address->text, why);

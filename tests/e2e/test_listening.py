@@ -87,10 +87,19 @@ def test_live_socket_file_is_not_replaced(directory):
     path = directory / "sock"
     with Target(path=str(path)) as living:
         said = refused_start(directory, configuration(tunnel("a", "internal:echo", f"unix:{path}")))
-        assert str(path) in said
+        assert str(path) in said and "ss -lxp" in said
         living.accept().close()  # the daemon's knock
         with connect(str(path)) as client, living.accept() as peer:
             transfer(client, peer, 10)
+
+
+def test_a_path_without_its_directory_and_a_taken_name(directory):
+    said = refused_start(directory, configuration(tunnel("a", "internal:echo", f"unix:{directory}/run/sock")))
+    assert "its directory is not there" in said
+    with socket.socket(socket.AF_UNIX) as taken:
+        taken.bind(f"\0penstock-{os.getpid()}")
+        said = refused_start(directory, configuration(tunnel("a", "internal:echo", f"unix:@penstock-{os.getpid()}")))
+    assert "Address already in use; another program listens there, `ss -lxp`" in said
 
 
 def test_file_that_is_no_socket_is_not_replaced(directory):
