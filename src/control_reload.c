@@ -151,6 +151,16 @@ say_restart(const struct config_change *change, void *context)
 		 *change->before ? change->before : "\"\"");
 }
 
+/* As what is in force is. What fits depends on how many listeners there are: a cap that the file does not
+ * have, before or after, is no difference. */
+static void
+fill_in_to_compare(const struct control *control, struct generation *fresh)
+{
+	process_fill_in(fresh, control->workers);
+	if (fresh->has_fitting_cap && control->generation->has_fitting_cap)
+		fresh->max_connections = control->generation->max_connections;
+}
+
 /* What was loaded is not for use. */
 static void
 compare(struct control *control, struct generation *fresh, const struct config_report *report)
@@ -160,7 +170,7 @@ compare(struct control *control, struct generation *fresh, const struct config_r
 
 	control->comparison = NULL;
 	if (fresh)
-		process_fill_in(fresh, control->workers); /* as what is in force is */
+		fill_in_to_compare(control, fresh);
 	else
 		name_mistake(report, &why);
 	wish->old = control->generation;

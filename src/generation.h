@@ -29,6 +29,7 @@ struct generation {
 
 	uint64_t workers;         /* 0 = one for each CPU this process may use */
 	uint64_t max_connections; /* 0 = from the descriptor limit */
+	bool has_fitting_cap;     /* it was 0 in the file and has been filled in */
 	struct owner user;        /* whom the process becomes */
 	bool landlock;            /* reading is confined to where the files lie */
 	bool no_new_privs;

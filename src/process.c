@@ -88,6 +88,7 @@ process_fill_in(struct generation *generation, unsigned int workers)
 			own += generation->tunnels[i]->listen.count * workers;
 		uint64_t all = limit.rlim_cur > INT32_MAX ? INT32_MAX : limit.rlim_cur;
 		generation->max_connections = all > own + 2 ? (all - own) / 2 : 1;
+		generation->has_fitting_cap = true;
 	}
 	if (!generation->max_memory && sysinfo(&machine) == 0)
 		generation->max_memory = (uint64_t)machine.totalram * machine.mem_unit / 4;

@@ -127,6 +127,15 @@ def test_diff(ctl):
         assert asked.json("status")["generation"] == 1 and not daemon.find_log("not reloaded")
 
 
+def test_diff_tells_what_the_files_say(ctl):
+    """Not what they leave to the daemon, which has other room for connections beside more listeners."""
+    asked = ctl(tunnel("a", "internal:echo"))
+    asked.daemon.write(asked.daemon.text + tunnel("new", "internal:echo", ["127.0.0.1:0", "127.0.0.2:0", "127.0.0.3:0"]))
+    assert [row["WHERE"] for row in rows(asked.run("diff"))] == ['tunnel "new"']
+    asked.daemon.write("max_connections = 7\n" + asked.daemon.text)
+    assert re.match(r"max_connections: \d+ -> 7", rows(asked.run("diff"))[0]["WHAT"])
+
+
 def test_nobody_there(ctl, directory):
     asked = ctl(tunnel("a", "internal:echo"))
     assert "there is no socket" in asked.run("status", status=1, socket=directory / "nothing")
