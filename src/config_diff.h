@@ -28,7 +28,7 @@ int config_diff_each(const struct generation *old, const struct generation *next
 		     void (*tell)(const struct config_change *change, void *context),
 		     void *context);
 
-/* The same for the keywords that count only after a restart, and nothing else of `old` is looked at. */
+/* The same for the keywords that count only after a restart. */
 int config_diff_restart(const struct generation *old, const struct generation *next,
 			void (*tell)(const struct config_change *change, void *context),
 			void *context);

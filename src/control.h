@@ -52,10 +52,8 @@ struct control {
 	int log_level;
 
 	/* control_reload: how it changes. */
-	struct generation
-		started;    /* only what counts after a restart alone, as it was at the start */
-	bool ready;         /* "ready" was said */
-	enum reload reload; /* the one under way, or the last */
+	bool ready;                /* "ready" was said */
+	enum reload reload;        /* the one under way, or the last */
 	enum reload reload_wanted; /* it was asked for while something else was under way */
 	struct admin_wish *wishes, *next_wishes; /* next: for the reload after the one under way */
 	struct admin_wish *comparison; /* what is being loaded is to be compared and thrown away */

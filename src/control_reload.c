@@ -161,6 +161,18 @@ fill_in_to_compare(const struct control *control, struct generation *fresh)
 		fresh->max_connections = control->generation->max_connections;
 }
 
+/* What counts only after a restart is in force as it was: a later comparison shall tell the difference
+ * again. */
+static void
+keep_started(const struct generation *old, struct generation *next)
+{
+	config_diff_restart(old, next, say_restart, NULL);
+	next->workers = old->workers;
+	next->user = old->user;
+	next->landlock = old->landlock;
+	next->no_new_privs = old->no_new_privs;
+}
+
 /* What was loaded is not for use. */
 static void
 compare(struct control *control, struct generation *fresh, const struct config_report *report)
@@ -200,7 +212,7 @@ on_loaded(struct generation *next, const struct config_report *report, void *con
 		return;
 	}
 	if (next)
-		config_diff_restart(&control->started, next, say_restart, NULL);
+		keep_started(control->generation, next);
 	if (next && load(control, next, &why) == 0)
 		return;
 	if (next)
@@ -296,10 +308,6 @@ on_doubt(const char *path, void *context)
 int
 control_reload_start(struct control *control, struct generation *first, struct failure *why)
 {
-	control->started = (struct generation){ .workers = first->workers,
-						.user = first->user,
-						.landlock = first->landlock,
-						.no_new_privs = first->no_new_privs };
 	struct loader_options loading = {
 		.file = control->file,
 		.services = services_builtin,

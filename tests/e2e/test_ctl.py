@@ -121,10 +121,14 @@ def test_diff(ctl):
             ('tunnel "old"', "is gone"): ("new connections", "0"),
         }
         assert asked.json("diff")["differences"][0]["effect"] == "restart"
+        assert asked.run("reload") == "reloaded\n"
+        # What counts after a restart alone is not in force by that.
+        assert [(row["WHAT"], row["COUNTS FOR"]) for row in rows(asked.run("diff"))] == [
+            ("workers: 1 -> 3", "after a restart")]
         daemon.write("bad = 1\n")
         assert f"{daemon.config}:1: unknown keyword 'bad'" in asked.run("diff", status=1)
         transfer(client, client, 100)
-        assert asked.json("status")["generation"] == 1 and not daemon.find_log("not reloaded")
+        assert asked.json("status")["generation"] == 2 and not daemon.find_log("not reloaded")
 
 
 def test_diff_tells_what_the_files_say(ctl):
