@@ -12,6 +12,9 @@ leads_to_admin(const struct tunnel_conf *conf)
 {
 	if (conf->live->is_shut)
 		return false;
+	for (size_t i = 0; conf->group && i < conf->group->count; i++)
+		if (leads_to_admin(conf->group->tunnels[i]))
+			return true;
 	for (size_t i = 0; i < conf->connect.count; i++)
 		if (!strcmp(conf->connect.at[i].text, "internal:admin") ||
 		    (conf->internal && conf->internal[i].tunnel &&

@@ -663,6 +663,18 @@ def test_the_last_way_in_is_not_drained(admin, directory):
     assert asked.post("/v1/tunnels/admin/undrain")[0] == 200
 
 
+def test_the_last_way_in_is_not_drained_though_it_is_one_of_several(start, directory):
+    """Behind a name that tunnels share by what they match."""
+    daemon = start(configuration(
+        tunnel("way", "internal:more", f"unix:{directory}/admin.sock"),
+        tunnel("more", "internal:admin", "internal:more", match={"source": ["unix"]}), tunnel("rest", "internal:echo", "internal:more")))
+    asked = Admin(daemon, path=directory / "admin.sock")
+    for name in "way", "more":
+        status, answer = asked.post(f"/v1/tunnels/{name}/drain")
+        assert status == 409 and answer["error"].startswith(f'tunnel "{name}" is the last way to internal:admin')
+    assert asked.post("/v1/tunnels/rest/drain")[0] == 200
+
+
 def test_drains_and_reloads_at_once(admin):
     """Each gets its answer, and what came last is so in the end."""
     asked = admin(tunnel("a", "internal:echo"), tunnel("b", "internal:echo"))
