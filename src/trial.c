@@ -267,18 +267,30 @@ try_chain(struct trial *trial, const struct tunnel_conf *conf, const struct addr
 static int try_tunnel(struct trial *trial, const struct tunnel_conf *conf, int hops);
 
 static int
+enter(struct trial *trial, const struct tunnel_conf *conf, int hops)
+{
+	fprintf(trial->out, "  %-10s tunnel \"%s\"; its accept_filters are not tried\n", "leads to",
+		conf->name);
+	return hops < HOPS_MOST ? try_tunnel(trial, conf, hops + 1) : -1;
+}
+
+static int
 follow(struct trial *trial, const struct tunnel_conf *conf, size_t index, int hops)
 {
 	const struct internal_target *target = &conf->internal[index];
+	const struct tunnel_group *group = target->tunnel ? target->tunnel->group : NULL;
+	int result = 0;
 
 	if (!target->tunnel) {
 		fprintf(trial->out, "  %-10s %s is built in\n", "open",
 			tunnel_conf_target(conf, index)->name);
 		return 0;
 	}
-	fprintf(trial->out, "  %-10s tunnel \"%s\"; its accept_filters are not tried\n", "leads to",
-		target->tunnel->name);
-	return hops < HOPS_MOST ? try_tunnel(trial, target->tunnel, hops + 1) : -1;
+	if (!group)
+		return enter(trial, target->tunnel, hops);
+	for (size_t i = 0; i < group->count; i++)
+		result |= enter(trial, group->tunnels[i], hops);
+	return result;
 }
 
 static int

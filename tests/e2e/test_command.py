@@ -12,7 +12,7 @@ import pytest
 
 from certificates import Authority
 from daemon import DEADLINE, PENSTOCKD, configuration, run_penstockd, section, tunnel
-from peers import EchoTarget, Target
+from peers import ClosedPort, EchoTarget, Target
 
 pytestmark = pytest.mark.sanitize
 
@@ -239,6 +239,17 @@ def test_internal_targets_are_followed(directory):
         assert '  leads to   tunnel "b"; its accept_filters are not tried\n' in told
         assert f'tunnel "b", target {target.text}\n  connected  ' in told
         assert "  open       echo is built in\n" in told
+
+
+@pytest.mark.parametrize("rest", [False, True])
+def test_internal_targets_are_followed_to_each_tunnel_that_a_client_may_get_into(directory, rest):
+    with EchoTarget() as target, ClosedPort() as dead:
+        status, told, _ = try_tunnel(directory, configuration(
+            tunnel("a", "internal:b"), tunnel("b", dead.text, "internal:b", match={"sni": ["b.example"]}),
+            tunnel("c", target.text, "internal:b" if rest else "127.0.0.1:0")))
+        assert status == 1
+        assert f'tunnel "b", target {dead.text}\n  failed     connect to {dead.text}: Connection refused' in told
+        assert (f'tunnel "c", target {target.text}\n  connected  ' in told) == rest
 
 
 def test_unknown_tunnel(directory):
