@@ -126,6 +126,18 @@ def test_reading_outside(start, directory):
     assert echoes(start(daemon.config.read_text()).address("a"))
 
 
+@pytest.mark.sanitize
+def test_what_is_not_there_lies_nowhere(start, directory):
+    """Not outside either, whatever links lead to where it would be."""
+    (directory / "real").mkdir()
+    (directory / "daemon0").symlink_to("real")
+    daemon = start(config_a())
+    for name in "none.conf", directory / "elsewhere/none.conf":
+        daemon.reload(config_a() + f'include("{name}")\n', expect=f"{daemon.config}:6: the file ")
+        assert "No such file or directory" in daemon.find_log(f"{daemon.config}:6: the file ")[-1].text
+    daemon.reload(config_a())
+
+
 @pytest.mark.root
 def test_ports_of_clients_are_known_inside(start, directory):
     """The only port that the kernel has for a source is the target's: a connection would be one to itself."""
