@@ -114,10 +114,8 @@ check_switch(struct checks *checks, struct generation *generation)
 		for (size_t target = 0; target < tunnel_conf_target_count(conf); target++) {
 			if (number++ % checks->workers != checks->worker)
 				continue;
-			if (!conf->check.origin.line) {
-				targets_unchecked(conf->targets, target);
+			if (!conf->check.origin.line)
 				continue;
-			}
 			add(checks, conf, target, after_ns);
 			after_ns = (after_ns + STEP_NS) % FIRST_NS;
 		}

@@ -223,6 +223,12 @@ switchover_finish(const struct generation *old, const struct generation *next)
 {
 	if (old)
 		switchover_limits_finish(old, next);
+	for (size_t i = 0; i < next->tunnel_count; i++) {
+		const struct tunnel_conf *conf = next->tunnels[i];
+		for (size_t j = 0; !conf->check.origin.line && j < tunnel_conf_target_count(conf);
+		     j++)
+			targets_unchecked(conf->targets, j);
+	}
 }
 
 void

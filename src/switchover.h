@@ -45,7 +45,8 @@ void switchover_commit(struct generation *next, const struct incumbent *before,
 int switchover_listen(const struct generation *generation, const struct listeners *open,
 		      unsigned int workers, struct listeners *listeners, struct failure *why);
 
-/* Removes the limits that `old` (NULL at the start) has and `next` has not. After every worker has switched. */
+/* Removes the limits that `old` (NULL at the start) has and `next` has not, and forgets what checks have said of
+ * targets that have none any more. After every worker has switched: no check of `old` is under way. */
 void switchover_finish(const struct generation *old, const struct generation *next);
 
 /* Has systemd keep those of `kept`, and give up the listeners of `old` that are not in it. Just before

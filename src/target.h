@@ -50,7 +50,7 @@ enum target_health targets_health(const struct targets *targets, size_t index); 
 bool targets_checked(struct targets *targets, size_t index, bool works, uint64_t rise,
 		     uint64_t fall);
 
-/* It is not checked any more. */
+/* It is not checked any more: comes after the last targets_checked. Any thread. */
 void targets_unchecked(struct targets *targets, size_t index);
 
 /* Until when the target at `index` is tried last, since it failed; 0 = it did not, or that is over. Any

@@ -3,10 +3,11 @@
 import re
 import socket
 import subprocess
+import time
 
 import pytest
 
-from daemon import DEADLINE, configuration, tunnel, wait_until
+from daemon import DEADLINE, configuration, preloaded, tunnel, wait_until
 from peers import ClosedPort, EchoTarget, FullTarget, Target, connect, echoes
 from test_admin import Admin
 
@@ -133,6 +134,41 @@ def test_reload_and_stop_with_checks_under_way(asked):
         assert not any(one["checked"] for one in admin.get("/v1/targets")["targets"])
         admin.daemon.signal(15)
         assert admin.daemon.wait_exit() == 0
+
+
+SLOW_WORKER = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <pthread.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <unistd.h>
+
+int epoll_wait(int epoll, struct epoll_event *events, int most, int timeout)
+{
+	int (*real)(int, struct epoll_event *, int, int) = (int (*)(int, struct epoll_event *, int, int))dlsym(RTLD_NEXT, "epoll_wait");
+	int count = real(epoll, events, most, timeout);
+	char name[16];
+	if (pthread_getname_np(pthread_self(), name, sizeof(name)) == 0 && !strcmp(name, "worker-1"))
+		usleep(50000);
+	return count;
+}
+"""
+
+
+def test_what_a_check_has_said_does_not_outlive_it(start, directory):
+    """One worker does not check the target any more, another's last check of it ends a moment later."""
+    with ClosedPort() as dead:
+        plain = tunnel("a", [f"127.{i}.0.1:{dead.port}" for i in range(1, 9)])
+        admin = tunnel("admin", "internal:admin", listen=f"unix:{directory}/admin.sock")
+        asked = Admin(start(configuration(checked(plain), admin, workers=2), prefix=preloaded(directory, SLOW_WORKER)),
+                      path=directory / "admin.sock")
+        for phase in range(0, 160, 10):
+            wait_until(lambda: states(asked) == ["down"] * 8, "checks")
+            time.sleep(phase / 1000)
+            asked.daemon.reload(configuration(tunnel("first", "internal:echo"), plain, admin, workers=2))
+            assert not [one["target"] for one in asked.get("/v1/targets")["targets"] if one["checked"]]
+            asked.daemon.reload(configuration(checked(plain), admin, workers=2))
 
 
 def test_a_check_under_way_takes_no_limit_after_a_reload(asked):
