@@ -137,10 +137,12 @@ admission_first_reserved(void)
 	return descriptor_limit > ADMISSION_RESERVE ? descriptor_limit - ADMISSION_RESERVE : 1;
 }
 
-/* Internal hops are followed; there is no circle. */
+/* Internal hops are followed; there is no circle. A front leads where all of its tunnels do. */
 static bool
 leads_to_admin(const struct tunnel_conf *conf)
 {
+	if (conf->group)
+		return admission_is_for_operators(conf);
 	for (size_t i = 0; i < tunnel_conf_target_count(conf); i++)
 		if (!strcmp(tunnel_conf_target(conf, i)->text, "internal:admin") ||
 		    (conf->internal && conf->internal[i].tunnel &&
@@ -430,8 +432,8 @@ admission_enter(const struct tunnel_conf *conf, const struct socket_address *sou
 
 	if (source && allowed(conf, source, &refusal, why) < 0)
 		goto refused;
-	if (!count_up(&roster.open, most) &&
-	    !(leads_to_admin(conf) && count_up(&roster.open, most + ADMIN_CONNECTIONS))) {
+	if (!count_up(&roster.open, most) && !(admission_is_for_operators(conf) &&
+					       count_up(&roster.open, most + ADMIN_CONNECTIONS))) {
 		refusal = REFUSAL_DAEMON_FULL;
 		failure_set(why, FAILURE_ADMISSION,
 			    "max_connections: the daemon has %llu connections open",

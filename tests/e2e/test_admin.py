@@ -843,10 +843,16 @@ def test_a_name_that_a_header_tells_gives_no_right(start, directory):
 # --- when others are at their limits
 
 
-def test_it_answers_when_the_daemon_is_full(admin):
-    asked = admin(tunnel("a", "internal:echo"), max_connections=3)
+@pytest.mark.parametrize("way", ["straight", "match", "match behind a name"])
+def test_it_answers_when_the_daemon_is_full(start, directory, way):
+    matched = {"match": {"source": ["unix"]}}
+    ways = {"straight": [admin_tunnel(directory)], "match": [admin_tunnel(directory, **matched)],
+            "match behind a name": [tunnel("admin", "internal:more", f"unix:{directory}/admin.sock"),
+                                    tunnel("more", "internal:admin", "internal:more", **matched)]}
+    daemon = start(configuration(tunnel("a", "internal:echo"), *ways[way], workers=2, max_connections=3))
+    asked = Admin(daemon, path=directory / "admin.sock")
     held = [connect(asked.daemon.address("a")) for _ in range(3)]
-    wait_until(lambda: asked.get("/v1/status")["connections"]["open"] == 4, "three and itself")
+    wait_until(lambda: asked.get("/v1/status")["connections"]["open"] >= 4, "three and itself")
     assert is_refused(asked.daemon.address("a"))
     assert asked.get("/v1/tunnels")["tunnels"][0]["refused"] == {"max_connections": 1}
     for client in held:
