@@ -178,7 +178,7 @@ switchover_prepare(struct generation *next, const struct incumbent *before, unsi
 	}
 	for (size_t i = 0; i < next->front_count; i++)
 		if (prepare_front(next->fronts[i], why) < 0) {
-			switchover_close(listeners, open);
+			switchover_abandon(next, listeners, open);
 			return -1;
 		}
 	for (size_t i = 0; i < next->tunnel_count; i++)
