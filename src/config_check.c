@@ -20,6 +20,7 @@ struct check {
 	/* The search for cycles, by tunnel: */
 	size_t *first_connect; /* tunnel_count + 1 indexes into connects */
 	enum { NEW, ON_PATH, DONE } * states;
+	size_t *hops; /* the most tunnels behind it */
 	size_t *path; /* the tunnels from where the search began */
 	size_t depth;
 };
@@ -425,11 +426,26 @@ follow(struct check *check, const struct config_place *place)
 	size_t count = count_sharing(check, place->next);
 	for (size_t i = 0; i < count; i++) {
 		size_t next = check->listens->at[place->next + i].tunnel;
-		if (check->states[next] == ON_PATH)
+		if (check->states[next] == ON_PATH) {
 			refuse_cycle(check, place, next);
-		else if (check->states[next] == NEW)
+			continue;
+		}
+		if (check->states[next] == NEW)
 			search_cycles(check, next);
+		if (check->hops[place->tunnel] <= check->hops[next])
+			check->hops[place->tunnel] = check->hops[next] + 1;
 	}
+}
+
+static void
+check_hops(const struct check *check, size_t tunnel)
+{
+	const struct tunnel_conf *conf = check->generation->tunnels[tunnel];
+	if (check->hops[tunnel] == TUNNEL_CONF_HOPS_MOST + 1) /* those before it are no news */
+		config_report_error(check->report, conf->origin,
+				    "tunnel \"%s\" leads through more than %d others by internal "
+				    "names; connect it nearer to its target",
+				    conf->name, TUNNEL_CONF_HOPS_MOST);
 }
 
 static void
@@ -441,6 +457,7 @@ search_cycles(struct check *check, size_t tunnel)
 		follow(check, &check->connects->at[i]);
 	check->depth--;
 	check->states[tunnel] = DONE;
+	check_hops(check, tunnel);
 }
 
 static void
@@ -449,8 +466,9 @@ check_cycles(struct check *check)
 	size_t tunnels = check->generation->tunnel_count, at = 0;
 	check->first_connect = calloc(tunnels + 1, sizeof(*check->first_connect));
 	check->states = calloc(tunnels + 1, sizeof(*check->states));
+	check->hops = calloc(tunnels + 1, sizeof(*check->hops));
 	check->path = calloc(tunnels + 1, sizeof(*check->path));
-	if (!check->first_connect || !check->states || !check->path) {
+	if (!check->first_connect || !check->states || !check->hops || !check->path) {
 		config_report_error(check->report, (struct origin){ check->report->files[0], 0 },
 				    "no memory to look for cycles; free some");
 	} else {
@@ -465,6 +483,7 @@ check_cycles(struct check *check)
 	}
 	free(check->first_connect);
 	free(check->states);
+	free(check->hops);
 	free(check->path);
 }
 

@@ -20,7 +20,6 @@
 #include <string.h>
 #include <unistd.h>
 
-#define HOPS_MOST  32
 #define LISTEN_MS  500 /* for what a target says, or does, right after the handshake */
 #define ROOM_BYTES ((size_t)64 * 1024)
 
@@ -264,18 +263,18 @@ try_chain(struct trial *trial, const struct tunnel_conf *conf, const struct addr
 
 /* --- the whole ------------------------------------------------------------------------------------ */
 
-static int try_tunnel(struct trial *trial, const struct tunnel_conf *conf, int hops);
+static int try_tunnel(struct trial *trial, const struct tunnel_conf *conf);
 
 static int
-enter(struct trial *trial, const struct tunnel_conf *conf, int hops)
+enter(struct trial *trial, const struct tunnel_conf *conf)
 {
 	fprintf(trial->out, "  %-10s tunnel \"%s\"; its accept_filters are not tried\n", "leads to",
 		conf->name);
-	return hops < HOPS_MOST ? try_tunnel(trial, conf, hops + 1) : -1;
+	return try_tunnel(trial, conf);
 }
 
 static int
-follow(struct trial *trial, const struct tunnel_conf *conf, size_t index, int hops)
+follow(struct trial *trial, const struct tunnel_conf *conf, size_t index)
 {
 	const struct internal_target *target = &conf->internal[index];
 	const struct tunnel_group *group = target->tunnel ? target->tunnel->group : NULL;
@@ -287,20 +286,20 @@ follow(struct trial *trial, const struct tunnel_conf *conf, size_t index, int ho
 		return 0;
 	}
 	if (!group)
-		return enter(trial, target->tunnel, hops);
+		return enter(trial, target->tunnel);
 	for (size_t i = 0; i < group->count; i++)
-		result |= enter(trial, group->tunnels[i], hops);
+		result |= enter(trial, group->tunnels[i]);
 	return result;
 }
 
 static int
-try_target(struct trial *trial, const struct tunnel_conf *conf, size_t index, int hops)
+try_target(struct trial *trial, const struct tunnel_conf *conf, size_t index)
 {
 	const struct address *address = tunnel_conf_target(conf, index);
 
 	fprintf(trial->out, "tunnel \"%s\", target %s\n", conf->name, address->text);
 	if (address->kind == ADDRESS_INTERNAL)
-		return follow(trial, conf, index, hops);
+		return follow(trial, conf, index);
 	trial->began_ns = clock_now_ns();
 	if (dial(trial, conf, address) == 0 && try_chain(trial, conf, address) == 0)
 		return 0;
@@ -309,11 +308,11 @@ try_target(struct trial *trial, const struct tunnel_conf *conf, size_t index, in
 }
 
 static int
-try_tunnel(struct trial *trial, const struct tunnel_conf *conf, int hops)
+try_tunnel(struct trial *trial, const struct tunnel_conf *conf)
 {
 	int result = 0;
 	for (size_t i = 0; i < tunnel_conf_target_count(conf); i++)
-		result |= try_target(trial, conf, i, hops);
+		result |= try_target(trial, conf, i);
 	return result;
 }
 
@@ -330,7 +329,7 @@ trial_run(const struct tunnel_conf *conf, FILE *out)
 	}
 	trial.resolver = resolver_start(1, &trial.why);
 	if (trial.resolver)
-		result = try_tunnel(&trial, conf, 0);
+		result = try_tunnel(&trial, conf);
 	else
 		fprintf(out, "%s\n", trial.why.text);
 	loop_close(&trial.loop);

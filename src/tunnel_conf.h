@@ -52,6 +52,10 @@ enum balance { BALANCE_ORDER, BALANCE_ROUND_ROBIN, BALANCE_LEAST, BALANCE_SOURCE
 /* Which connections are lines of the log. */
 enum logged { LOGGED_ALL, LOGGED_FAILED, LOGGED_NONE };
 
+/* The most tunnels that one leads through by internal names: a connection is made through all of them in one go, on
+ * the stack. */
+#define TUNNEL_CONF_HOPS_MOST 64
+
 extern const char *const tunnel_conf_balances[]; /* as an operator writes them; ends with NULL */
 
 struct tunnel_conf {

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from daemon import PENSTOCKD, check, configuration, run_penstockd, tunnel
-from peers import MIB
+from peers import MIB, echoes
 
 GOOD = configuration(tunnel("a", "internal:echo"))
 
@@ -113,6 +113,22 @@ def test_all_mistakes_in_one_go(directory):
     assert done.returncode == 1
     blamed = [int(line) for line in re.findall(f"^{re.escape(str(path))}:(\\d+): ", done.stderr, re.MULTILINE)]
     assert blamed == [1, 2, 2, 3, 5, 6, 7], done.stderr
+
+
+@pytest.mark.parametrize("count", [64, 65, 9000])
+def test_a_chain_of_internal_names_has_an_end(start, directory, count):
+    """A longer one would be too much for the stack at last."""
+    chain = [tunnel(f"t{i}", f"internal:t{i + 1}", f"internal:t{i}") for i in range(1, count)]
+    text = configuration(tunnel("t0", "internal:t1"), *chain, tunnel(f"t{count}", "internal:echo", f"internal:t{count}"))
+    if count == 64:
+        assert echoes(start(text).address("t0"))
+        return
+    path = directory / "penstock.conf"
+    path.write_text(text)
+    done = check(path)
+    line = text[:text.index(f'tunnel "t{count - 65}"')].count("\n") + 1
+    assert done.returncode == 1 and done.stderr.startswith(f'{path}:{line}: tunnel "t{count - 65}" leads through more than 64 others')
+    assert done.stderr.count("leads through") == 1
 
 
 def test_mistake_in_an_included_file(directory):

@@ -116,7 +116,7 @@ def test_long_load_does_not_trip_the_watchdog(machine):
     machine.systemctl("start", "penstock")
     inside, process = machine.pid()
     machine.write(CONFIG, small + "".join(
-        f'tunnel "t{i}" {{ listen = "internal:n{i}" connect = "internal:{f"n{i + 1}" if i < 4999 else "echo"}" }}\n'
+        f'tunnel "t{i}" {{ listen = "internal:n{i}" connect = "internal:{f"n{i + 1}" if i % 50 < 49 else "echo"}" }}\n'
         for i in range(5000)))
     machine.systemctl("kill", "--kill-who=main", "-s", "HUP", "penstock")
     loader = StoppedThread(process, "loader")

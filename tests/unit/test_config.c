@@ -808,10 +808,18 @@ test_large(void **state)
 	(void)state;
 	FILE *file = fopen("t.conf", "w");
 	for (int i = 0; i < 9000; i++)
-		fprintf(file, "tunnel t%d { listen = internal:n%d connect = internal:n%d }\n", i, i,
-			i + 1);
-	fprintf(file, "tunnel last { listen = internal:n9000 connect = internal:echo }\n"
-		      "tunnel first { listen = 127.0.0.1:1 connect = internal:n0 }\n");
+		if (i % 60 < 59)
+			fprintf(file,
+				"tunnel t%d { listen = internal:n%d connect = internal:n%d }\n", i,
+				i, i + 1);
+		else
+			fprintf(file,
+				"tunnel t%d { listen = internal:n%d connect = internal:echo }\n", i,
+				i);
+	fprintf(file, "tunnel first { listen = 127.0.0.1:1 connect = { internal:echo");
+	for (int i = 0; i < 9000; i += 60)
+		fprintf(file, ", internal:n%d", i);
+	fprintf(file, " } }\n");
 	fclose(file);
 	unload(load_with("t.conf", ""));
 
