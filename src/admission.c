@@ -14,6 +14,7 @@ struct source {
 	struct socket_address host;
 	uint64_t open;
 	uint64_t tokens; /* new connections it may open now, in units of 1 / period_ns */
+	uint64_t full;   /* the most of them, by the rate that they were counted under; 0 = none */
 	uint64_t refilled_ns;
 };
 
@@ -218,11 +219,23 @@ since_refilled_ns(const struct source *source, uint64_t now_ns)
 	return now_ns > source->refilled_ns ? now_ns - source->refilled_ns : 0;
 }
 
+static uint64_t
+full_of(const struct frequency *rate)
+{
+	return rate->count * rate->period_ns;
+}
+
 static void
 refill(struct source *source, const struct frequency *rate, uint64_t now_ns)
 {
-	uint64_t full = rate->count * rate->period_ns;
+	uint64_t full = full_of(rate);
 	uint64_t elapsed_ns = since_refilled_ns(source, now_ns);
+
+	if (source->full != full) { /* a reload has changed the rate */
+		double part = source->full ? (double)source->tokens / (double)source->full : 1;
+		source->tokens = (uint64_t)(part * (double)full);
+		source->full = full;
+	}
 
 	/* One period fills the bucket: beyond it the product could overflow and adds nothing. */
 	if (elapsed_ns >= rate->period_ns)
@@ -290,7 +303,7 @@ find_or_add(struct sources *sources, const struct socket_address *host,
 	if (!source)
 		return NULL;
 	source->host = *host;
-	source->tokens = rate->count * rate->period_ns;
+	source->tokens = source->full = full_of(rate);
 	source->refilled_ns = now_ns;
 	struct source **row = &sources->rows[row_of(sources, host)];
 	source->next = *row;

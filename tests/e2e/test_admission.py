@@ -137,3 +137,16 @@ def test_caps_change_by_reload(start):
         daemon.reload(configuration(tunnel("a", "internal:echo", max_connections=2)))
         hold(stack, daemon.address("a"))
         assert is_refused(daemon.address("a"))  # who was there before is counted on
+
+
+@pytest.mark.parametrize("before, left", [({"max_per_source": 100}, 4), ({"max_new_per_source": "10/s"}, 3), ({"max_new_per_source": "8/d"}, 2)])
+def test_a_rate_that_changes_by_reload(start, before, left):
+    """What a source had of the old one it has of the new one, in proportion; where there was none it has all."""
+    daemon = start(configuration(tunnel("a", "internal:echo", **before)))
+    address = daemon.address("a")
+    for _ in range(3 if "8/d" in before.values() else 1):
+        assert echoes(address)
+    daemon.reload(configuration(tunnel("a", "internal:echo", max_new_per_source="4/h")))
+    for _ in range(left):
+        assert echoes(address)
+    assert is_refused(address)
