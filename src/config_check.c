@@ -97,6 +97,26 @@ is_loopback(const struct socket_address *address)
 	return memcmp(address->ip, loopback_ipv6, sizeof(loopback_ipv6)) == 0;
 }
 
+/* A link-local address (RFC 4291 section 2.5.6) means nothing to the kernel without its zone. */
+static bool
+lacks_zone(const struct address *address)
+{
+	const struct socket_address *numeric = &address->numeric;
+	return address->kind == ADDRESS_IP && numeric->family == AF_INET6 && !numeric->scope &&
+	       numeric->ip[0] == 0xfe && (numeric->ip[1] & 0xc0) == 0x80;
+}
+
+static void
+refuse_no_zone(const struct check *check, const struct config_place *place,
+	       const struct address *address)
+{
+	int length = (int)strcspn(address->text, "]");
+	config_report_error(check->report, place->origin,
+			    "'%s' is link-local, which each interface has; write which, such as "
+			    "%.*s%%eth0%s",
+			    address->text, length, address->text, address->text + length);
+}
+
 /* The listener on every address of the machine with the family and port of `address`, or NULL. */
 static struct config_place *
 find_wildcard(const struct check *check, const struct socket_address *address)
@@ -230,6 +250,8 @@ check_listener(const struct check *check, const struct config_place *place)
 		config_report_error(check->report, place->origin,
 				    "'%s' is a built-in service; listen on another name",
 				    address->text);
+	if (lacks_zone(address))
+		refuse_no_zone(check, place, address);
 	check_covered(check, place);
 	check_allow(check, place);
 }
@@ -306,6 +328,8 @@ check_target(const struct check *check, struct config_place *place)
 		config_report_error(check->report, place->origin,
 				    "'%s' has no port to connect to; write one from 1 to 65535",
 				    address->text);
+	else if (lacks_zone(address) && !tunnel_of(check, place)->bind.numeric.scope)
+		refuse_no_zone(check, place, address);
 	else if (is_own_listener(check, place))
 		config_report_error(check->report, place->origin,
 				    "tunnel \"%s\" connects to itself at %s; connect to another "
@@ -346,6 +370,8 @@ check_bind(const struct check *check, const struct config_place *place)
 	bool is_of_use = false;
 	if (family == AF_UNSPEC)
 		return; /* "": the kernel's choice */
+	if (lacks_zone(&tunnel->bind))
+		refuse_no_zone(check, place, &tunnel->bind);
 	for (size_t i = 0; i < tunnel_conf_target_count(tunnel); i++) {
 		const struct address *address = tunnel_conf_target(tunnel, i);
 		is_of_use =
