@@ -258,8 +258,8 @@ connection_new(struct connections *home, const struct tunnel_conf *conf, const s
 	connection->id = atomic_fetch_add_explicit(&last_id, 1, memory_order_relaxed) + 1;
 	connection->opened_ns = clock_now_ns();
 	connection->first_end = ENDED_BY_US;
-	connection_deadline_set_lifetime(connection);
 	connection->is_own = is_own;
+	connection_deadline_set_lifetime(connection);
 	connection->is_judged = is_own || !tunnel_conf_judges_late(conf);
 	connection->source = facts->client;
 	home->loop->kept_bytes += CONNECTION_BYTES;

@@ -37,7 +37,7 @@ struct connection {
 	uint64_t id;
 	uint64_t opened_ns, moved_ns; /* moved_ns: when the last byte moved */
 	uint64_t armed_ns;            /* when the timer fires; 0 = not armed */
-	uint64_t over_ns;             /* lifetime or flushing ends; 0 = never */
+	uint64_t over_ns;             /* lifetime, drain or flushing ends; 0 = never */
 	uint64_t handshake_ns;        /* when handshakes began, less waits for limits until then */
 	struct facts facts;
 	struct socket_address source; /* is_judged: what it was let in as */
@@ -50,6 +50,7 @@ struct connection {
 	bool is_judged : 1;    /* its source is counted */
 	bool has_looked : 1;   /* for a ClientHello, to choose its tunnel */
 	bool slow : 1;         /* half-open or blocked when the timer was last set */
+	bool drains : 1;       /* over_ns is the end of its tunnel's drain */
 };
 
 static inline struct endpoint *

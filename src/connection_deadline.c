@@ -50,6 +50,18 @@ connection_deadline_set_lifetime(struct connection *connection)
 	connection->over_ns =
 		lifetime_ns ? connection->opened_ns + lifetime_ns + lifetime_ns / 10240 * spread
 			    : 0;
+	if (connection->home->drains && !connection->is_own)
+		connection_deadline_drain(connection, connection->conf->timeouts.drain);
+}
+
+void
+connection_deadline_drain(struct connection *connection, uint64_t drain_ns)
+{
+	uint64_t end_ns = clock_now_ns() + drain_ns;
+
+	connection->drains = drain_ns && (!connection->over_ns || end_ns < connection->over_ns);
+	if (connection->drains)
+		connection->over_ns = end_ns;
 }
 
 /* When the connection is to be ended for taking too long, and what is to be said then. */
@@ -62,7 +74,7 @@ deadline(const struct connection *connection, const char **said)
 
 	if (connection->over_ns) {
 		due_ns = connection->over_ns;
-		*said = connection->is_own ? "check" : "lifetime";
+		*said = connection->is_own ? "check" : connection->drains ? "drain" : "lifetime";
 	}
 	if (connection->state == CONNECTION_DIALLING)
 		return due_ns; /* the dial has its own */
@@ -94,9 +106,18 @@ deadline(const struct connection *connection, const char **said)
 
 bool
 connection_deadline_has_passed(const struct connection *connection, uint64_t now_ns,
-			       const char **said)
+			       struct failure *why)
 {
-	return now_ns >= deadline(connection, said);
+	const char *said = "";
+	uint64_t due_ns = deadline(connection, &said);
+
+	if (now_ns < due_ns)
+		return false;
+	failure_set(why,
+		    connection->drains && due_ns == connection->over_ns ? FAILURE_STOPPED
+									: FAILURE_TIMEOUT,
+		    "timeouts: %s has passed", said);
+	return true;
 }
 
 bool

@@ -10,8 +10,11 @@
 /* The handshakes of a side's filters begin: they have their own time, in which waiting for limits does not count. */
 void connection_deadline_begin_handshake(struct connection *connection);
 
-/* The lifetime that its tunnel says, counted from the connection's begin. */
+/* The lifetime that its tunnel says, counted from the connection's begin; or, while the daemon stops, the end of
+ * the drain, if that comes first. */
 void connection_deadline_set_lifetime(struct connection *connection);
+/* The daemon stops: it may go on for drain_ns; 0 = as long as it likes. */
+void connection_deadline_drain(struct connection *connection, uint64_t drain_ns);
 
 /* Sets the timer for what the connection waits for now, if it has to be sooner than it is. */
 void connection_deadline_set(struct connection *connection, uint64_t now_ns);
@@ -20,9 +23,9 @@ bool connection_deadline_has_changed(const struct connection *connection);
 /* Sets it for `due_ns`, whatever the deadlines are. */
 void connection_deadline_arm(struct connection *connection, uint64_t due_ns, uint64_t now_ns);
 
-/* Whether it is to be ended, and by which timeout: `said` is its keyword, static. */
+/* Whether it is to be ended; the failure names the timeout. */
 bool connection_deadline_has_passed(const struct connection *connection, uint64_t now_ns,
-				    const char **said);
+				    struct failure *why);
 
 /* Whether some peer is not being read or does not read: the kernel tells nothing then, so we look. */
 bool connection_deadline_is_slow(const struct connection *connection);

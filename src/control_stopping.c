@@ -40,10 +40,24 @@ on_drain_over(evutil_socket_t fd, short what, void *context)
 	set_timer(control->give_up, 3 * NS_PER_S);
 }
 
+/* After so long nothing is left to wait for; 0 = there is no end. */
+static uint64_t
+longest_drain(const struct generation *generation)
+{
+	uint64_t longest_ns = generation->timeouts.drain;
+
+	for (size_t i = 0; i < generation->tunnel_count && longest_ns; i++) {
+		uint64_t drain_ns = generation->tunnels[i]->timeouts.drain;
+		if (!drain_ns || drain_ns > longest_ns)
+			longest_ns = drain_ns;
+	}
+	return longest_ns;
+}
+
 static void
 drain(struct control *control)
 {
-	uint64_t drain_ns = control->generation->timeouts.drain;
+	uint64_t drain_ns = longest_drain(control->generation);
 
 	struct failure why;
 	failure_set(&why, FAILURE_STOPPED, "not reloaded: the daemon is stopping");

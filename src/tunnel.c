@@ -225,7 +225,7 @@ on_timer(evutil_socket_t fd, short what, void *context)
 {
 	struct connection *connection = context;
 	uint64_t now_ns = clock_now_ns();
-	const char *said = "";
+	struct failure why;
 	(void)fd;
 	(void)what;
 
@@ -243,9 +243,7 @@ on_timer(evutil_socket_t fd, short what, void *context)
 		connection->moved_ns = now_ns;
 	else if (slow)
 		connection_deadline_look(connection, NULL, now_ns);
-	if (connection_deadline_has_passed(connection, now_ns, &said)) {
-		struct failure why;
-		failure_set(&why, FAILURE_TIMEOUT, "timeouts: %s has passed", said);
+	if (connection_deadline_has_passed(connection, now_ns, &why)) {
 		blame_handshake(connection, &why);
 		end_connection(connection, ENDED_BY_US, RESET_BOTH, &why);
 		return;
@@ -862,6 +860,24 @@ tunnel_accept(struct connections *connections, const struct tunnel_conf *conf, i
 			     true);
 	open_side(connection, SIDE_NEAR);
 	begin(connection);
+}
+
+void
+tunnel_drain_all(struct connections *connections, uint64_t drain_ns,
+		 const struct tunnel_conf *(*find)(const void *context, const char *name),
+		 const void *context)
+{
+	uint64_t now_ns = clock_now_ns();
+
+	connections->drains = true;
+	for (struct connection *connection = connections->first; connection;
+	     connection = connection->next) {
+		const struct tunnel_conf *conf = find(context, connection->conf->name);
+		if (connection->is_own || connection->state >= CONNECTION_FLUSHING)
+			continue;
+		connection_deadline_drain(connection, conf ? conf->timeouts.drain : drain_ns);
+		connection_deadline_set(connection, now_ns);
+	}
 }
 
 void

@@ -26,6 +26,7 @@ struct connections {
 	struct limits_worker *limits;
 	unsigned int worker;
 	bool logged; /* whether each end is a line in the log (log { connections }) */
+	bool drains; /* after tunnel_drain_all */
 	/* Open ones, and those on their way here. Whoever places a connection counts it; its end counts
 	 * down. Read by all workers, to hand over to the one that has least. */
 	atomic_uint_fast64_t count;
@@ -74,6 +75,12 @@ void tunnel_check_start(struct connections *connections, const struct tunnel_con
 			size_t target, uint64_t timeout_ns, struct tunnel_check *check);
 /* Gives up; on_end is not called any more. One that has ended is left alone. */
 void tunnel_check_stop(struct tunnel_check *check);
+
+/* The daemon stops: connections go on for as long as their tunnels' `drain` says in the configuration in force,
+ * where `find` looks; those of a tunnel that is gone, for drain_ns. 0 = until they end. */
+void tunnel_drain_all(struct connections *connections, uint64_t drain_ns,
+		      const struct tunnel_conf *(*find)(const void *context, const char *name),
+		      const void *context);
 
 /* Resets all connections that are open, each with a line that gives `why`. */
 void tunnel_reset_all(struct connections *connections, const struct failure *why);

@@ -358,6 +358,8 @@ on_drain(struct message *message)
 {
 	struct worker *worker = worker_of(message);
 	worker->drains = true;
+	tunnel_drain_all(&worker->connections, worker->generation->timeouts.drain, find_tunnel,
+			 worker->generation);
 	say_if_empty(worker);
 }
 

@@ -56,6 +56,46 @@ def test_drain_passes(start):
         assert daemon.ended("a")["reason"] == "stopped"
 
 
+def test_drain_of_a_tunnel(start):
+    """Each tunnel's own: shorter than the daemon's, longer, and without end."""
+    with EchoTarget() as target:
+        daemon = start(configuration(tunnel("brief", target.text, timeouts={"drain": "500ms"}), tunnel("plain", target.text),
+                                     tunnel("long", target.text, timeouts={"drain": "1h"}),
+                                     tunnel("endless", target.text, timeouts={"drain": "0"}), timeouts={"drain": "2s"}, workers=2))
+        names = ("brief", "plain", "long", "endless")
+        clients = {name: connect(daemon.address(name), expects=CLIENT_STREAM) for name in names}
+        for client in clients.values():
+            transfer(client, client, 10)
+        daemon.signal(signal.SIGTERM)
+        began = time.monotonic()
+        clients["brief"].expect_reset()
+        assert 0.4 < time.monotonic() - began < 1.9
+        transfer(clients["plain"], clients["plain"], 10)
+        clients["plain"].expect_reset()
+        assert 1.9 < time.monotonic() - began < 6
+        for name in ("long", "endless"):
+            transfer(clients[name], clients[name], 10)
+            clients[name].finish()
+            clients[name].expect_fin(clients[name])
+            clients[name].close()
+        assert daemon.wait_exit() == 0
+        assert [daemon.ended(name)["reason"] for name in names] == ["stopped", "stopped", "ok", "ok"]
+
+
+def test_drain_in_force_counts(start):
+    """Of a connection from before a reload: what its tunnel says now, or if that is gone, what the daemon says."""
+    with EchoTarget() as target:
+        daemon = start(configuration(tunnel("a", target.text), tunnel("b", target.text), timeouts={"drain": "1h"}))
+        with connect(daemon.address("a"), expects=CLIENT_STREAM) as a, connect(daemon.address("b"), expects=CLIENT_STREAM) as b:
+            transfer(a, a, 10)
+            transfer(b, b, 10)
+            daemon.reload(configuration(tunnel("a", target.text, timeouts={"drain": "500ms"}), timeouts={"drain": "1s"}))
+            daemon.signal(signal.SIGTERM)
+            a.expect_reset()
+            b.expect_reset()
+            assert daemon.wait_exit() == 0
+
+
 def test_second_term_stops_at_once(start):
     with Target() as target:
         daemon = start(configuration(tunnel("a", target.text)))
