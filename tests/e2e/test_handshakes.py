@@ -1,6 +1,9 @@
 """A storm of TLS handshakes: who is there already is served between them."""
 
+import contextlib
 import os
+import select
+import signal
 import subprocess
 import sys
 import textwrap
@@ -9,8 +12,8 @@ import time
 import pytest
 
 from certificates import Authority
-from daemon import before_others, configuration, section, tunnel
-from peers import CLIENT_STREAM, client_hello, connect
+from daemon import before_others, configuration, section, tunnel, wait_until
+from peers import CLIENT_STREAM, client_hello, connect, transfer
 
 SECONDS = 3
 OFFERED = 2000  # a second
@@ -63,6 +66,32 @@ def storm(daemon):
         count = int(process.communicate()[0])
     daemon.wait_sockets(sockets)  # what it still has to do would be in the way of the next one
     return ping, late, count
+
+
+def test_a_message_overtakes_handshakes(start, directory):
+    """Of what came while the daemon slept: a message behind 300 ClientHellos is answered before most of these."""
+    certificate, key = Authority(directory).issue("server", "server.example")
+    daemon = start(configuration(section("tls", "edge", certificate=certificate, key=key),
+                                 tunnel("tls", "internal:echo", accept_filters=["tls:edge"]), tunnel("plain", "internal:echo")))
+    with contextlib.ExitStack() as stack:
+        plain = stack.enter_context(connect(daemon.address("plain"), CLIENT_STREAM))
+        transfer(plain, plain, 10)
+        sockets = daemon.descriptors("socket:")
+        clients = [stack.enter_context(connect(daemon.address("tls"))) for _ in range(300)]
+        daemon.wait_sockets(sockets + len(clients))  # all are accepted
+        arrived = stack.enter_context(select.epoll())
+        for client in [*clients, plain]:
+            arrived.register(client.sock, select.EPOLLIN)
+        daemon.signal(signal.SIGSTOP)
+        for client in clients:
+            client.sock.sendall(client_hello("server.example"))
+        plain.sock.sendall(bytes(64))
+        daemon.signal(signal.SIGCONT)
+        # What arrives first is told first; so it is asked for once, when all is there.
+        wait_until(lambda: all(select.select([client.sock], [], [], 0)[0] for client in [*clients, plain]), "all answers")
+        order = [fd for fd, _ in arrived.poll(0, len(clients) + 1)]
+        assert len(order) == len(clients) + 1
+        assert order.index(plain.sock.fileno()) < 100
 
 
 @pytest.mark.alone
