@@ -2,7 +2,7 @@
 
 _penstockctl() {
 	local words=${COMP_WORDS[*]:1:COMP_CWORD-1} word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD-1]}
-	local commands="status tunnels targets connections top show why limits limit charge credit reset kill drain undrain diff reload log-level"
+	local commands="status tunnels targets connections top show why ends limits limit charge credit reset kill drain undrain diff reload log-level"
 	local options="--socket --json --tunnel --source --state --sort --limit --every --rounds --direction --version --help"
 	local socket=() i choice
 

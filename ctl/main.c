@@ -38,6 +38,7 @@ static const char usage[] =
 	"COUNT]\n"
 	"  show ID                 everything of one connection\n"
 	"  why [ID]                what holds a connection up; without ID: those held up most\n"
+	"  ends                    who ended last, and why: well, and not\n"
 	"  limits [NAME]           the tree of limits: rates, levels, who waits\n"
 	"  limit NAME WORD=AMOUNT  new values: rate=20MB/s, up=, down=, burst=; until the next "
 	"reload;\n"
@@ -113,6 +114,13 @@ static void
 run_why(const struct options *options, char **arguments)
 {
 	view_why(options->json, arguments[0]);
+}
+
+static void
+run_ends(const struct options *options, char **arguments)
+{
+	(void)arguments;
+	view_ends(options->json);
 }
 
 /* Says that it is done. */
@@ -224,6 +232,7 @@ static const struct command {
 	{ "top", 0, 0, run_top, "", "tfSoler" },
 	{ "show", 1, 1, run_show, "ID", "" },
 	{ "why", 0, 1, run_why, "[ID]", "" },
+	{ "ends", 0, 0, run_ends, "", "" },
 	{ "limits", 0, 1, run_limits, "[NAME]", "" },
 	{ "limit", 2, 5, run_limit, "NAME WORD=AMOUNT ...", "" },
 	{ "charge", 2, 2, run_charge, "NAME AMOUNT", "d" },

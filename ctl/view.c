@@ -605,3 +605,42 @@ view_why(bool json, const char *id)
 	}
 	json_decref(connection);
 }
+
+/* --- ends ----------------------------------------------------------------------------------------- */
+
+void
+view_ends(bool json)
+{
+	static const char *const titles[] = { "ID",       "TUNNEL",  "CLIENT", "?TARGET",
+					      ">AGO",     "?>LIVED", "?>UP",   "?>DOWN",
+					      "ENDED BY", "REASON",  "WHY",    NULL };
+	json_t *all = client_get("/v1/ends"), *end;
+	struct table table;
+	size_t index;
+
+	if (json) {
+		print_json(all);
+		json_decref(all);
+		return;
+	}
+	table_begin(&table, titles);
+	json_array_foreach(json_object_get(all, "ends"), index, end)
+	{
+		const char *cells[] = {
+			table_text("%lld", (long long)whole(end, "id")),
+			text(end, "tunnel"),
+			text(end, "client"),
+			text(end, "target"),
+			table_duration(number(end, "ago_s")),
+			table_duration(number(end, "duration_s")),
+			table_bytes(number(end, "up")),
+			table_bytes(number(end, "down")),
+			text(end, "by"),
+			text(end, "reason"),
+			text(end, "why"),
+		};
+		table_add(&table, cells);
+	}
+	table_print(&table, table_width());
+	json_decref(all);
+}

@@ -18,6 +18,7 @@ void view_tunnels(bool json);
 void view_targets(bool json);
 void view_connections(bool json, const struct view_filter *filter);
 void view_show(bool json, const char *id);
+void view_ends(bool json);
 void view_why(bool json, const char *id); /* NULL = those that are held up most */
 
 void view_diff(bool json);

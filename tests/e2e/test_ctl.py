@@ -16,6 +16,7 @@ import pytest
 from certificates import Authority
 from daemon import DEADLINE, PENSTOCKCTL, configuration, parse_address, section, tunnel, wait_until
 from peers import CLIENT_STREAM, connect, echoes, is_closed, is_refused, transfer
+from programs import free_port
 
 pytestmark = pytest.mark.sanitize
 
@@ -101,6 +102,21 @@ def test_kill_drain_reload_and_level(ctl):
     assert asked.run("reload") == "reloaded\n"
     daemon.write(daemon.text + "\nnonsense = 1\n")
     assert re.match(r"penstockctl: .*:\d+: unknown keyword 'nonsense'", asked.run("reload", status=1))
+
+
+def test_ends(ctl):
+    """Who ended last, and why; many good ends push no bad one out."""
+    asked = ctl(tunnel("a", "internal:echo"), tunnel("dead", f"127.0.0.1:{free_port()}"))
+    with connect(asked.daemon.address("dead")) as client:
+        client.expect_reset()
+    for _ in range(20):
+        assert echoes(asked.daemon.address("a"))
+    ends = rows(asked.run("ends"))
+    assert len([end for end in ends if end["REASON"] == "ok"]) == 12
+    (bad,) = [end for end in ends if end["REASON"] != "ok"]
+    assert (bad["TUNNEL"], bad["ENDED BY"], bad["REASON"]) == ("dead", "target", "refused"), bad
+    assert "Connection refused" in bad["WHY"]
+    assert asked.json("ends")["ends"][-1]["reason"] == "refused"
 
 
 def test_diff(ctl):
