@@ -524,7 +524,7 @@ void
 limits_queue_serve(struct limits_queue *queue, unsigned int work, uint64_t now_ns,
 		   struct limit_link *granted)
 {
-	while (queue->todo.next != &queue->todo) {
+	while (work && queue->todo.next != &queue->todo) {
 		struct limit_bucket *root =
 			LIMITS_OBJECT(queue->todo.next, struct limit_bucket, child.link);
 		while (work && root->ready.count && !root->blocked) {
@@ -534,9 +534,9 @@ limits_queue_serve(struct limits_queue *queue, unsigned int work, uint64_t now_n
 			limits_tree_append(granted, &flow->child.link);
 			work--;
 		}
-		if (root->ready.count && !root->blocked)
-			return;
+		/* What it leaves comes behind the others: it may always have more than there is work. */
 		take_off_todo(root);
+		put_root_on_todo(queue, root);
 	}
 }
 

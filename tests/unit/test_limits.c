@@ -327,6 +327,41 @@ nobody_overtakes_who_waits(void **state)
 	limits_flow_close(&second, now_ns);
 }
 
+/* Two trees with more to do than there is work in one lock hold take turns. */
+static void
+a_busy_root_holds_up_no_other(void **state)
+{
+	struct limit *busy = add("busy", NULL, LIMIT_PER_NONE, 1000 * MB, 100 * MB);
+	struct limit *other = add("other", NULL, LIMIT_PER_NONE, 1000, 20000);
+	struct limit_flow flows[3], waiter, *flow;
+	bool is_served = false;
+	(void)state;
+
+	limits->work = 1;
+	open_flow(&waiter, other->only);
+	drain(&waiter);
+	limits_charge(busy->only, LIMIT_UP, 110 * MB, now_ns);
+	for (int i = 0; i < 3; i++) {
+		open_flow(&flows[i], busy->only);
+		assert_int_equal(limits_take(&flows[i], 2000, now_ns), 0);
+	}
+	now_ns += 60 * S; /* the busy one was due first */
+	for (int i = 0; i < 10; i++) {
+		limits_run(&worker, now_ns);
+		while ((flow = limits_next(&worker))) {
+			is_served |= flow == &waiter;
+			/* Those of the busy one want more at once. */
+			move(flow, 2000);
+			if (flow != &waiter)
+				limits_take(flow, 2000, now_ns);
+		}
+	}
+	assert_true(is_served);
+	for (int i = 0; i < 3; i++)
+		limits_flow_close(&flows[i], now_ns);
+	limits_flow_close(&waiter, now_ns);
+}
+
 static void
 what_is_given_back_wakes_who_waits_for_it(void **state)
 {
@@ -1271,6 +1306,7 @@ main(void)
 		CASE(a_bucket_begins_with_its_burst_and_no_more),
 		CASE(a_path_gives_the_least_and_charges_all),
 		CASE(nobody_overtakes_who_waits),
+		CASE(a_busy_root_holds_up_no_other),
 		CASE(what_is_given_back_wakes_who_waits_for_it),
 		CASE(who_stops_waiting_holds_up_nobody),
 		CASE(a_cut_path_is_charged_once),
