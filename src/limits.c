@@ -163,7 +163,8 @@ take_mail(struct limits_worker *worker)
 }
 
 /* One worker's timer is enough: the one that was set last keeps it up, unless another sees something that
- * is due earlier, or that the timer has passed. */
+ * is due earlier, or that the timer has passed. It does so at each run: the worker may have set it to come back
+ * sooner, meanwhile. */
 static void
 arm(struct limits *limits, struct limits_worker *worker, uint64_t now_ns)
 {
@@ -174,8 +175,6 @@ arm(struct limits *limits, struct limits_worker *worker, uint64_t now_ns)
 	if (due_ns < now_ns)
 		due_ns = now_ns;
 	if (due_ns >= armed && armed > now_ns && limits->armed_by != worker)
-		return;
-	if (due_ns == armed && armed > now_ns)
 		return;
 	if (due_ns != LIMITS_NEVER)
 		worker->arm_ns = due_ns;

@@ -1183,6 +1183,25 @@ a_grant_for_another_worker_signals_it_once(void **state)
 	limits_flow_close(&mine, now_ns);
 }
 
+/* It may have woken for something else, and so lost its timer: it is set again to what it was. */
+static void
+a_run_that_came_early_sets_the_timer_again(void **state)
+{
+	struct limit *top = add("top", NULL, LIMIT_PER_NONE, 1000, 20000);
+	struct limit_flow flow;
+	(void)state;
+
+	open_flow(&flow, top->only);
+	drain(&flow);
+	limits_run(&worker, now_ns);
+	uint64_t due_ns = limits_due_ns(limits);
+	assert_int_equal(worker.arm_ns, due_ns);
+	now_ns += MS;
+	limits_run(&worker, now_ns);
+	assert_int_equal(worker.arm_ns, due_ns);
+	limits_flow_close(&flow, now_ns);
+}
+
 static void
 a_worker_that_ends_leaves_its_timer_to_another(void **state)
 {
@@ -1332,6 +1351,7 @@ main(void)
 		CASE(the_busiest_of_each_limit_are_told),
 		CASE(the_busiest_are_so_now),
 		CASE(a_grant_for_another_worker_signals_it_once),
+		CASE(a_run_that_came_early_sets_the_timer_again),
 		CASE(a_worker_that_ends_leaves_its_timer_to_another),
 		CASE(threads_share_a_tree),
 	};
