@@ -265,7 +265,7 @@ note_first_end(struct connection *connection)
 		connection->first_end = ENDED_BY_TARGET;
 }
 
-static void learn(struct connection *connection);
+static int learn(struct connection *connection);
 static void choose(struct connection *connection);
 static void go_on(struct connection *connection);
 
@@ -335,8 +335,8 @@ run_now(struct connection *connection)
 		end_broken(connection, pump->broken_side, &why);
 		return;
 	}
-	if (connection->limits)
-		learn(connection);
+	if (connection->limits && learn(connection) < 0)
+		return;
 	if (connection->check && connection->state == CONNECTION_OPEN && !pump_is_handshaking(pump))
 		pass_check(connection);
 	if (connection->state <= CONNECTION_OPENING) {
@@ -427,15 +427,22 @@ cut(struct connection *connection)
 			tunnel_limits_cut(connection->limits, earlier->limits);
 }
 
-static void
+/* On failure the connection is over: where there is no place for it, it is not to go without its limit. */
+static int
 learn(struct connection *connection)
 {
 	struct tunnel_limits_of of = limits_of(connection);
+	struct failure why;
 
-	if (!tunnel_limits_learn(connection->limits, &of))
-		return;
+	if (!tunnel_limits_can_learn(connection->limits, &of))
+		return 0;
+	if (tunnel_limits_learn(connection->limits, &of, &why) < 0) {
+		end_connection(connection, ENDED_BY_US, RESET_BOTH, &why);
+		return -1;
+	}
 	cut(connection);
 	loop_run_later(connection->home->loop, &connection->pump.turn);
+	return 0;
 }
 
 /* On failure the connection is over. */

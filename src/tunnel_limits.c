@@ -164,18 +164,22 @@ tunnel_limits_obey(struct tunnel_limits **limits, const struct tunnel_conf *conf
 }
 
 bool
-tunnel_limits_learn(struct tunnel_limits *limits, const struct tunnel_limits_of *of)
+tunnel_limits_can_learn(const struct tunnel_limits *limits, const struct tunnel_limits_of *of)
 {
-	struct failure ignored;
+	return !limits->is_settled &&
+	       (of->is_settled || limits->is_told != of->facts->client_is_told);
+}
 
-	if (limits->is_settled || (!of->is_settled && limits->is_told == of->facts->client_is_told))
-		return false;
+int
+tunnel_limits_learn(struct tunnel_limits *limits, const struct tunnel_limits_of *of,
+		    struct failure *why)
+{
 	limits->is_settled = of->is_settled;
 	limits->is_told = of->facts->client_is_told;
 	for (enum pump_side side = SIDE_NEAR; side <= SIDE_FAR; side++)
-		resolve(limits, side, of, clock_now_ns(),
-			&ignored); /* else it hangs where it hung */
-	return true;
+		if (resolve(limits, side, of, clock_now_ns(), why) < 0)
+			return -1;
+	return 0;
 }
 
 /* --- cuts --------------------------------------------------------------------------------------- */

@@ -36,8 +36,12 @@ struct tunnel_limits_of {
 int tunnel_limits_obey(struct tunnel_limits **limits, const struct tunnel_conf *conf,
 		       const struct tunnel_limits_of *of, struct failure *why);
 
-/* The same limits, for what is known of the client by now. Cheap if it is no more than before: then false. */
-bool tunnel_limits_learn(struct tunnel_limits *limits, const struct tunnel_limits_of *of);
+/* Whether more is known of the client than the limits were told. Cheap. */
+bool tunnel_limits_can_learn(const struct tunnel_limits *limits, const struct tunnel_limits_of *of);
+
+/* The same limits, for what is known by now. Fails as tunnel_limits_obey does. */
+int tunnel_limits_learn(struct tunnel_limits *limits, const struct tunnel_limits_of *of,
+			struct failure *why);
 
 /* A side's socket is there: how long its segments are. */
 void tunnel_limits_measure(struct tunnel_limits *limits, const struct pump *pump,

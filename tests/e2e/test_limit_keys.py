@@ -30,7 +30,10 @@ def exchange(client, count=12000):
     client.sendall(bytes(count))
     left = count
     while left:
-        left -= len(client.recv(left))
+        piece = client.recv(left)
+        if not piece:
+            raise ConnectionError("closed")
+        left -= len(piece)
 
 
 def waited(daemon, client, number):
@@ -71,3 +74,18 @@ def test_by_certificate(start, authority):
     order = [(one, False), (two, False), (None, False), (one, True), (None, True)]
     for number, (who, late) in enumerate(order, 1):
         assert waited(daemon, open_tls(daemon, authority, "a.example", who), number) == late, (number, who)
+
+
+@pytest.mark.sanitize
+def test_most_names_of_a_template(start, authority):
+    """A name for which there is no place is refused, and does not go by the limits above."""
+    certificate, key = authority.issue("server", "a.example", "b.example")
+    own = section("limit", "own", per="sni", rate="5kB/s", burst=f"{BURST}B", max_nodes=1)
+    daemon = start(configuration(own, section("tls", "edge", certificate=certificate, key=key),
+                                 tunnel("a", "internal:echo", accept_filters=["tls:edge"], limit="own"), workers=2))
+    with open_tls(daemon, authority, "a.example") as first, open_tls(daemon, authority, "a.example") as again:
+        exchange(first, 1)
+        exchange(again, 1)
+        with open_tls(daemon, authority, "b.example") as other, pytest.raises(OSError):
+            exchange(other, 1)
+        assert "most of 1 nodes" in daemon.ended("a", reason="admission")["why"]
