@@ -408,6 +408,8 @@ limits_of(struct connection *connection)
 		.facts = &connection->facts,
 		.id = connection->id,
 		.is_settled = stack_is_ready(connection->pump.side[SIDE_NEAR].stack),
+		.awaits_far_filters = !connection_endpoint(connection, SIDE_FAR)->kind &&
+				      connection->conf->far_chain.count,
 	};
 }
 

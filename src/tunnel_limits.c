@@ -65,8 +65,9 @@ prepare(struct tunnel_limits *limits, enum pump_side side, const struct tunnel_c
 		limits_flow_open(&meter->flow, of->worker, NULL, (enum limit_direction)i, 0, NULL);
 	}
 	/* Without filters payload is what is on the wire. */
-	limits->is_payload[side] =
-		limit->count == LIMIT_COUNT_PAYLOAD && of->pump->side[side].stack;
+	bool has_filters =
+		of->pump->side[side].stack || (side == SIDE_FAR && of->awaits_far_filters);
+	limits->is_payload[side] = limit->count == LIMIT_COUNT_PAYLOAD && has_filters;
 	tunnel_limits_measure(limits, of->pump, side);
 }
 

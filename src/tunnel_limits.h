@@ -27,7 +27,8 @@ struct tunnel_limits_of {
 	struct limits_worker *worker;
 	const struct facts *facts;
 	uint64_t id;
-	bool is_settled; /* what is not known of the client will not become known */
+	bool is_settled;         /* what is not known of the client will not become known */
+	bool awaits_far_filters; /* they come with the far side, which is not there yet */
 };
 
 /* Gives the connection what `conf` says, in place of what it had; *limits is NULL before the first time.

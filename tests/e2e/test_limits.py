@@ -260,6 +260,22 @@ def test_chain(start, report, directory, tls, chain, target):
         assert passed >= rate * seconds * 0.95
 
 
+@pytest.mark.sanitize
+def test_payload_of_the_far_side(start):
+    """What compresses well is counted as what it is without filters, on the far side too."""
+    rate, burst = 200 * KB, 20 * KB
+    daemon = start(configuration(
+        limit("l", rate=f"{rate}B/s", burst=f"{burst}B", count="payload"),
+        tunnel("a", "internal:b", connect_filters=["zlib"], connect_limit="l"),
+        chargen("b", listen="internal:b", accept_filters=["zlib"]), workers=2))
+    with Readers([dial(daemon.address("a"))]) as readers:
+        began = time.monotonic()
+        readers.wait_total(burst)
+        time.sleep(0.5)
+        assert readers.total <= burst + SEGMENT + rate * (time.monotonic() - began + 0.1)
+    assert share_of_waits(daemon.ended("a"), "down_wait") > 10
+
+
 @pytest.mark.alone
 @pytest.mark.parametrize("way", ["down", "up"])
 def test_overhead(start, report, way):
