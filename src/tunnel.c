@@ -447,6 +447,20 @@ learn(struct connection *connection)
 	return 0;
 }
 
+/* Its tunnel as it is in the generation in force. The connection's own may be older: it shook hands, or was on its
+ * way from another worker, while that came. */
+static const struct tunnel_conf *
+conf_in_force(const struct connection *connection)
+{
+	const struct connections *home = connection->home;
+	const struct tunnel_conf *own = connection->conf, *now = NULL;
+
+	/* A front has no limit, and may be called as a tunnel. */
+	if (home->find && !own->group)
+		now = home->find(home->find_context, own->name);
+	return now ? now : own;
+}
+
 /* On failure the connection is over. */
 static int
 obey_limits(struct connection *connection)
@@ -456,7 +470,7 @@ obey_limits(struct connection *connection)
 
 	if (connection->is_own)
 		return 0;
-	if (tunnel_limits_obey(&connection->limits, connection->conf, &of, &why) < 0) {
+	if (tunnel_limits_obey(&connection->limits, conf_in_force(connection), &of, &why) < 0) {
 		end_connection(connection, ENDED_BY_US, RESET_BOTH, &why);
 		return -1;
 	}
@@ -478,6 +492,8 @@ tunnel_obey_limits(struct connections *connections,
 	struct connection *connection, *next;
 	struct failure ignored; /* it keeps what it has */
 
+	connections->find = find;
+	connections->find_context = context;
 	for (connection = connections->first; connection; connection = connection->next) {
 		const struct tunnel_conf *conf = find(context, connection->conf->name);
 		struct tunnel_limits_of of = limits_of(connection);

@@ -24,6 +24,9 @@ struct connections {
 	struct loop *loop;
 	struct resolver *resolver;
 	struct limits_worker *limits;
+	/* As tunnel_obey_limits was told last; NULL before. */
+	const struct tunnel_conf *(*find)(const void *context, const char *name);
+	const void *find_context;
 	unsigned int worker;
 	bool logged; /* whether each end is a line in the log (log { connections }) */
 	bool drains; /* after tunnel_drain_all */
@@ -50,8 +53,9 @@ void tunnel_accept(struct connections *connections, const struct tunnel_conf *co
 /* A meter's flow was granted something (limits_next): its connection moves. */
 void tunnel_granted(struct limit_flow *flow);
 
-/* Another generation is in force: every connection obeys the limits that its tunnel names there; `find`
- * gives the tunnel of a name, or NULL, and then its connections keep what they have. */
+/* Another generation is in force: every connection, also one still to come, obeys the limits that its tunnel
+ * names there; `find` gives the tunnel of a name, or NULL, and then its connections keep what they have. The context
+ * must stay valid until the next time. */
 void tunnel_obey_limits(struct connections *connections,
 			const struct tunnel_conf *(*find)(const void *context, const char *name),
 			const void *context);

@@ -15,10 +15,11 @@ import time
 
 import pytest
 
-from daemon import DEADLINE, before_others, configuration, preloaded, tunnel
+from daemon import DEADLINE, before_others, configuration, preloaded, tunnel, wait_until
 from metered import Acceptor, Readers, StallMeter, Writers, dial, dial_many
 from peers import KIB, Target, connect, transfer
 from programs import free_port
+from proxy_header import version_1
 
 KB, MB = 1000, 1000 * 1000
 ATTEMPTS = 5  # at what a busy machine may spoil
@@ -530,6 +531,31 @@ def test_removed_limit_lets_go_and_removed_tunnel_keeps(start):
         before = kept.total
         time.sleep(0.5)
         assert kept.total - before <= 8192 + 2 * SEGMENT and kept.ended == 0
+
+
+@pytest.mark.sanitize
+def test_reload_while_a_handshake_is_under_way(start):
+    """Who is joined to a tunnel, or chooses it, after the reload is metered by what that names now."""
+    def text(**rows):
+        return configuration(
+            PROXY, limit("slow", rate="10kB/s") if rows else "",
+            tunnel("outer", "internal:inner", accept_filters=["proxy_protocol:lb"]),
+            chargen("inner", listen="internal:inner", **rows),
+            chargen("chosen", listen=address, accept_filters=["proxy_protocol:lb"],
+                    match={"source": ["10.0.0.0/8"]}, **rows), workers=2)
+
+    address = f"127.0.0.1:{free_port()}"
+    daemon = start(text())
+    sockets = daemon.descriptors("socket:")
+    with dial(daemon.address("outer")) as joined, dial(daemon.address("chosen")) as chosen:
+        wait_until(lambda: daemon.descriptors("socket:") == sockets + 2, "both to be accepted")
+        daemon.reload(text(limit="slow"))
+        for client in (joined, chosen):
+            client.sendall(version_1(("10.0.0.1", 1000), ("10.0.0.9", 80)))
+        with Readers([joined, chosen]) as readers:
+            readers.wait_total(2 * SEGMENT)
+            time.sleep(0.5)
+            assert readers.total < 100 * KB
 
 
 # --- templates ------------------------------------------------------------------------------------
