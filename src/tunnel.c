@@ -707,6 +707,7 @@ dial(struct connection *connection)
 	connection->has_dialled = true;
 	connection_set_state(connection, CONNECTION_DIALLING);
 	connection_endpoint(connection, SIDE_NEAR)->want_readable = false;
+	tunnel_limits_rest(connection->limits);
 	pump_wait(&connection->pump, WAIT_CONNECT, clock_now_ns());
 	dial_start(&dialling->dial, connection->home->loop, &dialling->options);
 	/* It may be connected, over or even closed by now; the memory is there until a later turn. */

@@ -210,6 +210,14 @@ tunnel_limits_cut(struct tunnel_limits *limits, const struct tunnel_limits *earl
 }
 
 void
+tunnel_limits_rest(struct tunnel_limits *limits)
+{
+	for (enum pump_side side = SIDE_NEAR; limits && side <= SIDE_FAR; side++)
+		for (int i = 0; i < 2; i++)
+			meter_rest(&limits->meter[side][i]);
+}
+
+void
 tunnel_limits_close(struct tunnel_limits **limits, struct pump *pump)
 {
 	uint64_t now_ns = clock_now_ns();

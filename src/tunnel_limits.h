@@ -54,6 +54,10 @@ void tunnel_limits_measure(struct tunnel_limits *limits, const struct pump *pump
 void tunnel_limits_uncut(struct tunnel_limits *limits);
 void tunnel_limits_cut(struct tunnel_limits *limits, const struct tunnel_limits *earlier);
 
+/* Nothing is going to move for a while: what its meters hold goes back, and they wait for their limits no more.
+ * NULL is allowed. */
+void tunnel_limits_rest(struct tunnel_limits *limits);
+
 /* Gives all back. NULL is allowed. */
 void tunnel_limits_close(struct tunnel_limits **limits, struct pump *pump);
 

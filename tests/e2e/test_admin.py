@@ -533,6 +533,37 @@ def test_reload(admin):
     assert asked.metrics()['penstock_reloads_total{result="failed"}'] == 1
 
 
+def test_who_connects_holds_nothing_of_its_limit(admin, directory):
+    """What was granted could not be used before the target answers; it is not kept from others for so long."""
+    authority = Authority(directory)
+    certificate, key = authority.issue("server", "a.example")
+    with FullTarget() as silent:
+        asked = admin(tunnel("a", silent.text, accept_filters=["tls:edge"], limit="slow", timeouts={"connect": "30s"}),
+                      extra=section("tls", "edge", certificate=certificate, key=key) +
+                      section("limit", "slow", up="2kB/s"))
+
+        def up():
+            return asked.get("/v1/limits")["limits"][0]["up"]
+
+        with socket.create_connection(asked.daemon.address("a"), timeout=DEADLINE) as client:
+            incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+            tls = ssl.create_default_context(cafile=authority.certificate).wrap_bio(incoming, outgoing,
+                                                                                   server_hostname="a.example")
+            while True:
+                with contextlib.suppress(ssl.SSLWantReadError):
+                    tls.do_handshake()
+                    break
+                client.sendall(outgoing.read())
+                incoming.write(client.recv(64 * KIB))
+            tls.write(bytes(20000))
+            client.sendall(outgoing.read())
+            silent.wait_dialled()
+            before = up()
+            assert before["waiting"] == 0 and before["total"] > 4000
+            time.sleep(1.5)
+            assert up()["total"] == before["total"]
+
+
 def test_answers_are_json_whatever_they_quote(admin):
     asked = admin(tunnel("a", "internal:echo"))
     good = asked.daemon.text
