@@ -212,7 +212,7 @@ run_flows(struct stream streams[2], struct failure *why)
 			uint8_t state_before = stream->flow->state;
 			enum step next;
 			stream->progress = stream->wants_read = stream->wants_write = false;
-			stream->waits_for = NULL;
+			stream->waits_for = stream->keeps = NULL;
 			while ((next = pump_stream_step(stream, why)) == STEP_ON)
 				;
 			if (next == STEP_BROKEN) {
@@ -261,7 +261,8 @@ watch(struct stream streams[2], struct failure *why)
 }
 
 /* What a flow's meters hold goes back, unless it is only the turn that is over. The one whose limit it
- * waits for is left waiting; of a core metered twice the first keeps what it has until then. */
+ * waits for is left waiting; where bytes need two at once the first keeps what it has until then, or each would
+ * be given back for the other for ever. */
 static void
 rest_meters(struct stream *stream)
 {
@@ -274,8 +275,7 @@ rest_meters(struct stream *stream)
 	if (is_on && stream->flow->waiting.cause == WAIT_TURN)
 		return;
 	for (int i = 0; i < 4; i++) {
-		bool waits = meters[i] == stream->waits_for ||
-			     (meters[i] == stream->core[0] && stream->waits_for == stream->core[1]);
+		bool waits = meters[i] == stream->waits_for || meters[i] == stream->keeps;
 		if (meters[i] && !(is_on && waits))
 			meter_rest(meters[i]);
 	}

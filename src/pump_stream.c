@@ -132,6 +132,17 @@ allow(struct stream *stream, struct meter *meter, size_t want)
 	return 0;
 }
 
+/* The same, of what `first` has let through already for the same bytes. */
+static size_t
+allow_also(struct stream *stream, struct meter *first, struct meter *meter, size_t want)
+{
+	size_t bytes = want ? allow(stream, meter, want) : 0;
+
+	if (want && !bytes)
+		stream->keeps = first;
+	return bytes;
+}
+
 static void
 pay(struct meter *meter, size_t bytes)
 {
@@ -320,7 +331,7 @@ copy_without_keeping(struct stream *stream, struct failure *why)
 		failure_set(why, FAILURE_MEMORY, "no memory to read");
 		return STEP_BROKEN;
 	}
-	most = most ? allow(stream, out, most) : 0;
+	most = allow_also(stream, in, out, most);
 	if (!most)
 		return STEP_REST;
 	enum endpoint_result result = endpoint_peek(source, scratch, most, &seen, why);
@@ -513,7 +524,7 @@ leave_core(struct stream *stream, struct failure *why)
 	struct flow *flow = stream->flow;
 	size_t bytes = allow(stream, stream->core[0], pump_stream_length(flow->store));
 
-	bytes = bytes ? allow(stream, stream->core[1], bytes) : 0;
+	bytes = allow_also(stream, stream->core[0], stream->core[1], bytes);
 	if (!bytes)
 		return STEP_REST;
 	if (pump_stream_need(stream->pump, &flow->paid, why) < 0)

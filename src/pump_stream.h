@@ -22,7 +22,8 @@ struct stream {
 	struct side *source, *sink;
 	struct meter *core[2]; /* of the source's side, and of the sink's */
 	const struct meter
-		*waits_for; /* whose limit ended the last step; NULL = something else did */
+		*waits_for;        /* whose limit ended the last step; NULL = something else did */
+	const struct meter *keeps; /* has paid for the same bytes meanwhile; NULL = none */
 	enum wait unreadable, unwritable; /* what waiting for them is called */
 	size_t budget;                    /* that may be read in this run */
 	size_t filtered_budget;           /* that may be written in it, of what filters have made */
