@@ -470,7 +470,7 @@ limits_check(const struct limit_spec *spec, struct failure *why)
 	return 0;
 }
 
-/* The numbers of a spec, with defaults filled in. */
+/* The numbers of a spec. */
 static void
 copy_values(struct limit_spec *to, const struct limit_spec *from)
 {
@@ -480,8 +480,6 @@ copy_values(struct limit_spec *to, const struct limit_spec *from)
 	for (int i = 0; i < 2; i++) {
 		to->rate[i] = from->rate[i];
 		to->burst[i] = from->burst[i];
-		if (!to->burst[i] && to->rate[i])
-			to->burst[i] = limits_burst_default(to->rate[i], to->quantum);
 	}
 }
 
@@ -518,7 +516,6 @@ limits_add(struct limits *limits, const struct limit_spec *spec, uint64_t now_ns
 	limit->limits = limits;
 	limit->spec = *spec;
 	limit->spec.name = name;
-	copy_values(&limit->spec, spec);
 	limits_tree_list(&limit->used);
 	limits_tree_list(&limit->idle);
 	limit->emptied_ns = now_ns;

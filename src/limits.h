@@ -206,7 +206,8 @@ struct limit *limits_add(struct limits *limits, const struct limit_spec *spec, u
 struct limit *limits_find(struct limits *limits, const char *name);
 const char *limits_name(const struct limit *limit);
 
-/* The values in force; name and parent are valid as long as the limit is. */
+/* The values in force, as they were given: a burst of 0 follows from the rate. Name and parent are valid as long
+ * as the limit is. */
 void limits_spec(struct limit *limit, struct limit_spec *out);
 
 /* Whether limits_change can do it: `per` is the same, and so is the parent, unless neither the limit's

@@ -147,6 +147,14 @@ take_memory(struct limits *limits, const struct limits_key *key)
 
 /* --- birth, change and death -------------------------------------------------------------------- */
 
+static uint64_t
+burst_of(const struct limit_spec *spec, int i)
+{
+	if (spec->burst[i] || !spec->rate[i])
+		return spec->burst[i];
+	return limits_burst_default(spec->rate[i], spec->quantum);
+}
+
 static void
 take_values(struct limit_node *node, uint64_t now_ns)
 {
@@ -157,7 +165,7 @@ take_values(struct limit_node *node, uint64_t now_ns)
 		limits_queue_weigh(&bucket->child, limit->spec.weight);
 		bucket->quantum = limit->spec.quantum;
 		limits_queue_retune(&limit->limits->queue, bucket, limit->spec.rate[i],
-				    limit->spec.burst[i], now_ns);
+				    burst_of(&limit->spec, i), now_ns);
 	}
 	node->version = limit->version;
 }

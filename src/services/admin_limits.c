@@ -420,8 +420,12 @@ set_values(const struct change *change, struct limit *limit, struct limit_node *
 	if (change->has_key) {
 		struct limit_report report;
 		limits_report(node, now_ns, &report);
-		for (int i = 0; i < 2; i++)
-			spec.rate[i] = report.direction[i].rate;
+		for (int i = 0; i < 2; i++) {
+			uint64_t rate = report.direction[i].rate, burst = report.direction[i].burst;
+			spec.rate[i] = rate;
+			if (spec.burst[i] || burst != limits_burst_default(rate, spec.quantum))
+				spec.burst[i] = burst;
+		}
 	}
 	merge(change, &spec);
 	if (!change->has_key)

@@ -1108,6 +1108,31 @@ def test_limits_are_listed_and_changed(admin):
     assert asked.daemon.wait_log('limit "each" of 127.0.0.1/32 changed')
 
 
+def test_a_burst_nobody_wrote_follows_the_rate(admin):
+    asked = admin(tunnel("a", "internal:echo", limit="each"),
+                  extra=section("limit", "all", rate="1MB/s") +
+                  section("limit", "each", parent="all", per="source/32", rate="1MB/s"))
+
+    def burst(name):
+        return asked.get(f"/v1/limits?name={name}")["limits"][0]["up"]["burst"]
+
+    assert burst("all") == 50_000
+    for rate in (1000, 1, 0, 200):
+        assert asked.post("/v1/limits/all", {"up": f"{rate}MB/s"}) == (200, {"ok": True})
+        assert not rate or burst("all") == rate * 50_000
+    assert asked.post("/v1/limits/all", {"up": "10MB/s", "burst": "3MB"})[0] == 200
+    assert asked.post("/v1/limits/all", {"up": "20MB/s"})[0] == 200
+    assert burst("all") == 3_000_000
+    with connect(asked.daemon.address("a"), expects=CLIENT_STREAM):
+        key = {"key": "127.0.0.1/32"}
+        wait_until(lambda: asked.get("/v1/limits?name=each")["limits"], "its node")
+        assert asked.post("/v1/limits/each", {**key, "up": "100MB/s"})[0] == 200
+        assert burst("each") == 5_000_000
+        assert asked.post("/v1/limits/each", {**key, "burst": "2MB"})[0] == 200
+        assert asked.post("/v1/limits/each", {**key, "up": "200MB/s"})[0] == 200
+        assert burst("each") == 2_000_000
+
+
 @pytest.mark.parametrize("name, body, status", [
     ("nobody", {"rate": "1MB/s"}, 404),
     ("each", {"key": "10.0.0.1/32", "rate": "1MB/s"}, 404),
