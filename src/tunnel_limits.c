@@ -232,6 +232,9 @@ tunnel_limits_close(struct tunnel_limits **limits, struct pump *pump)
 		(*limits)->limit[side] = NULL;
 		place(*limits, pump, side);
 	}
+	/* The name of what a flow waited for may be gone. */
+	for (enum pump_flow name = FLOW_UP; name <= FLOW_DOWN; name++)
+		pump->flow[name].waiting.limit = NULL;
 	free(*limits);
 	*limits = NULL;
 }

@@ -1133,6 +1133,22 @@ def test_a_burst_nobody_wrote_follows_the_rate(admin):
         assert burst("each") == 2_000_000
 
 
+@pytest.mark.sanitize
+def test_flushing_connection_tells_of_no_limit_that_is_gone(admin):
+    """It was the last one of a limit that the file does not have any more."""
+    with Target() as target:
+        asked = admin(tunnel("a", target.text))
+        own = admin_tunnel(asked.path.parent)
+        with connect(asked.daemon.address("a")) as client, target.accept() as peer:
+            asked.daemon.reload(configuration(section("limit", "slow", up="100B/s"),
+                                              tunnel("a", target.text, limit="slow"), own, workers=2))
+            client.fill()
+            peer.fill()
+            asked.daemon.reload(configuration(own, workers=2))
+            peer.reset()
+            wait_until(lambda: "flushing" in [one["state"] for one in asked.connections()], "the target's end to be seen")
+
+
 @pytest.mark.parametrize("name, body, status", [
     ("nobody", {"rate": "1MB/s"}, 404),
     ("each", {"key": "10.0.0.1/32", "rate": "1MB/s"}, 404),
