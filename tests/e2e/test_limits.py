@@ -534,6 +534,38 @@ def test_removed_limit_lets_go_and_removed_tunnel_keeps(start):
 
 
 @pytest.mark.sanitize
+def test_reload_moves_and_renames(start):
+    """An open connection goes by another parent, another name, and buckets by key that begin empty."""
+    slow, fast = 100 * KB, 2 * MB
+    steps = [
+        (slow, "l", limit("up", **bucket(slow)) + limit("l", parent="up")),
+        (fast, "l", limit("up", **bucket(slow)) + limit("wan", **bucket(fast)) + limit("l", parent="wan")),
+        (slow, "l", limit("wan", rate=f"{fast}B/s") + limit("up", parent="wan", **bucket(slow)) + limit("l", parent="up")),
+        (fast, "m", limit("m", **bucket(fast))),
+        (slow, "m", limit("m", per="source/32", **bucket(slow, 4))),
+        (fast, "m", limit("m", per="source/24", **bucket(fast))),
+        (slow, "m", limit("up", **bucket(slow)) + limit("m", parent="up", per="source/24", **bucket(fast))),
+    ]
+    texts = [configuration(tree, chargen(limit=name), workers=2) for _, name, tree in steps]
+    daemon = start(texts[0])
+    with Readers(dial_many(daemon.address("a"), 2)) as readers:
+        readers.wait_total(burst_of(slow))
+        for text, (rate, *_) in zip(texts, steps):
+            daemon.reload(text)
+            time.sleep(0.1)
+            for _ in range(ATTEMPTS):
+                before, began = readers.total, time.monotonic()
+                time.sleep(0.3)
+                got, seconds = readers.total - before, time.monotonic() - began
+                assert got <= (rate * (seconds + readers.late) + burst_of(rate)) * 1.1 + quantum(rate), (text, got)
+                if got >= rate * seconds * 0.7:
+                    break
+            else:
+                raise AssertionError(f"{got} bytes in {seconds} s under\n{text}")
+        assert readers.ended == 0
+
+
+@pytest.mark.sanitize
 def test_reload_while_a_handshake_is_under_way(start):
     """Who is joined to a tunnel, or chooses it, after the reload is metered by what that names now."""
     def text(**rows):

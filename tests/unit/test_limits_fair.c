@@ -9,7 +9,7 @@
 #include <cmocka.h>
 /* clang-format on */
 
-#define MOVERS 2200
+#define MOVERS 10200
 #define MB     UINT64_C(1000000)
 
 static struct world world;
@@ -197,7 +197,7 @@ idle_siblings_cost_nothing(void **state)
 {
 	(void)state;
 	struct limit *top = world_limit(&world, NULL, 10 * MB, 0, 1);
-	for (int i = 0; i < 2000; i++)
+	for (int i = 0; i < 10000; i++)
 		assert_int_equal(limits_flow_open(&movers[used++].flow, &world.worker, top->only,
 						  LIMIT_DOWN, world.now_ns, NULL),
 				 0);
@@ -206,6 +206,42 @@ idle_siblings_cost_nothing(void **state)
 	struct mover *one = crowd(world_limit(&world, top, 8 * MB, 0, 1), 1);
 	run_for(S);
 	assert_near((double)moved_in(one, 1, 10 * S), 80e6, 80e4);
+}
+
+/* Every other one has less than its share of the parent; the rest share what these leave. */
+static void
+a_thousand_children_keep_their_bounds(void **state)
+{
+	enum { CHILDREN = 1000 };
+	static struct limit *children[CHILDREN];
+	static double level[CHILDREN + 1];
+	static uint64_t total[CHILDREN + 1], before[CHILDREN];
+	struct limit *top = world_limit(&world, NULL, 10 * MB, 0, 1);
+	(void)state;
+
+	memset(level, 0, sizeof(level));
+	memset(total, 0, sizeof(total));
+	for (int i = 0; i < CHILDREN; i++) {
+		children[i] = world_limit(&world, top, i % 2 ? 5000 : 40000, 0, 1);
+		crowd(children[i], 1);
+	}
+	for (int ms = 0; ms < 15000; ms++) {
+		run_for(MS);
+		for (int i = 0; i <= CHILDREN; i++) {
+			struct limit *limit = i < CHILDREN ? children[i] : top;
+			struct limit_bucket *bucket = &limit->only->bucket[LIMIT_DOWN];
+			double in_ms = (double)bucket->rate / 1000;
+			level[i] = larger(0, level[i] - in_ms) + (double)(bucket->total - total[i]);
+			assert_true(level[i] <= (double)bucket->burst + in_ms + 1);
+			total[i] = bucket->total;
+		}
+		if (ms == 4999)
+			for (int i = 0; i < CHILDREN; i++)
+				before[i] = movers[i].moved;
+	}
+	for (int i = 0; i < CHILDREN; i++)
+		assert_near((double)(movers[i].moved - before[i]), i % 2 ? 50e3 : 150e3,
+			    i % 2 ? 1448 : 4 * 1448);
 }
 
 static void
@@ -610,6 +646,7 @@ main(void)
 		CASE(each_level_keeps_its_rate),
 		CASE(no_window_has_more_than_burst_and_rate),
 		CASE(idle_siblings_cost_nothing),
+		CASE(a_thousand_children_keep_their_bounds),
 		CASE(small_bursts_of_four_milliseconds_keep_the_rate),
 		CASE(equals_get_the_same),
 		CASE(a_client_with_a_hundred_gets_what_one_gets),
