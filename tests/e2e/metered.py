@@ -118,6 +118,12 @@ class Readers:
     def between(self, begin, end):
         return self.at(end) - self.at(begin)
 
+    def longest_pause(self):
+        """The longest time in which nothing came."""
+        samples = list(self.samples)
+        moments = [now for (_, before), (now, total) in zip(samples, samples[1:]) if total > before]
+        return max(now - then for then, now in zip(moments, moments[1:]))
+
     def worst_window(self, rate, until=None):
         """The most bytes that came in any window beyond rate * window; the same for windows that end at
         `until`."""
