@@ -21,6 +21,7 @@ from daemon import DEADLINE, PENSTOCKD, configuration, parse_address, preloaded,
 from peers import (CLIENT_STREAM, KIB, EchoTarget, FullTarget, Target, client_hello, connect, echoes, is_closed,
                    is_refused, tcp_states, transfer)
 from programs import free_port
+from proxy_header import version_1
 
 pytestmark = pytest.mark.sanitize
 
@@ -1131,6 +1132,17 @@ def test_a_burst_nobody_wrote_follows_the_rate(admin):
         assert asked.post("/v1/limits/each", {**key, "burst": "2MB"})[0] == 200
         assert asked.post("/v1/limits/each", {**key, "up": "200MB/s"})[0] == 200
         assert burst("each") == 2_000_000
+
+
+def test_what_comes_before_the_tunnel_is_known_is_counted_once(admin):
+    header = version_1(("10.0.0.1", 1000), ("10.0.0.9", 80))
+    asked = admin(tunnel("a", "internal:echo", limit="all", accept_filters=["proxy_protocol:lb"]),
+                  extra=LIMITS + section("proxy_protocol", "lb", trust=["127.0.0.0/8"]))
+    with connect(asked.daemon.address("a"), expects=CLIENT_STREAM) as client:
+        client.sock.sendall(header)
+        transfer(client, client, 50_000)
+        told = asked.get("/v1/limits?name=all")["limits"][0]
+        assert (told["up"]["total"], told["down"]["total"]) == (50_000 + len(header), 50_000)
 
 
 @pytest.mark.sanitize
