@@ -18,6 +18,7 @@
 #define BURST_FLOOR    UINT64_C(8192)
 #define BURSTS_LEAST   250 /* a second's rate in bursts of 4 ms, the least */
 #define BURSTS_DEFAULT 20  /* and of 50 ms */
+#define BURSTS_LATE    500 /* what may come before a late timer serves a full segment: of 2 ms */
 
 static uint64_t
 armed_ns(const struct limits *limits)
@@ -421,8 +422,9 @@ limits_give_back(struct limit_flow *flow)
 uint64_t
 limits_burst_least(uint64_t rate, uint32_t quantum)
 {
-	uint64_t grant = quantum ? quantum : LIMITS_SEGMENT_BYTES;
-	return limits_bucket_most((rate + BURSTS_LEAST - 1) / BURSTS_LEAST, grant);
+	uint64_t segment = LIMITS_SEGMENT_BYTES + (rate + BURSTS_LATE - 1) / BURSTS_LATE;
+	uint64_t least = limits_bucket_most((rate + BURSTS_LEAST - 1) / BURSTS_LEAST, segment);
+	return limits_bucket_most(least, quantum);
 }
 
 uint64_t

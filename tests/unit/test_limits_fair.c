@@ -255,6 +255,21 @@ small_bursts_of_four_milliseconds_keep_the_rate(void **state)
 	assert_near((double)moved_in(all, 10, 5 * S), 500e6, 5e6);
 }
 
+static void
+the_least_burst_keeps_the_rate(void **state)
+{
+	(void)state;
+	for (uint64_t rate = 10000; rate <= 100 * MB; rate = rate * 19 / 10) {
+		world.late_ns = 2 * MS;
+		struct limit *top = world_limit(&world, NULL, rate, limits_burst_least(rate, 0), 1);
+		struct mover *all = crowd(top, 3);
+		run_for(S);
+		double wanted = (double)rate * 10;
+		assert_near((double)moved_in(all, 3, 10 * S), wanted, larger(1448, wanted / 100));
+		again();
+	}
+}
+
 /* --- shares ------------------------------------------------------------------------------------- */
 
 static void
@@ -648,6 +663,7 @@ main(void)
 		CASE(idle_siblings_cost_nothing),
 		CASE(a_thousand_children_keep_their_bounds),
 		CASE(small_bursts_of_four_milliseconds_keep_the_rate),
+		CASE(the_least_burst_keeps_the_rate),
 		CASE(equals_get_the_same),
 		CASE(a_client_with_a_hundred_gets_what_one_gets),
 		CASE(shares_hold_where_all_is_late),
