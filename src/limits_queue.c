@@ -503,7 +503,8 @@ serve_next(struct limits_queue *queue, struct limit_bucket *root, uint64_t now_n
 	struct turn turn = choose(queue, root, now_ns);
 	struct path path = look_up(turn.flow, now_ns);
 	uint64_t quantum = quantum_of(queue, turn.pace, path.quantum);
-	quantum += least(turn.behind, quantum);
+	/* With a small one of its own it would fall behind further with each wake-up. */
+	quantum += least(turn.behind, most(quantum, quantum_of(queue, turn.pace, 0)));
 	quantum = most(SEGMENT, least(quantum, path.half));
 	uint64_t fair = least(turn.flow->want, quantum);
 	uint64_t need = enough(fair);

@@ -365,6 +365,34 @@ weights_come_out(void **state)
 	}
 }
 
+/* Beside others that get more at a time, its few bytes for each wake-up would be all that it gets. */
+static void
+a_small_quantum_costs_no_share(void **state)
+{
+	static const uint32_t quanta[] = { 1448, 16384, 65536 };
+	(void)state;
+	for (size_t q = 0; q < sizeof(quanta) / sizeof(quanta[0]); q++) {
+		for (uint64_t rate = MB; rate <= 1000 * MB; rate *= 10) {
+			struct limit_spec spec = { .name = "small",
+						   .weight = 1,
+						   .quantum = quanta[q] };
+			struct limit *top = world_limit(&world, NULL, rate, 0, 1);
+			spec.parent = top;
+			struct limit *small = limits_add(world.limits, &spec, world.now_ns, NULL);
+			struct mover *mine = crowd(small, 1);
+			crowd(world_limit(&world, top, 0, 0, 1), 1);
+			crowd(world_limit(&world, top, 0, 0, 1), 1);
+			run_for(S);
+			double share = (double)moved_in(mine, 1, 10 * S) / (double)rate / 10;
+			/* Bounded by what it may claim where wake-ups are rarer than it is to be served. */
+			double least = quanta[q] == 1448 ? 0.75 : 0.97;
+			if (share * 3 < least || share * 3 > 1.03)
+				fail_msg("%u at %g: %g", quanta[q], (double)rate, share * 3);
+			again();
+		}
+	}
+}
+
 static void
 who_uses_little_of_each_grant_gets_half_all_the_same(void **state)
 {
@@ -668,6 +696,7 @@ main(void)
 		CASE(a_client_with_a_hundred_gets_what_one_gets),
 		CASE(shares_hold_where_all_is_late),
 		CASE(weights_come_out),
+		CASE(a_small_quantum_costs_no_share),
 		CASE(who_uses_little_of_each_grant_gets_half_all_the_same),
 		CASE(new_small_flows_gain_nothing_over_the_clients_share),
 		CASE(an_old_flow_is_not_silenced_by_newcomers),
