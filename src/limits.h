@@ -116,6 +116,7 @@ struct limit_flow {
 	struct limits_worker *worker;
 	uint32_t second; /* in which it was last counted as active */
 	uint32_t moves;  /* how often paths had changed when `granted` was taken */
+	uint32_t had;    /* how much it was granted last; 0 = it gave some of that back */
 	uint32_t pass; /* while this is limits_queue.pass, no rate is on its path; 0 = not known */
 	_Atomic(uint64_t) passed; /* bytes moved by that, not in the totals yet */
 	bool has_passed;          /* under the lock: in limits_queue.passing, by the child's link */
@@ -176,8 +177,9 @@ void limits_flow_uncut(struct limit_flow *flow);
 
 /* How many of `want` bytes (more than 0) may move now: up to `want`, paid for and in hand. 0: the flow
  * waits, and limits_next will give it. Calling again changes nothing: neither while it waits nor while
- * it holds tokens. Without limit: want, without a lock; where nothing up to the root has a rate the same, but
- * for once a second. Else one short lock, O(depth), and if it must wait O(depth * log waiting). */
+ * it holds tokens. Who asks for one large piece after the other may be granted several of them at once.
+ * Without limit: want, without a lock; where nothing up to the root has a rate the same, but for once a
+ * second. Else one short lock, O(depth), and if it must wait O(depth * log waiting). */
 uint64_t limits_take(struct limit_flow *flow, uint64_t want, uint64_t now_ns);
 
 /* While the flow waits: the name of the limit that keeps it, the one that will be short for longest. Valid

@@ -14,7 +14,8 @@
 #define QUANTUM_BYTES     65536
 #define WAKE_UP_NS        (4 * UINT64_C(1000000))
 #define WAKE_UP_MOST_NS   (100 * UINT64_C(1000000))
-#define LATE_FORGOTTEN    64 /* a part of it at each wake-up */
+#define LATE_FORGOTTEN    64    /* a part of it at each wake-up */
+#define PIECE_BYTES       32768 /* who asks for less may want no more */
 #define STALE_NS          (100 * UINT64_C(1000000))
 #define VIRTUAL_SHIFT     20
 #define PACE_UNLIMITED    LIMITS_RATE_MOST
@@ -298,6 +299,7 @@ charge(const struct limits_queue *queue, struct limit_flow *flow, uint64_t bytes
 	}
 	count_active(flow, limits_queue_second(now_ns));
 	flow->moves = queue->moves;
+	flow->had = (uint32_t)least(bytes, UINT32_MAX);
 }
 
 static void
@@ -308,6 +310,14 @@ block_short(struct limits_queue *queue, struct limit_flow *flow, uint64_t need, 
 	for (at = flow->child.parent; at && at != flow->cut; at = at->child.parent)
 		if (at->rate && !at->blocked && at->tokens < (int64_t)need)
 			block(queue, at, limits_bucket_level(at, need, quantum));
+}
+
+/* What to grant a flow when its turn comes: bulk moves in pieces of whatever size its way has, and who asks for the
+ * next after all that he had would take more at once. Else large pieces had more of each wake-up than small ones. */
+static uint64_t
+appetite(const struct limit_flow *flow, uint64_t want)
+{
+	return want < PIECE_BYTES ? want : most(want, 2 * (uint64_t)flow->had);
 }
 
 uint64_t
@@ -324,7 +334,7 @@ limits_queue_take(struct limits_queue *queue, struct limit_flow *flow, uint64_t 
 		charge(queue, flow, bytes, false, now_ns);
 		return bytes;
 	}
-	flow->want = want;
+	flow->want = appetite(flow, want);
 	count_waiting(flow, true);
 	enter(queue, &flow->child, now_ns);
 	if (!path.is_held)
@@ -338,6 +348,7 @@ limits_queue_give_back(struct limits_queue *queue, struct limit_flow *flow, uint
 	struct limit_child *child = &flow->child;
 	struct limit_bucket *parent;
 
+	flow->had = 0;
 	/* What was taken from another path does not belong to this one. */
 	if (flow->moves != queue->moves)
 		return;

@@ -24,6 +24,7 @@ struct mover {
 	uint32_t slot;          /* in the world's events */
 	uint8_t part;           /* of 10: how much of each grant it uses */
 	uint64_t bytes_per_s;   /* what it has to move; 0 = hungry */
+	uint64_t piece;         /* it asks for no more at a time; 0 = for all it has */
 	uint64_t arrived_ns;    /* up to when its backlog is counted */
 	uint64_t backlog;
 	uint64_t moved;
@@ -195,6 +196,8 @@ world_turn(struct world *world, struct mover *mover)
 			       world->now_ns + MS + WORLD_CHUNK * S / mover->bytes_per_s);
 		return;
 	}
+	if (mover->piece && want > mover->piece)
+		want = mover->piece;
 	world->takes++;
 	if (limits_take(&mover->flow, want, world->now_ns)) {
 		world->grants++;

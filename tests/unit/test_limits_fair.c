@@ -394,6 +394,23 @@ a_small_quantum_costs_no_share(void **state)
 }
 
 static void
+who_asks_for_pieces_gets_the_same(void **state)
+{
+	(void)state;
+	for (uint64_t rate = 10 * MB; rate <= 1000 * MB; rate *= 10) {
+		struct limit *top = world_limit(&world, NULL, rate, 0, 1);
+		for (int i = 0; i < 3; i++)
+			movers[i].piece = UINT64_C(65536) << 2 * i;
+		crowd(top, 4);
+		run_for(S);
+		uint64_t before = moved_by(movers, 1);
+		double all = (double)moved_in(movers, 4, 5 * S);
+		assert_near((double)(moved_by(movers, 1) - before) / all, 0.25, 0.01);
+		again();
+	}
+}
+
+static void
 who_uses_little_of_each_grant_gets_half_all_the_same(void **state)
 {
 	(void)state;
@@ -697,6 +714,7 @@ main(void)
 		CASE(shares_hold_where_all_is_late),
 		CASE(weights_come_out),
 		CASE(a_small_quantum_costs_no_share),
+		CASE(who_asks_for_pieces_gets_the_same),
 		CASE(who_uses_little_of_each_grant_gets_half_all_the_same),
 		CASE(new_small_flows_gain_nothing_over_the_clients_share),
 		CASE(an_old_flow_is_not_silenced_by_newcomers),
