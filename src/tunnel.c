@@ -889,16 +889,15 @@ tunnel_accept(struct connections *connections, const struct tunnel_conf *conf, i
 }
 
 void
-tunnel_drain_all(struct connections *connections, uint64_t drain_ns,
-		 const struct tunnel_conf *(*find)(const void *context, const char *name),
-		 const void *context)
+tunnel_drain_all(struct connections *connections, uint64_t drain_ns)
 {
 	uint64_t now_ns = clock_now_ns();
 
 	connections->drains = true;
 	for (struct connection *connection = connections->first; connection;
 	     connection = connection->next) {
-		const struct tunnel_conf *conf = find(context, connection->conf->name);
+		const struct tunnel_conf *conf =
+			connections->find(connections->find_context, connection->conf->name);
 		if (connection->is_own || connection->state >= CONNECTION_FLUSHING)
 			continue;
 		connection_deadline_drain(connection, conf ? conf->timeouts.drain : drain_ns);

@@ -80,11 +80,9 @@ void tunnel_check_start(struct connections *connections, const struct tunnel_con
 /* Gives up; on_end is not called any more. One that has ended is left alone. */
 void tunnel_check_stop(struct tunnel_check *check);
 
-/* The daemon stops: connections go on for as long as their tunnels' `drain` says in the configuration in force,
- * where `find` looks; those of a tunnel that is gone, for drain_ns. 0 = until they end. */
-void tunnel_drain_all(struct connections *connections, uint64_t drain_ns,
-		      const struct tunnel_conf *(*find)(const void *context, const char *name),
-		      const void *context);
+/* The daemon stops: connections go on for as long as their tunnels' `drain` says in the generation in force;
+ * those of a tunnel that is gone, for drain_ns. 0 = until they end. */
+void tunnel_drain_all(struct connections *connections, uint64_t drain_ns);
 
 /* Resets all connections that are open, each with a line that gives `why`. */
 void tunnel_reset_all(struct connections *connections, const struct failure *why);

@@ -358,8 +358,7 @@ on_drain(struct message *message)
 {
 	struct worker *worker = worker_of(message);
 	worker->drains = true;
-	tunnel_drain_all(&worker->connections, worker->generation->timeouts.drain, find_tunnel,
-			 worker->generation);
+	tunnel_drain_all(&worker->connections, worker->generation->timeouts.drain);
 	say_if_empty(worker);
 }
 
