@@ -301,6 +301,12 @@ static const struct facts client_facts = {
 	.target_host = "",
 };
 
+static const char *
+side_name(int side)
+{
+	return side == NEAR ? "near" : "far";
+}
+
 static unsigned char
 core_byte(int side, size_t at)
 {
@@ -328,6 +334,11 @@ static void
 talk_close(struct talk *talk)
 {
 	for (int side = 0; side < SIDES; side++) {
+		const struct socket_address *peer = &talk->ends[side].facts.peer;
+		if (peer->family != client_facts.peer.family ||
+		    peer->port != client_facts.peer.port ||
+		    memcmp(peer->ip, client_facts.peer.ip, sizeof(peer->ip)) != 0)
+			violate("rule 11: %s tells the socket's peer", side_name(side));
 		stack_close(talk->ends[side].stack);
 		facts_release(&talk->ends[side].facts);
 		stack_ends_close(talk->ends[side].flows);
@@ -447,12 +458,6 @@ talk_run(struct talk *talk)
 /* --- The cases, each for one filter --------------------------------------------------------- */
 
 static const struct plan open_plan = { .wire_bytes = { SIZE_MAX, SIZE_MAX } };
-
-static const char *
-side_name(int side)
-{
-	return side == NEAR ? "near" : "far";
-}
 
 static void
 expect_arrived(const struct talk *talk, const char *when)
@@ -620,6 +625,13 @@ static void
 check_contract(const struct watched_conf confs[SIDES], size_t mark_bytes)
 {
 	violation[0] = '\0';
+	void *before[SIDES];
+	for (int side = 0; side < SIDES; side++) {
+		before[side] = malloc(confs[side].type->conf_bytes + 1);
+		assert_non_null(before[side]);
+		if (confs[side].conf)
+			memcpy(before[side], confs[side].conf, confs[side].type->conf_bytes);
+	}
 	size_t wire_bytes = converse(confs, CUT_WHOLE, 225);
 	converse(confs, CUT_WHOLE, 0);
 	converse(confs, CUT_WHOLE, 300000);
@@ -636,6 +648,12 @@ check_contract(const struct watched_conf confs[SIDES], size_t mark_bytes)
 			give_garbage(confs, side);
 	}
 	damage(confs, wire_bytes);
+	for (int side = 0; side < SIDES; side++) {
+		if (confs[side].conf &&
+		    memcmp(before[side], confs[side].conf, confs[side].type->conf_bytes) != 0)
+			violate("rule 8: %s has changed its configuration", side_name(side));
+		free(before[side]);
+	}
 }
 
 /* --- Configuration from a row --------------------------------------------------------------- */
@@ -751,7 +769,14 @@ enum fault {
 	IS_READY_NO_MORE,
 	KEEPS_WITHOUT_BOUND,
 	PASSES_UNREADY,
+	COUNTS_IN_ITS_CONFIGURATION,
+	TELLS_THE_PEER,
 	FAULTS
+};
+
+struct framer_conf {
+	enum fault fault;
+	unsigned int opened;
 };
 
 struct framer {
@@ -766,11 +791,14 @@ struct framer {
 static void *
 framer_open(const void *conf, enum filter_side side, struct facts *facts, struct failure *why)
 {
-	(void)facts;
 	(void)why;
 	struct framer *framer = calloc(1, sizeof(*framer));
 	assert_non_null(framer);
-	framer->fault = *(const enum fault *)conf;
+	framer->fault = ((const struct framer_conf *)conf)->fault;
+	if (framer->fault == COUNTS_IN_ITS_CONFIGURATION)
+		((struct framer_conf *)(uintptr_t)conf)->opened++;
+	if (framer->fault == TELLS_THE_PEER)
+		facts->peer.port++;
 	framer->side = side;
 	framer->owes_hello = side == FILTER_FAR;
 	framer->kept = evbuffer_new();
@@ -943,7 +971,7 @@ framer_step(void *state, enum filter_flow flow, struct filter_io *io)
 static const struct filter_type framer_type = {
 	.name = "framer",
 	.traits = FILTER_END_MARK,
-	.conf_bytes = sizeof(enum fault),
+	.conf_bytes = sizeof(struct framer_conf),
 	.open = framer_open,
 	.step = framer_step,
 	.ready = framer_ready,
@@ -956,8 +984,9 @@ test_contract_sees_faults(void **unused)
 {
 	(void)unused;
 	for (enum fault fault = SOUND; fault < FAULTS; fault++) {
-		struct watched_conf confs[SIDES] = { { &framer_type, &fault },
-						     { &framer_type, &fault } };
+		struct framer_conf conf = { .fault = fault };
+		struct watched_conf confs[SIDES] = { { &framer_type, &conf },
+						     { &framer_type, &conf } };
 		check_contract(confs, 0);
 		if ((violation[0] != '\0') != (fault != SOUND))
 			fail_msg("framer with fault %d: %s", (int)fault,
