@@ -469,6 +469,100 @@ test_old_versions_are_refused(void **unused)
 	expect_version_refused("1.2", "1.2", TLS1_3_VERSION);
 }
 
+/* What the section says of ciphers and groups is what is agreed on, in its order, with a peer that would take
+ * any. */
+static void
+test_ciphers_and_groups(void **unused)
+{
+	static const struct {
+		struct setting settings[2];
+		const char *cipher;
+		int group; /* 0 = whichever */
+	} cases[] = {
+		{ { { "groups", "P-384" } }, NULL, NID_secp384r1 },
+		/* In TLS 1.3 a server saves a round trip with what the client guessed. */
+		{ { { "groups", "P-256:X25519" }, { "max_version", "1.2" } },
+		  NULL,
+		  NID_X9_62_prime256v1 },
+		{ { { "groups", "P-384:P-256" }, { "max_version", "1.2" } }, NULL, NID_secp384r1 },
+		{ { { "ciphersuites", "TLS_CHACHA20_POLY1305_SHA256" } },
+		  "TLS_CHACHA20_POLY1305_SHA256",
+		  0 },
+		{ { { "ciphersuites", "TLS_CHACHA20_POLY1305_SHA256:TLS_AES_256_GCM_SHA384" } },
+		  "TLS_CHACHA20_POLY1305_SHA256",
+		  0 },
+		{ { { "ciphersuites", "TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256" } },
+		  "TLS_AES_256_GCM_SHA384",
+		  0 },
+		{ { { "ciphers", "ECDHE+CHACHA20:ECDHE+AESGCM" }, { "max_version", "1.2" } },
+		  "ECDHE-ECDSA-CHACHA20-POLY1305",
+		  0 },
+		{ { { "ciphers", "ECDHE-ECDSA-AES128-GCM-SHA256" }, { "max_version", "1.2" } },
+		  "ECDHE-ECDSA-AES128-GCM-SHA256",
+		  0 },
+	};
+	(void)unused;
+	for (size_t i = 0; i < 2 * sizeof(cases) / sizeof(cases[0]); i++) {
+		const struct setting *settings = cases[i / 2].settings;
+		enum filter_side side = (enum filter_side)(i % 2);
+		struct tls_conf *conf = SECTION({ "certificate", "server.pem" }, { "ca", "ca.pem" },
+						settings[0], settings[1]);
+		struct end end;
+		struct plain plain;
+		plain_context(&plain, side == FILTER_FAR, side == FILTER_FAR ? &server : NULL);
+		plain_begin(&plain, NULL);
+		end_open(&end, conf, side, "server.example");
+		assert_talks(&end, &plain);
+		if (cases[i / 2].cipher)
+			assert_string_equal(SSL_get_cipher_name(plain.ssl), cases[i / 2].cipher);
+		if (cases[i / 2].group)
+			assert_int_equal(SSL_get_negotiated_group(plain.ssl), cases[i / 2].group);
+		end_close(&end);
+		plain_close(&plain);
+		discard(conf);
+	}
+}
+
+static void
+test_other_ciphers_and_groups_are_refused(void **unused)
+{
+	static const struct {
+		int version;
+		const char *groups, *ciphers, *suites, *words;
+	} cases[] = {
+		{ TLS1_3_VERSION, "X25519:P-256", NULL, NULL,
+		  "the peer offers no group that is allowed here" },
+		{ TLS1_3_VERSION, NULL, NULL, "TLS_AES_128_GCM_SHA256",
+		  "the peer offers no cipher that is allowed here" },
+		{ TLS1_2_VERSION, NULL, "ECDHE+AESGCM", NULL,
+		  "the peer offers no cipher that is allowed here" },
+	};
+	(void)unused;
+	struct tls_conf *near = SECTION({ "certificate", "server.pem" }, { "groups", "P-384" },
+					{ "ciphers", "ECDHE+CHACHA20" },
+					{ "ciphersuites", "TLS_AES_256_GCM_SHA384" });
+	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		struct end end;
+		struct plain plain;
+		plain_context(&plain, false, NULL);
+		SSL_CTX_set_max_proto_version(plain.context, cases[i].version);
+		if (cases[i].groups)
+			SSL_CTX_set1_groups_list(plain.context, cases[i].groups);
+		if (cases[i].ciphers)
+			SSL_CTX_set_cipher_list(plain.context, cases[i].ciphers);
+		if (cases[i].suites)
+			SSL_CTX_set_ciphersuites(plain.context, cases[i].suites);
+		plain_begin(&plain, NULL);
+		end_open(&end, near, FILTER_NEAR, "");
+		talk_plain(&end, &plain);
+		assert_refused(&end, cases[i].words);
+		assert_int_equal(plain.alert, SSL_AD_HANDSHAKE_FAILURE);
+		end_close(&end);
+		plain_close(&plain);
+	}
+	discard(near);
+}
+
 static void
 expect_certificate(const struct tls_conf *near, const char *name, const char *common_name,
 		   const char *algorithms, int type)
@@ -634,6 +728,18 @@ meet(struct end *end, const struct tls_conf *near, const struct paper *paper, in
 	int alert = plain.alert;
 	plain_close(&plain);
 	return alert;
+}
+
+/* The section meets a server with that paper. */
+static void
+ask(struct end *end, const struct tls_conf *far, const char *target, const struct paper *paper)
+{
+	struct plain plain;
+	plain_context(&plain, true, paper);
+	plain_begin(&plain, NULL);
+	end_open(end, far, FILTER_FAR, target);
+	talk_plain(end, &plain);
+	plain_close(&plain);
 }
 
 static void
@@ -811,6 +917,39 @@ test_allow(void **unused)
 	}
 }
 
+/* What a peer shows is read up to 100 KiB, as penstock.conf(5) says, and no further. */
+static void
+test_long_chains(void **unused)
+{
+	enum { MOST = 100 * 1024 };
+	(void)unused;
+	struct tls_conf *near = SECTION({ "certificate", "server.pem" }, { "client_ca", "ca.pem" });
+	struct tls_conf *far = SECTION({ "ca", "ca.pem" }, { "server_name", "server.example" });
+	for (int is_longer = 0; is_longer < 2; is_longer++) {
+		char *names = malloc(2 * MOST);
+		size_t length = (size_t)sprintf(names, "DNS:server.example");
+		while (length < (is_longer ? MOST + 1024 : MOST - 20 * 1024))
+			length += (size_t)sprintf(names + length, ",URI:x:%01000d", 0);
+		struct paper paper = paper_make((struct paper_plan){
+			.name = "long", .others = names, .issuer = &authority });
+		struct end ends[2];
+		meet(&ends[FILTER_NEAR], near, &paper, TLS1_3_VERSION);
+		ask(&ends[FILTER_FAR], far, "server.example", &paper);
+		for (int side = 0; side < 2; side++) {
+			if (is_longer)
+				assert_refused(&ends[side],
+					       "the peer sends too long a chain of certificates");
+			else
+				assert_ready(&ends[side]);
+			end_close(&ends[side]);
+		}
+		paper_free(&paper);
+		free(names);
+	}
+	discard(near);
+	discard(far);
+}
+
 /* A name ends where its length says, and not at a zero byte. */
 static void
 test_allow_and_zero_bytes(void **unused)
@@ -964,17 +1103,6 @@ test_revocation(void **unused)
 }
 
 /* --- Towards a server --------------------------------------------------------------------------- */
-
-static void
-ask(struct end *end, const struct tls_conf *far, const char *target, const struct paper *paper)
-{
-	struct plain plain;
-	plain_context(&plain, true, paper);
-	plain_begin(&plain, NULL);
-	end_open(end, far, FILTER_FAR, target);
-	talk_plain(end, &plain);
-	plain_close(&plain);
-}
 
 static void
 test_server_is_verified(void **unused)
@@ -1206,6 +1334,8 @@ meet_psk(struct end *end, const struct tls_conf *near, const char *identity, uns
 	plain_begin(&plain, NULL);
 	end_open(end, near, FILTER_NEAR, "");
 	talk_plain(end, &plain);
+	if (version == TLS1_2_VERSION && !end->has_failed)
+		assert_string_equal(SSL_get_cipher_name(plain.ssl), "ECDHE-PSK-CHACHA20-POLY1305");
 	plain_close(&plain);
 }
 
@@ -2395,6 +2525,8 @@ main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_versions),
 		cmocka_unit_test(test_old_versions_are_refused),
+		cmocka_unit_test(test_ciphers_and_groups),
+		cmocka_unit_test(test_other_ciphers_and_groups_are_refused),
 		cmocka_unit_test(test_certificate_by_name),
 		cmocka_unit_test(test_pkcs12),
 		cmocka_unit_test(test_pkcs12_with_chain),
@@ -2403,6 +2535,7 @@ main(void)
 		cmocka_unit_test(test_anonymous_ciphers),
 		cmocka_unit_test(test_strangers_names),
 		cmocka_unit_test(test_allow),
+		cmocka_unit_test(test_long_chains),
 		cmocka_unit_test(test_allow_and_zero_bytes),
 		cmocka_unit_test(test_revocation),
 		cmocka_unit_test(test_revocation_below_the_root),
