@@ -202,19 +202,25 @@ def test_over_an_internal_name(start_data, authority, server):
         daemon.ended("inside", reason="ok")
 
 
-def test_client_that_only_writes(start_data, authority, server):
-    """2.4 MB and a close without a single read: all of it arrives, as no ticket made the client answer with a reset."""
+@pytest.mark.parametrize("version", VERSIONS)
+def test_client_that_only_writes(start_data, authority, server, version):
+    """2.4 MB and a close without a single read, while much is still under way: all of it arrives, as no ticket made the
+    client answer with a reset."""
     data = os.urandom(2_400_000)
     with Target() as target:
         daemon = start_data(configuration(tunnel("t", target.text, accept_filters=["tls:edge"])) + near(server))
-        client = Speaker(socket.create_connection(daemon.address("t")), client_context(authority))
-        accepted, _ = target.sock.accept()
-        with Plain(accepted) as far_end, client:
-            with sending(client, data):
-                assert far_end.read(len(data)) == data
+        client = Speaker(socket.create_connection(daemon.address("t")), client_context(authority, version=VERSIONS[version]))
+
+        def write_and_close():
+            client.send(data)
             client.finish()
             client.sock.close()
-            assert far_end.read_to_end() == b""
+        thread = threading.Thread(target=write_and_close, daemon=True)
+        thread.start()
+        accepted, _ = target.sock.accept()
+        with Plain(accepted) as far_end, client:
+            assert far_end.read(100_000) + far_end.read_to_end() == data
+        thread.join(DEADLINE)
 
 
 @pytest.mark.parametrize("truncation", ["reset", "eof"])
@@ -235,6 +241,25 @@ def test_truncation(start_data, authority, server, truncation):
                     far_end.read_to_end()
         if truncation == "reset":
             assert daemon.ended("t", reason="truncated")["why"].startswith("the peer ended without TLS's close_notify; truncation = ")
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_close_notify_is_awaited_until_a_deadline(start, authority, server, version):
+    """Ours is sent; who keeps back its own does not hold the connection for ever."""
+    with Target() as target:
+        daemon = start(configuration(tunnel("t", target.text, accept_filters=["tls:edge"], timeouts={"half_open": "500ms"})) + near(server))
+        client = Speaker(socket.create_connection(daemon.address("t")), client_context(authority, version=VERSIONS[version]))
+        accepted, _ = target.sock.accept()
+        with Plain(accepted) as far_end, client:
+            client.send(b"ping")
+            assert far_end.read(4) == b"ping"
+            far_end.send(b"bye")
+            far_end.finish()
+            assert client.read_to_end() == b"bye"
+            line = daemon.ended("t")
+            assert line["reason"] == "timeout" and int(line["duration_ms"]) >= 450, line
+            with pytest.raises(ConnectionResetError):
+                far_end.read(1)
 
 
 # --- who may come in, in words ------------------------------------------------------------------
@@ -275,6 +300,7 @@ def test_refusals_in_words(start, authority, server, directory):
                 assert line["why"] == words
             else:
                 assert answer == b"ping"
+        assert target.connections == 2  # one for each who was let in
 
 
 @pytest.mark.parametrize("said, words", [
@@ -412,16 +438,35 @@ def s_client(daemon, name, authority, *options, data=b"ping\n", wait=b"ping"):
     return told.decode(errors="replace")
 
 
+CLOSE_NOTIFY = r".*Alert.*\n.*01 00"  # behind the mark of who said it: what `-msg` shows
+
+
 @pytest.mark.parametrize("version", VERSIONS)
-def test_s_client(start, authority, server, version):
+def test_s_client(start_data, authority, server, version):
+    """Its close_notify is the end of its direction, and the target's end is a close_notify for it."""
     option = f"-tls{version.replace('.', '_')}"
-    with EchoTarget() as target:
-        daemon = start(configuration(tunnel("t", target.text, accept_filters=["tls:edge"])) + near(server))
-        told = s_client(daemon, "t", authority, option, "-msg")
+    with EchoTarget() as echo, Target() as target:
+        daemon = start_data(configuration(tunnel("t", echo.text, accept_filters=["tls:edge"]),
+                                          tunnel("first", target.text, accept_filters=["tls:edge"])) + near(server))
+        told = s_client(daemon, "t", authority, option)
         assert "Verify return code: 0 (ok)" in told or "Verification: OK" in told
         assert f"TLSv{version}" in told
-        assert re.search(r">>> .*Alert.*\n.*01 00", told)  # its close_notify
+        assert re.search(r"(?m)^ping", told)
         daemon.ended("t", reason="ok")
+
+        def answer_and_end():
+            with target.accept() as peer:
+                assert Plain(peer.sock).read(5) == b"ping\n"
+                peer.sock.sendall(b"pong\n")
+                peer.finish()
+                assert peer.sock.recv(1) == b""
+        thread = threading.Thread(target=answer_and_end, daemon=True)
+        thread.start()
+        told = s_client(daemon, "first", authority, option, "-msg", wait=b"closed")
+        for mark in ("<<< ", ">>> "):  # ours, and its own, which ends the connection well
+            assert re.search(mark + CLOSE_NOTIFY, told), told
+        thread.join(DEADLINE)
+        daemon.ended("first", reason="ok")
     peer("openssl s_client", "openssl", "version", command=f"openssl s_client {option} -msg")
 
 
@@ -429,16 +474,20 @@ def test_s_client(start, authority, server, version):
 def test_s_server(start_data, directory, authority, server, version):
     option, port = f"-tls{version.replace('.', '_')}", free_port()
     with Server(directory, "openssl", "s_server", "-accept", f"127.0.0.1:{port}", "-cert", server[0], "-key", server[1],
-                "-Verify", "1", "-CAfile", authority.certificate, "-verify_return_error", option, "-rev", port=port):
+                "-Verify", "1", "-CAfile", authority.certificate, "-verify_return_error", option, "-rev", "-msg", port=port) as peer_server:
         me = authority.issue("me")
         daemon = start_data(configuration(tunnel("t", f"127.0.0.1:{port}", connect_filters=["tls:out"])) +
                        far(authority, certificate=me[0], key=me[1]))
-        for _ in range(2):
-            with socket.create_connection(daemon.address("t")) as sock:
-                sock.settimeout(DEADLINE)
-                sock.sendall(b"abc\n")
-                assert sock.recv(100) == b"cba\n"
-    peer("openssl s_server", "openssl", "version", command=f"openssl s_server {option} -Verify 1 -rev")
+        for _ in range(3):
+            with Plain(socket.create_connection(daemon.address("t"))) as client:
+                client.send(b"abc\n")
+                client.finish()  # what is answered behind our close_notify still comes
+                assert client.read_to_end() == b"cba\n"
+        daemon.ended("t", count=3, reason="ok")
+        told = peer_server.log.read_text()
+        assert len(re.findall("<<< " + CLOSE_NOTIFY, told)) == 3, told
+        assert len(re.findall(r">>> .*, Certificate\n", told)) == 1, told  # the others took up the session of the first
+    peer("openssl s_server", "openssl", "version", command=f"openssl s_server {option} -Verify 1 -rev -msg")
 
 
 @pytest.mark.parametrize("tickets", ["true", "false"], ids=["tickets", "cache"])
@@ -509,17 +558,19 @@ def test_secrets_that_differ_are_told_at_both_ends(start, directory, secrets, ot
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_psk_with_openssl(start, directory, authority, secrets, version):
+def test_psk_with_openssl(start_data, directory, authority, secrets, version):
     option, port = f"-tls{version.replace('.', '_')}", free_port()
     with EchoTarget() as target, Server(
             directory, "openssl", "s_server", "-accept", f"127.0.0.1:{port}", "-nocert", "-psk_identity", "site-a", "-psk", SECRET,
             option, "-rev", port=port):
-        daemon = start(configuration(tunnel("in", target.text, accept_filters=["tls:line"]),
-                                     tunnel("out", f"127.0.0.1:{port}", connect_filters=["tls:line"])) +
-                       section("tls", "line", psk=secrets))
+        daemon = start_data(configuration(tunnel("in", target.text, accept_filters=["tls:line"]),
+                                          tunnel("out", f"127.0.0.1:{port}", connect_filters=["tls:line"])) +
+                            section("tls", "line", psk=secrets))
         # Of the suites for secrets only that of TLS 1.2 with forward secrecy and AEAD is spoken.
         suites = ["-cipher", "PSK"]
-        assert re.search(r"(?m)^ping", s_client(daemon, "in", authority, option, *suites, "-psk_identity", "site-a", "-psk", SECRET))
+        told = s_client(daemon, "in", authority, option, *suites, "-psk_identity", "site-a", "-psk", SECRET)
+        assert re.search(r"(?m)^ping", told)
+        assert re.search("Cipher is " + ("ECDHE-PSK-CHACHA20-POLY1305" if version == "1.2" else r"TLS_\w+_SHA256"), told), told
         told = s_client(daemon, "in", authority, option, *suites, "-psk_identity", "site-b", "-psk", SECRET)
         assert not re.search(r"(?m)^ping", told)
         assert daemon.ended("in", count=2)[-1]["why"] == "the peer's PSK identity is unknown"
