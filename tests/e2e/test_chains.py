@@ -1,10 +1,12 @@
 """Filters between two tunnels: every byte, every kind of end, and no waiting."""
 
 import contextlib
+import itertools
 import socket
 import statistics
 import subprocess
 import sys
+import threading
 import time
 import zlib
 
@@ -273,6 +275,52 @@ class TestPythonsZlib:
                 # A test build's sanitizer keeps for a while what was freed.
                 assert has_doubles() or most - before < 8 * MIB, f"{(most - before) / MIB:.1f} MiB more"
                 peer.close()
+
+
+def zeros(kind, count):
+    """A stream of so many MiB of zero bytes, in pieces."""
+    if kind == "zstd":
+        import zstandard
+        packer = zstandard.ZstdCompressor(compression_params=zstandard.ZstdCompressionParameters(
+            compression_level=1, window_log=18, write_checksum=1)).compressobj()
+        yield from (packer.compress(bytes(MIB)) for _ in range(count))
+        yield packer.flush()
+        return
+    packer = zlib.compressobj(9, wbits=-15)
+    piece = packer.compress(bytes(MIB)) + packer.flush(zlib.Z_FULL_FLUSH)  # that stands for itself
+    yield b"\x78\x9c"
+    yield from itertools.repeat(piece, count)
+    yield packer.flush() + (count * MIB % 65521 << 16 | 1).to_bytes(4, "big")  # RFC 1950 section 8.2: Adler-32
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["zlib", "zstd"])
+def test_ten_gib_of_zeros_pass_in_constant_memory(start, kind, report):
+    """More than 32 bits can count. In a test build, whose memory is another's, less."""
+    count = 256 if has_doubles() else 10 * 1024
+    with Target() as target:
+        daemon = start(configuration(tunnel("a", target.text, accept_filters=kind)))
+        with raw(daemon.address("a")) as client:
+            before = daemon.resident_bytes()
+
+            def send():
+                for piece in zeros(kind, count):
+                    client.sendall(piece)
+                client.shutdown(socket.SHUT_WR)
+            thread = threading.Thread(target=send, daemon=True)
+            thread.start()
+            with target.accept(expects=None) as peer:
+                block, got, most = bytes(MIB), 0, before
+                while piece := peer.sock.recv(MIB):
+                    assert block.startswith(piece)
+                    if got // (64 * MIB) != (got + len(piece)) // (64 * MIB):
+                        most = max(most, daemon.resident_bytes())
+                    got += len(piece)
+            thread.join(DEADLINE)
+            assert got == count * MIB
+            report(f"{count} MiB of zeros through {kind}: {(most - before) / MIB:.1f} MiB more memory at most")
+            assert has_doubles() or most - before < 8 * MIB
+        assert daemon.ended("a")["reason"] == "ok"
 
 
 def test_pythons_zstandard(start_data):
