@@ -1,6 +1,7 @@
 """Fixtures: a directory that leaves nothing behind, daemons that are always ended, rows for the summary."""
 
 import os
+import re
 import resource
 import shutil
 import tempfile
@@ -61,13 +62,18 @@ def start(request, directory):
         pytest.fail("\n".join(complaints), pytrace=False)
 
 
-@pytest.fixture(params=["as written"] + ["stutter"] * has_doubles() if Path(PENSTOCKD).is_file() else [])
+@pytest.fixture(params=["as written", "stutter" if has_doubles() else "two workers"] if Path(PENSTOCKD).is_file() else [])
 def start_data(request, start):
-    """start(text, …) for cases whose matter is the bytes: in a test build these run once more, with what cuts
-    the bytes at random between all filters."""
+    """start(text, …) for cases whose matter is the bytes: these run once more with two workers, in a test build also
+    with what cuts the bytes at random between all filters."""
     if request.param == "as written":
         return start
-    return lambda text, *arguments, **options: start(stuttered(text), *arguments, **options)
+
+    def start_again(text, *arguments, **options):
+        text, count = re.subn(r"(?m)^workers = \d+$", "workers = 2", text)
+        assert count == 1
+        return start(stuttered(text) if has_doubles() else text, *arguments, **options)
+    return start_again
 
 
 @pytest.hookimpl(hookwrapper=True)

