@@ -1250,14 +1250,15 @@ test_own_certificate(void **unused)
 
 /* From and to so many days from now. */
 static void
-write_ocsp(const char *name, const struct paper *about, long from, long to)
+write_ocsp_that(int status, const char *name, const struct paper *about, long from, long to)
 {
 	OCSP_BASICRESP *basic = OCSP_BASICRESP_new();
 	OCSP_CERTID *id = OCSP_cert_to_id(NULL, about->certificate, authority.certificate);
 	ASN1_TIME *this = X509_gmtime_adj(NULL, from * 86400),
 		  *next = X509_gmtime_adj(NULL, to * 86400);
-	assert_non_null(
-		OCSP_basic_add1_status(basic, id, V_OCSP_CERTSTATUS_GOOD, 0, NULL, this, next));
+	assert_non_null(OCSP_basic_add1_status(basic, id, status, 0,
+					       status == V_OCSP_CERTSTATUS_REVOKED ? this : NULL,
+					       this, next));
 	assert_true(OCSP_basic_sign(basic, authority.certificate, authority.key, EVP_sha256(), NULL,
 				    0));
 	OCSP_RESPONSE *response = OCSP_response_create(OCSP_RESPONSE_STATUS_SUCCESSFUL, basic);
@@ -1276,6 +1277,13 @@ write_ocsp(const char *name, const struct paper *about, long from, long to)
 }
 
 static void
+write_ocsp(const char *name, const struct paper *about, long from, long to)
+{
+	write_ocsp_that(V_OCSP_CERTSTATUS_GOOD, name, about, from, to);
+}
+
+/* Shown with the certificate that it is about, byte for byte, until it expires. */
+static void
 test_ocsp(void **unused)
 {
 	(void)unused;
@@ -1283,19 +1291,30 @@ test_ocsp(void **unused)
 	struct tls_conf *near =
 		SECTION({ "certificate", "server.pem" }, { "certificate", "server-rsa.pem" },
 			{ "ocsp", "ocsp.der" });
-	for (int i = 0; i < 2; i++) {
+	for (int i = 0; i < 6; i++) {
+		bool is_rsa = i & 1, has_expired = i / 2 == 2;
 		struct end end;
 		struct plain plain;
 		const unsigned char *answer;
 		plain_context(&plain, false, NULL);
+		SSL_CTX_set_max_proto_version(plain.context,
+					      i / 2 ? TLS1_3_VERSION : TLS1_2_VERSION);
+		if (has_expired)
+			near->identities.at[0].staple_until = time(NULL);
 		SSL_CTX_set_tlsext_status_type(plain.context, TLSEXT_STATUSTYPE_ocsp);
-		SSL_CTX_set1_sigalgs_list(plain.context, i ? "RSA-PSS+SHA256" : "ECDSA+SHA256");
+		SSL_CTX_set1_sigalgs_list(plain.context,
+					  is_rsa ? "RSA-PSS+SHA256" : "ECDSA+SHA256");
 		plain_begin(&plain, NULL);
 		end_open(&end, near, FILTER_NEAR, "");
 		talk_plain(&end, &plain);
 		assert_ready(&end);
 		long length = SSL_get_tlsext_status_ocsp_resp(plain.ssl, &answer);
-		assert_true(i ? length <= 0 : length > 100); /* the RSA one has no answer */
+		if (is_rsa || has_expired) { /* about the RSA one there is no answer */
+			assert_true(length <= 0);
+		} else {
+			assert_int_equal(length, near->identities.at[0].staple_length);
+			assert_memory_equal(answer, near->identities.at[0].staple, (size_t)length);
+		}
 		end_close(&end);
 		plain_close(&plain);
 	}
@@ -2345,6 +2364,13 @@ write_mistakes(void)
 	chmod(world_path("old.key"), 0600);
 	OSSL_PROVIDER_unload(legacy);
 	(void)modern; /* stays */
+	write_pkcs12("public.p12", "", NULL, 0, &server);
+	text_write("public.psk", "a:" SECRET "\n");
+	text_write("public.pass", "secret\n");
+	paper_write("public.pem", "w", server.certificate, server.key);
+	const char *const public[] = { "public.p12", "public.psk", "public.pass", "public.pem" };
+	for (size_t i = 0; i < sizeof(public) / sizeof(public[0]); i++)
+		assert_int_equal(chmod(world_path(public[i]), 0644), 0);
 	text_write("short.psk", "site:abcd\n");
 	text_write("odd.psk", "\n\nno colon\n");
 	text_write("twice.psk", "a:" SECRET "\na:" SECRET "\n");
@@ -2362,6 +2388,7 @@ test_mistakes(void **unused)
 	write_ocsp("client.der", &client, -5, 3);
 	write_ocsp("late.der", &server, -5, -1);
 	write_ocsp("early.der", &server, 1, 3);
+	write_ocsp_that(V_OCSP_CERTSTATUS_REVOKED, "revoked.der", &server, -5, 3);
 	const struct {
 		struct setting settings[SETTINGS];
 		const char *words;
@@ -2425,6 +2452,18 @@ test_mistakes(void **unused)
 		  "late.der expired 20" },
 		{ { { "ocsp", "early.der" }, { "certificate", "server.pem" } },
 		  "early.der is valid only from 20" },
+		{ { { "ocsp", "revoked.der" }, { "certificate", "server.pem" } },
+		  "revoked.der says that the certificate is revoked" },
+		{ { { "pkcs12", "public.p12" } },
+		  "public.p12 holds a secret and everybody may read it; chmod 640" },
+		{ { { "psk", "public.psk" } },
+		  "public.psk holds a secret and everybody may read it; chmod 640" },
+		{ { { "certificate", "public.pem" } },
+		  "public.pem holds a secret and everybody may read it; chmod 640" },
+		{ { { "certificate", "bare.pem" },
+		    { "key", "locked.key" },
+		    { "passphrase", "public.pass" } },
+		  "public.pass holds a secret and everybody may read it; chmod 640" },
 		{ { { "psk", "short.psk" } }, "short.psk: line 1 holds no key" },
 		{ { { "psk", "odd.psk" } }, "odd.psk: line 3 is not IDENTITY:HEX" },
 		{ { { "psk", "twice.psk" } }, "twice.psk: line 2 repeats an identity" },
