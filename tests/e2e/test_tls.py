@@ -12,7 +12,7 @@ import threading
 import pytest
 
 from certificates import Authority
-from daemon import DEADLINE, check, configuration, section, tunnel, wait_until
+from daemon import DEADLINE, PENSTOCKD, check, configuration, section, tunnel, wait_until
 from peers import MIB, EchoTarget, Target, echoes, is_refused
 from programs import Server, free_port, haproxy_server, peer, program, run
 
@@ -358,6 +358,40 @@ def test_mistakes_are_found_by_check(directory, authority, server):
     assert done.returncode == 1
     assert re.search(rf":\d+: tls \"edge\": {server[1]} holds a secret and everybody may read it; chmod 640 it", done.stderr)
     assert re.search(r":\d+: tls \"two\": .*none.pem: No such file or directory", done.stderr)
+
+
+def test_keys_and_chains_are_looked_at_by_check(directory, authority, server):
+    """All of them in one go, each with the line of its section and its file."""
+    other, late = authority.issue("other"), authority.issue("late", days=-3)
+    chain, unreadable, public = (directory / name for name in ("chain.pem", "unreadable.key", "public.key"))
+    chain.write_text(server[0].read_text() + other[0].read_text())
+    for copy, mode in ((unreadable, 0o000), (public, 0o604)):
+        copy.write_text(server[1].read_text())
+        copy.chmod(mode)
+    for own in (server, other, late):
+        own[1].chmod(0o640)
+    expected = {
+        (server[0], unreadable): f"{unreadable}: Permission denied; let the user that penstockd runs as read it",
+        (server[0], other[1]): f"the key in {other[1]} is not that of the certificate in {server[0]}",
+        (chain, server[1]): f"{chain}: certificate 2 did not issue certificate 1",
+        late: f"{late[0]} expired 20",
+        (server[0], public): f"{public} holds a secret and everybody may read it; chmod 640 it",
+    }
+    names = [f"x{number}" for number in range(len(expected))]
+    file = directory / "penstock.conf"
+    file.write_text("".join(f'tls "{name}" {{ certificate = "{certificate}"  key = "{key}" }}\n'
+                            for name, (certificate, key) in zip(names, expected)) +
+                    "".join(tunnel(name, "127.0.0.1:1", accept_filters=[f"tls:{name}"]) for name in names))
+    prefix = []
+    if os.getuid() == 0:  # who may read everything becomes somebody else, to whom the keys belong
+        prefix = ["setpriv", "--reuid=65534", "--clear-groups"]
+        for path in directory.iterdir():
+            os.chown(path, 65534, -1)
+    done = subprocess.run([*prefix, PENSTOCKD, "--check", "-c", file], capture_output=True, text=True, check=False, timeout=DEADLINE)
+    *told, last = done.stderr.splitlines()
+    assert done.returncode == 1 and len(told) == len(expected) and "5 mistakes" in last, done.stderr
+    for number, (line, words) in enumerate(zip(told, expected.values()), 1):
+        assert line.startswith(f'{file}:{number}: tls "x{number - 1}": ') and words in line, line
 
 
 def test_words_that_say_nothing_are_found_by_check(directory, authority, server):
