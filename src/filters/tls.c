@@ -352,21 +352,27 @@ learn(struct tls *tls)
 	return certificate ? tls_peer_learn(tls, certificate) : 0;
 }
 
+static bool
+is_by_ticket(const struct tls *tls)
+{
+	return tls->side == FILTER_NEAR ? tls->has_ticket
+					: SSL_SESSION_has_ticket(SSL_get_session(tls->ssl));
+}
+
 /* OpenSSL calls a secret that both sides know a session, too. */
 static bool
 is_resumed(const struct tls *tls)
 {
 	if (!SSL_session_reused(tls->ssl) || !tls->by_psk)
 		return SSL_session_reused(tls->ssl);
-	return tls->side == FILTER_NEAR ? tls->has_session
-					: SSL_SESSION_has_ticket(SSL_get_session(tls->ssl));
+	return tls->side == FILTER_NEAR ? tls->has_session : is_by_ticket(tls);
 }
 
 static enum tls_counter
 kind_of_handshake(const struct tls *tls)
 {
 	if (is_resumed(tls))
-		return TLS_RESUMED;
+		return is_by_ticket(tls) ? TLS_TICKET : TLS_CACHE;
 	return tls->by_psk && !SSL_get0_peer_certificate(tls->ssl) ? TLS_PSK : TLS_FULL;
 }
 
@@ -377,7 +383,8 @@ finish_handshake(struct tls *tls, struct filter_io *io)
 	enum tls_counter kind = kind_of_handshake(tls);
 	X509 *certificate = SSL_get0_peer_certificate(tls->ssl);
 	/* In these OpenSSL has verified nothing: the latter has a cipher without authentication. */
-	bool is_unverified = kind == TLS_RESUMED || (kind == TLS_FULL && !certificate);
+	bool is_unverified =
+		kind == TLS_TICKET || kind == TLS_CACHE || (kind == TLS_FULL && !certificate);
 	if (is_unverified && !tls_peer_may_return(tls, certificate)) {
 		failure_set(io->why, FAILURE_PROTOCOL, "the peer's certificate is refused");
 		if (tls->refusal)

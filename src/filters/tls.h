@@ -39,6 +39,7 @@ struct tls {
 	bool out_has_ended;
 	bool ticket_is_due; /* TLS 1.3: goes out in front of the first bytes to the client */
 	bool has_session;   /* the peer came back with a session that was let in again */
+	bool has_ticket;    /* ... out of its ticket */
 	bool by_psk;        /* a pre-shared key was found for it */
 	bool psk_is_unknown;
 	bool is_counted; /* as a handshake that came to nothing */

@@ -10,9 +10,10 @@
 #include <stdint.h>
 
 enum tls_counter {
-	TLS_FULL,    /* handshakes with everything */
-	TLS_RESUMED, /* by ticket or session cache */
-	TLS_PSK,     /* with a pre-shared key, not resumed */
+	TLS_FULL,   /* handshakes with everything */
+	TLS_TICKET, /* a session is taken up again that its client kept */
+	TLS_CACHE,  /* ... that its server kept */
+	TLS_PSK,    /* with a pre-shared key, and no session */
 	TLS_COUNTERS
 };
 

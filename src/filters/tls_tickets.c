@@ -163,6 +163,7 @@ on_ticket_shown(SSL *ssl, SSL_SESSION *session, const unsigned char *name, size_
 		return SSL_TICKET_RETURN_IGNORE_RENEW;
 	if (!tls_peer_is_welcome(tls_of(ssl), session))
 		return SSL_TICKET_RETURN_IGNORE_RENEW;
+	tls_of(ssl)->has_ticket = true;
 	return status == SSL_TICKET_SUCCESS ? SSL_TICKET_RETURN_USE : SSL_TICKET_RETURN_USE_RENEW;
 }
 

@@ -353,13 +353,14 @@ write_handshakes(struct evbuffer *page)
 	static const char *const sides[] = { [FILTER_NEAR] = "near", [FILTER_FAR] = "far" };
 	static const char *const results[TLS_COUNTERS] = {
 		[TLS_FULL] = "full",
-		[TLS_RESUMED] = "resumed",
+		[TLS_TICKET] = "ticket",
+		[TLS_CACHE] = "cache",
 		[TLS_PSK] = "psk",
 	};
 
 	head(page, "penstock_tls_handshakes_total", "counter",
-	     "TLS handshakes that succeeded, by side and kind; resumed: by ticket or session "
-	     "cache.");
+	     "TLS handshakes that succeeded, by side and kind; ticket, cache: a session was taken "
+	     "up again that the client or the server had kept.");
 	for (int side = FILTER_NEAR; side <= FILTER_FAR; side++)
 		for (int i = 0; i < TLS_COUNTERS; i++)
 			evbuffer_add_printf(

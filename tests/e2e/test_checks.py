@@ -118,7 +118,7 @@ def test_through_the_filters_of_the_far_side(asked, directory):
         assert not {name: value for name, value in seen.items() if value and re.match("penstock_(tls|compression)_", name)}
         assert echoes(admin.daemon.address("good"))
         seen = admin.metrics()
-        assert all(sum(seen[f'penstock_tls_handshakes_total{{side="{side}",result="{result}"}}'] for result in ("full", "resumed"))
+        assert all(sum(seen[f'penstock_tls_handshakes_total{{side="{side}",result="{result}"}}'] for result in ("full", "ticket"))
                    == 1 for side in ("near", "far"))
         assert seen['penstock_compression_bytes_total{filter="zlib",flow="out",form="plain"}'] == 1000
 

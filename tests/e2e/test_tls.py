@@ -15,6 +15,7 @@ from certificates import Authority
 from daemon import DEADLINE, PENSTOCKD, check, configuration, section, tunnel, wait_until
 from peers import MIB, EchoTarget, Target, echoes, is_refused
 from programs import Server, free_port, haproxy_server, peer, program, run
+from test_admin import Admin
 
 pytestmark = pytest.mark.sanitize
 
@@ -534,12 +535,16 @@ def test_resumption_and_its_end(start, directory, authority, server, version, ti
     none, revoked = authority.revoke(file="none.pem"), authority.revoke(me[0], file="revoked.pem")
     with EchoTarget() as target:
         def text(**rows):
-            return (configuration(tunnel("t", target.text, accept_filters=["tls:edge"])) +
+            return (configuration(tunnel("t", target.text, accept_filters=["tls:edge"]),
+                                  tunnel("admin", "internal:admin", f"unix:{directory}/admin.sock")) +
                     near(server, **{"client_ca": authority.certificate, "crl": none, "tickets": tickets, **rows}))
 
         daemon = start(text())
         assert "New, TLSv" in s_client(daemon, "t", authority, option, *who, "-sess_out", session)
         assert "Reused, TLSv" in s_client(daemon, "t", authority, option, *who, "-sess_in", session)
+        seen = Admin(daemon, path=directory / "admin.sock").metrics()
+        assert [seen[f'penstock_tls_handshakes_total{{side="near",result="{result}"}}'] for result in ("full", "ticket", "cache")] == \
+            [1, tickets == "true", tickets == "false"]
         daemon.reload(text())
         assert "Reused, TLSv" in s_client(daemon, "t", authority, option, *who, "-sess_in", session)
         for rows, words in (({"client_ca": other.certificate, "crl": other.revoke(file="other-crl.pem")}, "unknown CA"),

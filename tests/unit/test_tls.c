@@ -1441,8 +1441,9 @@ test_tickets(void **unused)
 			SECTION({ "certificate", "server.pem" }, { "client_ca", "ca.pem" },
 				{ "tickets", i < 2 ? "true" : "false" });
 		struct plain plain;
+		enum tls_counter kind = i < 2 ? TLS_TICKET : TLS_CACHE;
 		uint64_t full = tls_counters_read(FILTER_NEAR, TLS_FULL);
-		uint64_t resumed = tls_counters_read(FILTER_NEAR, TLS_RESUMED);
+		uint64_t resumed = tls_counters_read(FILTER_NEAR, kind);
 		plain_context(&plain, false, &client);
 		SSL_CTX_set_max_proto_version(plain.context, versions[i % 2]);
 		assert_false(visit(near, &plain, "server.example"));
@@ -1450,7 +1451,7 @@ test_tickets(void **unused)
 		assert_int_equal(SSL_SESSION_has_ticket(plain.session), i < 2 || i == 3);
 		assert_true(visit(near, &plain, "server.example"));
 		assert_int_equal(tls_counters_read(FILTER_NEAR, TLS_FULL), full + 1);
-		assert_int_equal(tls_counters_read(FILTER_NEAR, TLS_RESUMED), resumed + 1);
+		assert_int_equal(tls_counters_read(FILTER_NEAR, kind), resumed + 1);
 		plain_close(&plain);
 		discard(near);
 	}
@@ -1660,16 +1661,19 @@ visit_server(const struct tls_conf *far, struct plain *plain, const char *target
 static void
 test_sessions_of_servers(void **unused)
 {
-	static const int versions[] = { TLS1_2_VERSION, TLS1_3_VERSION };
+	static const int versions[] = { TLS1_2_VERSION, TLS1_3_VERSION, TLS1_2_VERSION };
 	(void)unused;
-	for (int i = 0; i < 2; i++) {
+	for (int i = 0; i < 3; i++) {
+		enum tls_counter kind = i < 2 ? TLS_TICKET : TLS_CACHE;
 		struct tls_conf *far = SECTION({ "ca", "ca.pem" });
 		struct tls_conf *other =
 			SECTION({ "ca", "ca.pem" }, { "certificate", "client.pem" });
 		struct plain plain;
 		plain_context(&plain, true, &server);
 		SSL_CTX_set_max_proto_version(plain.context, versions[i]);
-		uint64_t resumed = tls_counters_read(FILTER_FAR, TLS_RESUMED);
+		if (kind == TLS_CACHE)
+			SSL_CTX_set_options(plain.context, SSL_OP_NO_TICKET);
+		uint64_t resumed = tls_counters_read(FILTER_FAR, kind);
 		assert_false(visit_server(far, &plain, "server.example"));
 		assert_true(visit_server(far, &plain, "server.example"));
 		assert_true(visit_server(far, &plain, "server.example"));
@@ -1678,7 +1682,7 @@ test_sessions_of_servers(void **unused)
 		struct tls_conf *reloaded = SECTION({ "ca", "ca.pem" });
 		discard(far);
 		assert_true(visit_server(reloaded, &plain, "server.example"));
-		assert_int_equal(tls_counters_read(FILTER_FAR, TLS_RESUMED), resumed + 3);
+		assert_int_equal(tls_counters_read(FILTER_FAR, kind), resumed + 3);
 		plain_close(&plain);
 		discard(reloaded);
 		discard(other);
@@ -1697,12 +1701,12 @@ test_psk_tickets(void **unused)
 		psk_key[i] = (unsigned char)i;
 	SSL_CTX_set_psk_client_callback(plain.context, on_psk);
 	uint64_t psk = tls_counters_read(FILTER_NEAR, TLS_PSK);
-	uint64_t resumed = tls_counters_read(FILTER_NEAR, TLS_RESUMED);
+	uint64_t resumed = tls_counters_read(FILTER_NEAR, TLS_TICKET);
 	visit(near, &plain, NULL);
 	assert_int_equal(plain.tickets, 1);
 	visit(near, &plain, NULL);
 	assert_int_equal(tls_counters_read(FILTER_NEAR, TLS_PSK), psk + 1);
-	assert_int_equal(tls_counters_read(FILTER_NEAR, TLS_RESUMED), resumed + 1);
+	assert_int_equal(tls_counters_read(FILTER_NEAR, TLS_TICKET), resumed + 1);
 	plain_close(&plain);
 	discard(near);
 }
@@ -1824,7 +1828,7 @@ test_psk_tickets_of_servers(void **unused)
 	(void)unused;
 	struct tls_conf *conf = SECTION({ "psk", "psk" });
 	uint64_t psk = tls_counters_read(FILTER_FAR, TLS_PSK);
-	uint64_t resumed = tls_counters_read(FILTER_FAR, TLS_RESUMED);
+	uint64_t resumed = tls_counters_read(FILTER_FAR, TLS_TICKET);
 	for (int i = 0; i < 2; i++) {
 		struct end left, right;
 		end_open(&left, conf, FILTER_NEAR, "");
@@ -1837,7 +1841,7 @@ test_psk_tickets_of_servers(void **unused)
 		end_close(&right);
 	}
 	assert_int_equal(tls_counters_read(FILTER_FAR, TLS_PSK), psk + 1);
-	assert_int_equal(tls_counters_read(FILTER_FAR, TLS_RESUMED), resumed + 1);
+	assert_int_equal(tls_counters_read(FILTER_FAR, TLS_TICKET), resumed + 1);
 	discard(conf);
 }
 
