@@ -136,15 +136,18 @@ tls_words_reason(char text[TLS_WORDS_REASON])
 	return text;
 }
 
-/* Empties the queue; its last error is in `text`. Whether it is about memory: what that led to may look as if
- * it were the peer's fault. */
+/* Empties the queue; its last error is in `text`, in `reason` the first that is of TLS itself, if there is one:
+ * what a cipher found comes before. Whether it is about memory: what that led to may look as if it were the
+ * peer's fault. */
 static bool
-lacks_memory(char text[TLS_WORDS_REASON])
+lacks_memory(char text[TLS_WORDS_REASON], int *reason)
 {
 	bool is_so = !ERR_peek_error();
 	unsigned long code, last = 0;
 	while ((code = ERR_get_error())) {
 		is_so |= ERR_GET_REASON(code) == ERR_R_MALLOC_FAILURE;
+		if (!*reason && ERR_GET_LIB(code) == ERR_LIB_SSL)
+			*reason = ERR_GET_REASON(code);
 		last = code;
 	}
 	describe(last, text);
@@ -218,14 +221,13 @@ tls_words_failure(struct failure *why, enum tls_stage stage)
 {
 	char text[TLS_WORDS_REASON];
 	unsigned long code = ERR_peek_error();
-	int reason = ERR_GET_REASON(code);
-	bool is_tls = ERR_GET_LIB(code) == ERR_LIB_SSL;
+	int reason = 0;
 	enum tls_failure failure = TLS_BROKEN;
-	const char *words = is_tls ? translate(reason, stage, &failure) : NULL;
-	size_t alert = is_tls && reason >= SSL_AD_REASON_OFFSET
-			       ? (size_t)(reason - SSL_AD_REASON_OFFSET)
-			       : ALERTS;
-	if (lacks_memory(text)) {
+	bool is_memory = lacks_memory(text, &reason);
+	const char *words = reason ? translate(reason, stage, &failure) : NULL;
+	size_t alert =
+		reason >= SSL_AD_REASON_OFFSET ? (size_t)(reason - SSL_AD_REASON_OFFSET) : ALERTS;
+	if (is_memory) {
 		failure_set(why, FAILURE_MEMORY, "no memory for TLS");
 		return TLS_NO_MEMORY;
 	}

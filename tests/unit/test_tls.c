@@ -2045,6 +2045,36 @@ test_key_updates_without_room(void **unused)
 	discard(near);
 }
 
+/* Nobody hears an answer to a KeyUpdate behind our end: they do not wait, nor hold up what still comes. */
+static void
+test_key_updates_behind_our_end(void **unused)
+{
+	(void)unused;
+	struct tls_conf *near = SECTION({ "certificate", "server.pem" });
+	struct end end;
+	struct plain plain;
+	begin_both(&end, &plain, near);
+	assert_talks(&end, &plain);
+	end_finish(&end);
+	talk_plain(&end, &plain);
+	assert_true(plain.has_ended);
+	for (int i = 0; i < 5000; i++) {
+		assert_true(SSL_key_update(plain.ssl, SSL_KEY_UPDATE_REQUESTED));
+		SSL_do_handshake(plain.ssl);
+		carry_to_end(&plain, &end);
+		end_step(&end);
+		assert_int_equal(stack_kept_bytes(end.stack), 0);
+	}
+	assert_int_equal(SSL_write(plain.ssl, "tail", 4), 4);
+	carry_to_end(&plain, &end);
+	end_step(&end);
+	assert_false(end.has_failed);
+	assert_string_equal(end_heard(&end), "tail");
+	end_close(&end);
+	plain_close(&plain);
+	discard(near);
+}
+
 #ifndef HAS_OWN_MALLOC
 
 /* What it says it holds, of which max_memory takes notice, is not less than what is given back with it, nor
@@ -2053,17 +2083,30 @@ static void
 test_memory_at_rest(void **unused)
 {
 	(void)unused;
+	static const char *const after[] = { "its handshake", "a message", "a KeyUpdate" };
 	struct tls_conf *near = SECTION({ "certificate", "server.pem" });
-	struct end end;
-	struct plain plain;
-	begin_both(&end, &plain, near);
-	assert_talks(&end, &plain);
-	size_t told = stack_held_bytes(end.stack), full = mallinfo2().uordblks;
-	end_close(&end);
-	size_t held = full - mallinfo2().uordblks;
-	print_message("a TLS connection at rest holds %zu bytes\n", held);
-	assert_in_range(told, held, 2 * held);
-	plain_close(&plain);
+	for (int i = 0; i < 3; i++) {
+		struct end end;
+		struct plain plain;
+		begin_both(&end, &plain, near);
+		if (i == 0)
+			talk_plain(&end, &plain);
+		else
+			assert_talks(&end, &plain);
+		if (i == 2) {
+			assert_true(SSL_key_update(plain.ssl, SSL_KEY_UPDATE_REQUESTED));
+			SSL_do_handshake(plain.ssl);
+			talk_plain(&end, &plain);
+		}
+		assert_ready(&end);
+		size_t told = stack_held_bytes(end.stack), full = mallinfo2().uordblks;
+		end_close(&end);
+		size_t held = full - mallinfo2().uordblks;
+		print_message("a TLS connection at rest behind %s holds %zu bytes\n", after[i],
+			      held);
+		assert_in_range(told, held, 2 * held);
+		plain_close(&plain);
+	}
 	discard(near);
 }
 
@@ -2153,6 +2196,55 @@ test_close_notify_in_the_handshake(void **unused)
 		plain_close(&plain);
 	}
 	discard(conf);
+}
+
+/* Also by the filters behind it, and if all of it comes at once. */
+static void
+test_what_comes_before_a_failure_is_given(void **unused)
+{
+	/* RFC 1950: a stored block of "hello", which is not the last. */
+	static const char packed[] = "\x78\x01\x00\x05\x00\xfa\xffhello";
+	static const int versions[] = { TLS1_2_VERSION, TLS1_3_VERSION };
+	(void)unused;
+	struct tls_conf *near = SECTION({ "certificate", "server.pem" });
+	const struct filter_type *zlib = registry_find("zlib");
+	void *line = calloc(1, zlib->conf_bytes);
+	struct failure why;
+	for (const struct keyword *row = zlib->keywords; row->name; row++)
+		assert_int_equal(config_value_default(row, line, &why), 0);
+	assert_int_equal(zlib->configure(line, &why), 0);
+	for (int i = 0; i < 4; i++) {
+		bool is_damaged = i / 2;
+		struct chain_link links[] = { { registry_find("tls"), near }, { zlib, line } };
+		struct chain chain = { links, 2 };
+		struct end end = { .facts.target_host = "" };
+		struct plain plain;
+		char bytes[512];
+		plain_context(&plain, false, NULL);
+		SSL_CTX_set_max_proto_version(plain.context, versions[i % 2]);
+		plain_begin(&plain, NULL);
+		stack_ends_open(end.flows, FILTER_FLUSH);
+		assert_int_equal(stack_open(&end.stack, &chain, FILTER_NEAR, &end.facts, &end.why),
+				 0);
+		talk_plain(&end, &plain);
+		assert_ready(&end);
+		SSL_write(plain.ssl, packed, sizeof(packed) - 1);
+		if (is_damaged)
+			SSL_write(plain.ssl, packed, 2);
+		else
+			end.flows[FILTER_IN].flush = FILTER_FINISHED;
+		int length = BIO_read(plain.out, bytes, sizeof(bytes));
+		bytes[length - 1] ^= (char)is_damaged;
+		evbuffer_add(end.flows[FILTER_IN].src, bytes, (size_t)length);
+		end_step(&end);
+		assert_refused(&end, is_damaged ? "a TLS record was changed on the way"
+						: "without TLS's close_notify");
+		assert_string_equal(end_heard(&end), "hello");
+		end_close(&end);
+		plain_close(&plain);
+	}
+	free(line);
+	discard(near);
 }
 
 /* `truncation = "eof"` is about whole records: an end within one is none. */
@@ -2608,12 +2700,14 @@ main(void)
 		cmocka_unit_test(test_own_failures),
 		cmocka_unit_test(test_key_updates),
 		cmocka_unit_test(test_key_updates_without_room),
+		cmocka_unit_test(test_key_updates_behind_our_end),
 #ifndef HAS_OWN_MALLOC
 		cmocka_unit_test(test_memory_at_rest),
 #endif
 		cmocka_unit_test(test_renegotiation_is_refused),
 		cmocka_unit_test(test_bulk),
 		cmocka_unit_test(test_close_notify_in_the_handshake),
+		cmocka_unit_test(test_what_comes_before_a_failure_is_given),
 		cmocka_unit_test(test_lenient_truncation_is_between_records),
 		cmocka_unit_test(test_early_data_is_dropped),
 		cmocka_unit_test(test_names_asked_for),
