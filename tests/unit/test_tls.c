@@ -2,6 +2,7 @@
  * The TLS filter in memory: filter against filter, and filter against an SSL of plain OpenSSL, over a
  * wire of evbuffers. Certificates are made here.
  */
+#include "clock.h"
 #include "config_value.h"
 #include "facts.h"
 #include "filters/registry.h"
@@ -599,14 +600,17 @@ test_certificate_by_name(void **unused)
 						.is_rsa = true,
 						.others = "DNS:a.wild.example",
 						.issuer = &authority }),
+		paper_make((struct paper_plan){
+			.name = "part", .others = "DNS:web*.part.example", .issuer = &authority }),
 	};
-	for (int i = 0; i < 3; i++) {
+	for (int i = 0; i < 4; i++) {
 		char name[8] = { (char)('0' + i) };
 		paper_write(name, "w", papers[i].certificate, papers[i].key);
 	}
 	struct tls_conf *near =
 		SECTION({ "certificate", "server.pem" }, { "certificate", "server-rsa.pem" },
-			{ "certificate", "0" }, { "certificate", "1" }, { "certificate", "2" });
+			{ "certificate", "0" }, { "certificate", "1" }, { "certificate", "2" },
+			{ "certificate", "3" });
 	expect_certificate(near, NULL, "server", NULL, EVP_PKEY_EC);
 	expect_certificate(near, "unknown.example", "server", NULL, EVP_PKEY_EC);
 	expect_certificate(near, "server.example", "server", "RSA-PSS+SHA256", EVP_PKEY_RSA);
@@ -615,8 +619,11 @@ test_certificate_by_name(void **unused)
 	expect_certificate(near, "A.wild.EXAMPLE", "exact", NULL, 0);
 	expect_certificate(near, "a.wild.example", "exact rsa", "RSA-PSS+SHA256", EVP_PKEY_RSA);
 	expect_certificate(near, "a.b.wild.example", "server", NULL, 0);
+	expect_certificate(near, "wild.example", "server", NULL, 0);
+	/* A star is a whole part of a name (RFC 6125 6.4.3). */
+	expect_certificate(near, "web1.part.example", "server", NULL, 0);
 	discard(near);
-	for (int i = 0; i < 3; i++)
+	for (int i = 0; i < 4; i++)
 		paper_free(&papers[i]);
 }
 
@@ -779,6 +786,30 @@ expect_let_in(const struct tls_conf *near, const struct paper *paper, const char
 	}
 }
 
+/* A client that has several certificates learns which one is wanted. */
+static void
+expect_asked_for(const struct tls_conf *near, const char *authority_name)
+{
+	static const int versions[] = { TLS1_2_VERSION, TLS1_3_VERSION };
+	for (int i = 0; i < 2; i++) {
+		struct end end;
+		struct plain plain;
+		char name[64];
+		plain_context(&plain, false, &client);
+		SSL_CTX_set_max_proto_version(plain.context, versions[i]);
+		plain_begin(&plain, NULL);
+		end_open(&end, near, FILTER_NEAR, "");
+		talk_plain(&end, &plain);
+		const STACK_OF(X509_NAME) *names = SSL_get0_peer_CA_list(plain.ssl);
+		assert_int_equal(sk_X509_NAME_num(names), 1);
+		X509_NAME_get_text_by_NID(sk_X509_NAME_value(names, 0), NID_commonName, name,
+					  sizeof(name));
+		assert_string_equal(name, authority_name);
+		end_close(&end);
+		plain_close(&plain);
+	}
+}
+
 static void
 test_client_certificates(void **unused)
 {
@@ -794,6 +825,7 @@ test_client_certificates(void **unused)
 	struct paper self = paper_make((struct paper_plan){ .name = "self" });
 
 	expect_let_in(required, &client, "client");
+	expect_asked_for(required, "Test CA");
 	expect_refused(required, &stranger, "unknown CA 'Other CA' of the certificate 'stranger'",
 		       SSL_AD_UNKNOWN_CA);
 	expect_refused(required, &expired_client, words, SSL_AD_CERTIFICATE_EXPIRED);
@@ -915,6 +947,33 @@ test_allow(void **unused)
 			       SSL_AD_BAD_CERTIFICATE);
 		discard(near);
 	}
+}
+
+/* Each of the units in a subject, and each of the names of a kind, counts. */
+static void
+test_allow_looks_at_all_names(void **unused)
+{
+	static const char *const rules[] = { "ou:first",      "ou:second", "dns:a.example",
+					     "dns:b.example", "uri:x:b",   "cn:other" };
+	(void)unused;
+	struct paper paper = paper_make(
+		(struct paper_plan){ .name = "several",
+				     .unit = "first",
+				     .others = "DNS:a.example,URI:x:a,DNS:b.example,URI:x:b",
+				     .issuer = &authority });
+	X509_NAME *subject = X509_get_subject_name(paper.certificate);
+	X509_NAME_add_entry_by_txt(subject, "OU", MBSTRING_UTF8, (const unsigned char *)"second",
+				   -1, -1, 0);
+	X509_NAME_add_entry_by_txt(subject, "CN", MBSTRING_UTF8, (const unsigned char *)"other", -1,
+				   -1, 0);
+	X509_sign(paper.certificate, authority.key, EVP_sha256());
+	for (size_t i = 0; i < sizeof(rules) / sizeof(rules[0]); i++) {
+		struct tls_conf *near = SECTION({ "certificate", "server.pem" },
+						{ "client_ca", "ca.pem" }, { "allow", rules[i] });
+		expect_let_in(near, &paper, "several");
+		discard(near);
+	}
+	paper_free(&paper);
 }
 
 /* What a peer shows is read up to 100 KiB, as penstock.conf(5) says, and no further. */
@@ -1086,6 +1145,50 @@ test_revocation_below_the_root(void **unused)
 	paper_free(&middle);
 }
 
+/* Where the trusted one is a root, all below it need a list that speaks for them. */
+static void
+test_revocation_of_each_in_the_chain(void **unused)
+{
+	(void)unused;
+	struct paper middle = paper_make(
+		(struct paper_plan){ .name = "middle", .is_ca = true, .issuer = &authority });
+	struct paper low =
+		paper_make((struct paper_plan){ .name = "low", .is_ca = true, .issuer = &middle });
+	struct paper leaf = paper_make((struct paper_plan){ .name = "leaf", .issuer = &low });
+	const struct paper *const issuers[] = { &low, &middle, &authority };
+	for (int missing = 0; missing <= 3; missing++) {
+		for (int version = TLS1_2_VERSION; version <= TLS1_3_VERSION; version++) {
+			struct end end;
+			struct plain plain;
+			text_write("crl.pem", "");
+			for (int i = 0; i < 3; i++)
+				if (i != missing)
+					write_crl_of(issuers[i], "crl.pem", NULL, 7, true);
+			struct tls_conf *near =
+				SECTION({ "certificate", "server.pem" }, { "client_ca", "ca.pem" },
+					{ "crl", "crl.pem" });
+			plain_context(&plain, false, &leaf);
+			SSL_CTX_add1_chain_cert(plain.context, low.certificate);
+			SSL_CTX_add1_chain_cert(plain.context, middle.certificate);
+			SSL_CTX_set_max_proto_version(plain.context, version);
+			plain_begin(&plain, NULL);
+			end_open(&end, near, FILTER_NEAR, "");
+			talk_plain(&end, &plain);
+			if (missing == 3)
+				assert_ready(&end);
+			else
+				assert_refused(&end, "no CRL here says whether the certificate is "
+						     "revoked");
+			end_close(&end);
+			plain_close(&plain);
+			discard(near);
+		}
+	}
+	paper_free(&leaf);
+	paper_free(&low);
+	paper_free(&middle);
+}
+
 static void
 test_revocation(void **unused)
 {
@@ -1114,6 +1217,10 @@ test_server_is_verified(void **unused)
 	struct tls_conf *none = SECTION({ "verify", "none" });
 	struct paper bare_name =
 		paper_make((struct paper_plan){ .name = "bare", .issuer = &authority });
+	struct paper star = paper_make(
+		(struct paper_plan){ .name = "star",
+				     .others = "DNS:*.wild.example,DNS:web*.part.example",
+				     .issuer = &authority });
 	struct {
 		const struct tls_conf *conf;
 		const char *target;
@@ -1128,6 +1235,10 @@ test_server_is_verified(void **unused)
 		  "certificate is for 'server.example' and 1 more, not for other.example" },
 		{ far, "192.0.2.2", &server, "not for 192.0.2.2" },
 		{ far, "server", &bare_name, "certificate is for 'bare', not for server" },
+		{ far, "a.wild.example", &star, NULL },
+		{ far, "a.b.wild.example", &star, "not for a.b.wild.example" },
+		{ far, "wild.example", &star, "not for wild.example" },
+		{ far, "web1.part.example", &star, "not for web1.part.example" },
 		{ far, "server.example", &stranger, "unknown CA 'Other CA'" },
 		{ system, "server.example", &server, "unknown CA 'Test CA'" },
 		{ none, "x.example", &stranger, NULL },
@@ -1147,6 +1258,7 @@ test_server_is_verified(void **unused)
 	discard(system);
 	discard(none);
 	paper_free(&bare_name);
+	paper_free(&star);
 }
 
 /* RFC 6066 section 3: no dot at the end, neither asked for nor looked for in the certificate. */
@@ -1212,6 +1324,15 @@ test_pins(void **unused)
 	ask(&end, other, "server.example", &server);
 	assert_refused(&end, "no pin fits the key of the certificate 'server'");
 	end_close(&end);
+	/* Of a client whom a pin alone lets in the key is known, not the name it gives itself. */
+	struct tls_conf *near =
+		SECTION({ "certificate", "server.pem" }, { "verify", "none" }, { "pin", wrong });
+	meet(&end, near, &stranger, TLS1_3_VERSION);
+	assert_ready(&end);
+	assert_string_equal(end.facts.certificate, wrong);
+	assert_null(end.facts.common_name);
+	end_close(&end);
+	discard(near);
 	discard(both);
 	discard(alone);
 	discard(other);
@@ -1437,9 +1558,9 @@ test_tickets(void **unused)
 	static const int versions[] = { TLS1_2_VERSION, TLS1_3_VERSION };
 	(void)unused;
 	for (int i = 0; i < 4; i++) {
-		struct tls_conf *near =
-			SECTION({ "certificate", "server.pem" }, { "client_ca", "ca.pem" },
-				{ "tickets", i < 2 ? "true" : "false" });
+		struct tls_conf *near = SECTION(
+			{ "certificate", "server.pem" }, { "client_ca", "ca.pem" },
+			{ "tickets", i < 2 ? "true" : "false" }, { "session_lifetime", "10min" });
 		struct plain plain;
 		enum tls_counter kind = i < 2 ? TLS_TICKET : TLS_CACHE;
 		uint64_t full = tls_counters_read(FILTER_NEAR, TLS_FULL);
@@ -1449,6 +1570,8 @@ test_tickets(void **unused)
 		assert_false(visit(near, &plain, "server.example"));
 		assert_int_equal(plain.tickets, 1);
 		assert_int_equal(SSL_SESSION_has_ticket(plain.session), i < 2 || i == 3);
+		if (i != 2) /* without a ticket TLS 1.2 tells the client nothing of it */
+			assert_int_equal(SSL_SESSION_get_ticket_lifetime_hint(plain.session), 600);
 		assert_true(visit(near, &plain, "server.example"));
 		assert_int_equal(tls_counters_read(FILTER_NEAR, TLS_FULL), full + 1);
 		assert_int_equal(tls_counters_read(FILTER_NEAR, kind), resumed + 1);
@@ -1644,6 +1767,58 @@ test_ticket_keys_rotate(void **unused)
 	tls_tickets_release(other);
 }
 
+/* Comes back in TLS 1.2, and has to be taken up; whether that brought another ticket, which is kept. OpenSSL
+ * tells its callback nothing of one that comes so. */
+static bool
+gets_another_ticket(const struct tls_conf *near, struct plain *plain)
+{
+	struct end end;
+	const unsigned char *before, *now;
+	size_t before_length, length;
+	plain_begin(plain, NULL);
+	SSL_set_session(plain->ssl, plain->session);
+	end_open(&end, near, FILTER_NEAR, "");
+	assert_talks(&end, plain);
+	assert_true(SSL_session_reused(plain->ssl));
+	SSL_SESSION *session = SSL_get1_session(plain->ssl);
+	SSL_SESSION_get0_ticket(plain->session, &before, &before_length);
+	SSL_SESSION_get0_ticket(session, &now, &length);
+	bool is_another = length != before_length || memcmp(now, before, length) != 0;
+	end_close(&end);
+	plain_end(plain);
+	SSL_SESSION_free(plain->session);
+	plain->session = session;
+	return is_another;
+}
+
+/* Time goes by for the key of a ticket: it is renewed, still read, and then read no more. */
+static void
+test_tickets_of_old_keys(void **unused)
+{
+	(void)unused;
+	struct tls_conf *near = SECTION({ "certificate", "server.pem" }, { "max_version", "1.2" },
+					{ "session_lifetime", "1h" });
+	const unsigned char *id = ((struct tls_lasting *)near->keys)->id;
+	struct tls_ticket_key key;
+	struct plain plain;
+	plain_context(&plain, false, NULL);
+	assert_int_equal(tls_tickets_newest(near->keys, clock_now_ns() - 90 * NS_PER_S, &key), 0);
+	assert_false(visit(near, &plain, NULL));
+	assert_false(gets_another_ticket(near, &plain));
+	SSL_SESSION *first = plain.session;
+	SSL_SESSION_up_ref(first);
+	tls_tickets_release(tls_tickets_hold(id, 60 * NS_PER_S));
+	assert_true(gets_another_ticket(near, &plain));
+	assert_false(gets_another_ticket(near, &plain));
+	tls_tickets_release(tls_tickets_hold(id, 40 * NS_PER_S));
+	assert_false(gets_another_ticket(near, &plain));
+	SSL_SESSION_free(plain.session);
+	plain.session = first;
+	assert_false(visit(near, &plain, NULL));
+	plain_close(&plain);
+	discard(near);
+}
+
 /* One connection of the far filter to a plain server; whether it was resumed. */
 static bool
 visit_server(const struct tls_conf *far, struct plain *plain, const char *target)
@@ -1709,6 +1884,66 @@ test_psk_tickets(void **unused)
 	assert_int_equal(tls_counters_read(FILTER_NEAR, TLS_TICKET), resumed + 1);
 	plain_close(&plain);
 	discard(near);
+}
+
+/* Who comes back is judged by the rules, also if the session were found in spite of their change: with a
+ * whole handshake and a clear alert. */
+static void
+test_rules_are_asked_again(void **unused)
+{
+	static const int versions[] = { TLS1_2_VERSION, TLS1_3_VERSION };
+	(void)unused;
+	for (int i = 0; i < 4; i++) {
+		struct tls_conf *near =
+			SECTION({ "certificate", "server.pem" }, { "client_ca", "ca.pem" },
+				{ "tickets", i < 2 ? "true" : "false" }, { "allow", "cn:client" });
+		struct plain plain;
+		struct end end;
+		plain_context(&plain, false, &client);
+		SSL_CTX_set_max_proto_version(plain.context, versions[i % 2]);
+		assert_false(visit(near, &plain, NULL));
+		assert_true(visit(near, &plain, NULL));
+		near->rules.allow[0].text = "nobody";
+		plain_begin(&plain, NULL);
+		SSL_set_session(plain.ssl, plain.session);
+		end_open(&end, near, FILTER_NEAR, "");
+		talk_plain(&end, &plain);
+		assert_refused(&end, "nothing in allow fits the certificate 'client'");
+		assert_int_equal(plain.alert, SSL_AD_BAD_CERTIFICATE);
+		assert_false(SSL_session_reused(plain.ssl));
+		end_close(&end);
+		plain_close(&plain);
+		discard(near);
+	}
+}
+
+/* A server that begins to speak TLS 1.3 is met with the secret, whatever was spoken before. */
+static void
+test_psk_of_a_server_that_changes(void **unused)
+{
+	(void)unused;
+	struct tls_conf *far = SECTION({ "psk", "psk" });
+	struct tls_conf *old = SECTION({ "psk", "psk" }, { "max_version", "1.2" });
+	struct tls_conf *young = SECTION({ "psk", "psk" });
+	for (int i = 0; i < 4; i++) {
+		struct end left, right;
+		end_open(&left, i % 2 ? young : old, FILTER_NEAR, "");
+		end_open(&right, far, FILTER_FAR, "");
+		talk(&left, &right);
+		assert_ready(&left);
+		assert_ready(&right);
+		end_say(&left, "hello");
+		talk(&left, &right);
+		assert_string_equal(end_heard(&right), "hello");
+		end_finish(&left);
+		end_finish(&right);
+		talk(&left, &right);
+		end_close(&left);
+		end_close(&right);
+	}
+	discard(far);
+	discard(old);
+	discard(young);
 }
 
 /* A server has renewed its certificate: the session that saw the old one is not offered any more. */
@@ -2670,10 +2905,12 @@ main(void)
 		cmocka_unit_test(test_anonymous_ciphers),
 		cmocka_unit_test(test_strangers_names),
 		cmocka_unit_test(test_allow),
+		cmocka_unit_test(test_allow_looks_at_all_names),
 		cmocka_unit_test(test_long_chains),
 		cmocka_unit_test(test_allow_and_zero_bytes),
 		cmocka_unit_test(test_revocation),
 		cmocka_unit_test(test_revocation_below_the_root),
+		cmocka_unit_test(test_revocation_of_each_in_the_chain),
 		cmocka_unit_test(test_server_is_verified),
 		cmocka_unit_test(test_absolute_names),
 		cmocka_unit_test(test_no_name_to_check),
@@ -2687,8 +2924,11 @@ main(void)
 		cmocka_unit_test(test_sessions_across_reloads),
 		cmocka_unit_test(test_so_many_sessions_are_kept),
 		cmocka_unit_test(test_ticket_keys_rotate),
+		cmocka_unit_test(test_tickets_of_old_keys),
 		cmocka_unit_test(test_sessions_of_servers),
 		cmocka_unit_test(test_psk_tickets),
+		cmocka_unit_test(test_rules_are_asked_again),
+		cmocka_unit_test(test_psk_of_a_server_that_changes),
 		cmocka_unit_test(test_session_whose_certificate_has_expired),
 		cmocka_unit_test(test_session_and_the_system_s_authorities),
 		cmocka_unit_test(test_sessions_and_ciphers),
