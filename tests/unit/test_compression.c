@@ -790,6 +790,41 @@ test_adaptive_stores_what_does_not_pay(void **unused)
 	}
 }
 
+/* The longer it has not paid, the less is spent on trying again, up to a sample in 16 MiB; a sample that
+ * pays ends that. */
+static void
+test_adaptive_tries_less_and_less(void **unused)
+{
+	(void)unused;
+	for_each_format(format)
+	{
+		struct bytes random = noise(4 * MIB), plain = text(MIB);
+		struct evbuffer *all = evbuffer_new();
+		struct side side;
+		side_open(&side, format, (struct compression_conf){ .level = 1, .adaptive = true });
+		for (int round = 0; round < 2; round++) {
+			struct compression_totals before =
+				compression_read_totals(format->kind, FILTER_OUT);
+			for (int i = 0; i < 12; i++)
+				packed_by(&side, random, all);
+			struct compression_totals then =
+				compression_read_totals(format->kind, FILTER_OUT);
+			size_t tried = (size_t)(then.plain_bytes - before.plain_bytes -
+						(then.stored_bytes - before.stored_bytes));
+			/* 0.5, 1, 2, 4, 8, 16 and 16 MiB, a sample in front of each. */
+			assert_in_range(tried, 7 * 64 * KIB, 9 * 64 * KIB);
+			for (int i = 0; i < 18; i++)
+				packed_by(&side, plain, all);
+			assert_true(packed_by(&side, plain, all) < MIB / 2);
+			evbuffer_drain(all, SIZE_MAX);
+		}
+		evbuffer_free(all);
+		free(random.at);
+		free(plain.at);
+		side_close(&side);
+	}
+}
+
 static void
 test_without_adaptive_nothing_is_stored(void **unused)
 {
@@ -843,6 +878,7 @@ main(void)
 		cmocka_unit_test(test_memory_of_a_connection),
 #endif
 		cmocka_unit_test(test_adaptive_stores_what_does_not_pay),
+		cmocka_unit_test(test_adaptive_tries_less_and_less),
 		cmocka_unit_test(test_without_adaptive_nothing_is_stored),
 		cmocka_unit_test(test_window_is_a_power_of_two),
 	};

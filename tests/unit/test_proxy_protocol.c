@@ -860,6 +860,28 @@ test_filter_local(void **unused)
 	assert_address(&end.facts.client, "192.0.2.7:4711");
 	assert_false(end.facts.client_is_told);
 	end_close(&end);
+
+	/* Whatever else it holds; and TLS with the peer, inside of which it came, is the peer's own. */
+	struct raw raw = begin(0x20, 0x11);
+	add(&raw, "\xc0\x00\x02\x09\xc0\x00\x02\x01\x12\x67\x01\xbb", 12);
+	done(&raw);
+	add_tlv(&raw, 0x02, "example.org", 11);
+	add_tlv(&raw, 0x20,
+		"\x07\0\0\0\0\x22\0\x03"
+		"eve",
+		11);
+	facts.tls_version = "TLSv1.3";
+	assert_true(end_open(&end, FILTER_NEAR, trusting, &facts));
+	give(&end, FILTER_IN, raw.bytes, raw.count);
+	assert_int_not_equal(end_step(&end), STACK_FAILED);
+	assert_true(stack_is_ready(end.stack));
+	assert_address(&end.facts.client, "192.0.2.7:4711");
+	assert_address(&end.facts.accepted, "198.51.100.1:443");
+	assert_false(end.facts.client_is_told || end.facts.tls_is_told ||
+		     end.facts.certificate_is_told || end.facts.tls_is_of_relay);
+	assert_null(facts_of_header(&end.facts)->authority);
+	assert_null(facts_of_header(&end.facts)->common_name);
+	end_close(&end);
 }
 
 /* What far says of `said`, as near learns it from a peer in trust. */
