@@ -17,6 +17,7 @@ from peers import CLIENT_STREAM, client_hello, connect, transfer
 
 SECONDS = 3
 OFFERED = 2000  # a second
+ENOUGH = 3 / 4 * OFFERED * SECONDS  # who storms is not always quick enough itself
 
 # Connects, says a whole ClientHello, and goes half a second later. Prints how many there were.
 STORM = """
@@ -106,7 +107,7 @@ def test_pings_between_handshakes(start, directory, report):
         ping, late, offered = storm(daemon)
         report(f"{offered / SECONDS:.0f} TLS handshakes a second offered: p99 of a ping {ping:.1f} ms, "
                f"of the machine's own delays {late:.1f} ms")
-        if ping <= 5:
+        if ping <= 5 and offered > ENOUGH:
             break
-    assert offered > OFFERED * SECONDS / 4
+    assert offered > ENOUGH
     assert ping <= 5 + 3 * late or os.geteuid() != 0  # who may not be before others waits for them
