@@ -9,7 +9,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define UNKNOWN_MOST 20 /* unknown keywords reported for a file: each costs a parse */
+/* Each unknown keyword costs one more parse of its file: so many are told at least, and so many more as the parses
+ * that they take fit into this. A usual file's are all told, and the largest takes no more than seconds. */
+#define UNKNOWN_LEAST 20
+#define UNKNOWN_BYTES ((size_t)512 * 1024 * 1024)
 
 /* What libconfuse 3.3 takes, measured: for a section, for a word, besides. */
 #define SECTION_BYTES ((size_t)6 * 1024)
@@ -466,7 +469,7 @@ config_parse(struct config_document *document, struct config_text *text,
 {
 	struct run run = { .report = report, .document = document, .text = text };
 	bool goes_on;
-	unsigned int tries = 0;
+	size_t most = UNKNOWN_LEAST + UNKNOWN_BYTES / needed_bytes(text);
 	do {
 		bool is_read = parse(&run);
 		if (text->open || !is_read)
@@ -474,8 +477,13 @@ config_parse(struct config_document *document, struct config_text *text,
 		if (!run.unknown)
 			return;
 		refuse_unknown(&run);
-		goes_on = tries++ < UNKNOWN_MOST &&
-			  config_text_blank(text, run.unknown_line, run.unknown);
+		goes_on = config_text_blank(text, run.unknown_line, run.unknown);
+		if (goes_on && !--most) {
+			config_report_error(report, config_parse_origin(document, run.unknown_line),
+					    "too many keywords are unknown to read on behind this "
+					    "one; correct them first");
+			goes_on = false;
+		}
 		if (goes_on)
 			config_parse_release(document);
 		free(run.unknown);

@@ -421,6 +421,46 @@ test_unknown(void **state)
 	       "'64KiB'\n");
 }
 
+/* However many there are in a file of a usual size, all are told, and what is wrong behind them. In a huge one,
+ * where each costs a long parse, it is said that some are not. */
+static void
+test_many_unknown(void **state)
+{
+	(void)state;
+	char *text, *expected;
+	size_t size;
+	FILE *file = open_memstream(&text, &size);
+	for (int i = 1; i <= 300; i++)
+		fprintf(file, "qqqqqq%d = 1\n", i);
+	fputs("workers = many\n" TUNNEL, file);
+	fclose(file);
+	file = open_memstream(&expected, &size);
+	for (int i = 1; i <= 300; i++)
+		fprintf(file,
+			"t.conf:%d: unknown keyword 'qqqqqq%d' at the top level; penstockd "
+			"--keywords lists all\n",
+			i, i);
+	fputs("t.conf:301: workers: 'many' does not begin with a digit; write a count such as "
+	      "'1000'\n",
+	      file);
+	fclose(file);
+	refuse(text, expected);
+	free(text);
+	free(expected);
+
+	struct config_report report;
+	file = open_memstream(&text, &size);
+	for (int i = 1; i <= 100000; i++)
+		fputs("x = 1\n", file);
+	fclose(file);
+	write_file("t.conf", text);
+	free(text);
+	assert_null(config_load("t.conf", services, &report));
+	assert_true(report.count > 20 && report.count < 100);
+	assert_non_null(strstr(report.at[report.count - 1].text, "correct them first"));
+	config_report_release(&report);
+}
+
 static void
 test_repeated(void **state)
 {
@@ -1098,6 +1138,7 @@ main(void)
 		TEST(test_form),
 		TEST(test_before_the_mistake),
 		TEST(test_unknown),
+		TEST(test_many_unknown),
 		TEST(test_repeated),
 		TEST(test_values),
 		TEST(test_addresses),
