@@ -10,6 +10,7 @@
 #include <event2/event.h>
 #include <fcntl.h>
 #include <netinet/tcp.h>
+#include <stdatomic.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -489,13 +490,19 @@ refuse(struct acceptor *acceptor, int fd, const struct socket_address *client,
 	log_event(LOG_LEVEL_INFO, fields, sizeof(fields) / sizeof(fields[0]), "connection refused");
 }
 
+/* Of all workers: descriptors are the process's. */
+static atomic_uint_fast64_t complained_ns;
+
 static void
-complain(struct door *door)
+complain(void)
 {
 	uint64_t now_ns = clock_now_ns();
-	if (door->complained_ns && now_ns - door->complained_ns < NS_PER_S)
+	uint_fast64_t last_ns = atomic_load_explicit(&complained_ns, memory_order_relaxed);
+
+	if (last_ns && now_ns < last_ns + NS_PER_S)
 		return;
-	door->complained_ns = now_ns;
+	if (!atomic_compare_exchange_strong(&complained_ns, &last_ns, now_ns))
+		return; /* another worker says so just now */
 	log_line(LOG_LEVEL_WARNING,
 		 "out of descriptors: waiting clients are refused; raise the limit "
 		 "of open files or lower max_connections");
@@ -506,7 +513,7 @@ pause_accepting(struct door *door)
 {
 	struct timeval after;
 
-	complain(door);
+	complain();
 	for (struct acceptor *acceptor = door->first; acceptor; acceptor = acceptor->next)
 		event_del(&acceptor->event);
 	if (!door->pause_ns)
@@ -558,7 +565,7 @@ admit(struct acceptor *acceptor, int fd, struct socket_address *client)
 		set(fd, SOL_SOCKET, SO_OOBINLINE, 1); /* that one is not inherited */
 	}
 	if (admission_is_reserved(fd, acceptor->conf)) {
-		complain(door);
+		complain();
 		admission_refused(acceptor->conf, REFUSAL_DESCRIPTORS);
 		endpoint_reset_socket(fd);
 		return;

@@ -74,10 +74,9 @@ struct door {
 	bool logged; /* refusals, too, are lines of the connection log */
 
 	struct acceptor *first;
-	struct event *pause;    /* runs while descriptors are short */
-	uint64_t pause_ns;      /* how long the next pause is */
-	uint64_t complained_ns; /* when it was last said so */
-	int spare;              /* a descriptor to refuse waiting clients with; -1 = none */
+	struct event *pause; /* runs while descriptors are short */
+	uint64_t pause_ns;   /* how long the next pause is */
+	int spare;           /* a descriptor to refuse waiting clients with; -1 = none */
 };
 
 int door_open(struct door *door, struct failure *why);
