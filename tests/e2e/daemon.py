@@ -99,6 +99,23 @@ class LogLine:
         return self.line
 
 
+WAITS = {"moving", "choice", "resolver", "connect", "handshake", "near readable", "near writable", "far readable",
+         "far writable", "limit", "turn"}
+
+
+def shares(text):
+    """{"near readable": 97.1, …} of the log's list."""
+    return {name: float(share) for name, share in re.findall(r"([^,]+?) ([\d.]+)%", text)}
+
+
+def expect_shares(line):
+    """A closing line says of each flow what it did and waited for, all of its time."""
+    for flow in ("up_wait", "down_wait"):
+        found = shares(line[flow])
+        assert set(found) <= WAITS, line
+        assert 99 <= sum(found.values()) <= 101, line
+
+
 def parse_address(text):
     """What socket.connect wants: (host, port), or a path (abstract ones begin with a zero byte)."""
     if text.startswith("unix:"):
@@ -253,6 +270,8 @@ class Daemon:
             raise AssertionError("penstockd did not stop at the second TERM") from None
         for mark in ("Sanitizer", "runtime error:", "Assertion"):
             assert mark not in self.log(), f"penstockd's stderr holds {mark!r}:\n{self.log()}"
+        for line in self.find_log("connection ended"):
+            expect_shares(line)
         assert self.process.returncode >= 0, f"penstockd was killed by signal {-self.process.returncode}"
 
 

@@ -6,14 +6,10 @@ import socket
 
 import pytest
 
-from daemon import DEADLINE, configuration, json_lines, section, tunnel, wait_until
+from daemon import DEADLINE, configuration, expect_shares, json_lines, section, shares, tunnel, wait_until
 from peers import CLIENT_STREAM, KIB, MIB, ClosedPort, EchoTarget, Target, connect, echoes, is_refused, transfer
 
 pytestmark = pytest.mark.sanitize
-
-WAITS = {"moving", "choice", "resolver", "connect", "handshake", "near readable", "near writable", "far readable",
-         "far writable", "limit", "turn"}
-
 
 @pytest.mark.parametrize("listen", ["127.0.0.1:0", "unix:{directory}/sock"])
 def test_eight_long_connections_on_two_workers(start, directory, listen):
@@ -40,11 +36,6 @@ def test_both_ends_of_a_pair_on_one_worker(start):
     assert len(lines["a"]) == 10
 
 
-def shares(text):
-    """{"near readable": 97.1, …} of the log's list."""
-    return {name: float(share) for name, share in re.findall(r"([^,]+?) ([\d.]+)%", text)}
-
-
 @pytest.mark.parametrize("path", ["plain", "bulk", "chained", "slow reader", "dead"])
 def test_wait_shares_add_up(start, path):
     with Target(receive_bytes=64 * KIB) as target:
@@ -66,10 +57,7 @@ def test_wait_shares_add_up(start, path):
                 peer.finish()
                 client.expect_fin(peer)
         line = daemon.ended("a")
-        for flow in ("up_wait", "down_wait"):
-            found = shares(line[flow])
-            assert set(found) <= WAITS, line[flow]
-            assert 99 <= sum(found.values()) <= 101, line[flow]
+        expect_shares(line)
         if path == "slow reader":
             assert shares(line["up_wait"])["far writable"] > 50, line["up_wait"]
 

@@ -36,6 +36,7 @@ struct peer {
 };
 
 struct rig {
+	uint64_t opened_ns;
 	struct loop loop;
 	struct pump pump;
 	struct peer client, target;
@@ -143,7 +144,8 @@ rig_open(bool near_socket, bool far_socket)
 	assert_non_null(rig);
 	assert_int_equal(loop_open(&rig->loop, &rig->why), 0);
 	rig->loop.pipes_most = 4;
-	pump_open(&rig->pump, &rig->loop, WAIT_CONNECT, clock_now_ns());
+	rig->opened_ns = clock_now_ns();
+	pump_open(&rig->pump, &rig->loop, WAIT_CONNECT, rig->opened_ns);
 	rig->pump.turn.run = on_turn;
 	open_peer(rig, &rig->client, SIDE_NEAR, near_socket);
 	open_peer(rig, &rig->target, SIDE_FAR, far_socket);
@@ -175,6 +177,23 @@ rig_close(struct rig *rig)
 	free(rig);
 }
 
+/* Each moment of a flow that has not ended was accounted, to one thing. */
+static void
+expect_accounted(const struct rig *rig)
+{
+	uint64_t life_ns = rig->pump.clock_ns - rig->opened_ns;
+
+	for (enum pump_flow name = FLOW_UP; name <= FLOW_DOWN; name++) {
+		const struct flow *flow = &rig->pump.flow[name];
+		uint64_t sum_ns = 0;
+		for (int cause = 0; cause < WAITS; cause++) {
+			assert_true(flow->spent_ns[cause] <= life_ns);
+			sum_ns += flow->spent_ns[cause];
+		}
+		assert_true(flow->state == FLOW_ENDED ? sum_ns <= life_ns : sum_ns == life_ns);
+	}
+}
+
 /* Turns the loop until nothing happens any more. */
 static void
 settle(struct rig *rig)
@@ -189,12 +208,14 @@ settle(struct rig *rig)
 		size_t said =
 			evbuffer_get_length(rig->client.say) + evbuffer_get_length(rig->target.say);
 		assert_true(turns < 100000); /* else it spins */
+		loop_look(&rig->loop);
 		event_base_loop(rig->loop.base, EVLOOP_NONBLOCK);
 		bool same =
 			runs == rig->runs && said == evbuffer_get_length(rig->client.say) +
 							     evbuffer_get_length(rig->target.say);
 		quiet = same ? quiet + 1 : 0;
 	}
+	expect_accounted(rig);
 }
 
 static unsigned char *
