@@ -306,6 +306,30 @@ def test_metrics_please_promtool_and_count(admin):
     assert done.returncode == 0 and not done.stderr, done.stderr
 
 
+def test_each_refusal_is_counted_by_its_reason(admin):
+    """Of each tunnel, whichever rule it is that refuses."""
+    rules = {"deny": {"deny": "127.0.0.0/8"}, "allow": {"allow": "10.0.0.0/8"}, "tunnel_max_connections": {"max_connections": 1},
+             "max_per_source": {"max_per_source": 1}, "max_new_per_source": {"max_new_per_source": "1/min"}}
+    asked = admin(*(tunnel(reason, "internal:echo", **rows) for reason, rows in rules.items()), tunnel("last", "internal:echo"),
+                  workers=2, max_connections=4)
+    address = asked.daemon.address
+    with contextlib.ExitStack() as stack:
+        for reason in rules:
+            if reason not in ("deny", "allow"):
+                client = stack.enter_context(connect(address(reason), CLIENT_STREAM))
+                transfer(client, client, 1)
+            for _ in range(3):
+                assert is_refused(address(reason))
+        client = stack.enter_context(connect(address("last"), CLIENT_STREAM))
+        transfer(client, client, 1)
+        for _ in range(2):
+            assert is_refused(address("last"))
+        counted = {name: value for name, value in asked.metrics().items() if name.startswith("penstock_connections_refused_total") and value}
+    expected = {reason: (reason, 3) for reason in rules} | {"last": ("max_connections", 2)}
+    assert counted == {f'penstock_connections_refused_total{{tunnel="{name}",reason="{reason}"}}': count
+                       for name, (reason, count) in expected.items()}
+
+
 def test_who_may_not_reload_may_not_compare(admin, directory):
     asked = admin(rows={"unix_mode": "0666"})
     directory.chmod(0o711)

@@ -1,12 +1,13 @@
 """Reload: all or nothing, and nobody is dropped."""
 
+import random
 import signal
 import threading
 
 import pytest
 
 from daemon import configuration, preloaded, tunnel, wait_until
-from peers import CLIENT_STREAM, KIB, EchoTarget, Target, connect, echoes, is_closed, transfer
+from peers import CLIENT_STREAM, KIB, MIB, EchoTarget, Target, connect, echoes, is_closed, transfer
 
 pytestmark = pytest.mark.sanitize
 
@@ -29,6 +30,11 @@ def test_fifty_bad_reloads_then_a_good_one(start):
         daemon.config.unlink(missing_ok=True)
         return f"{daemon.config}: cannot be opened"
 
+    def huge(number):
+        daemon.config.unlink(missing_ok=True)
+        daemon.config.write_bytes(random.Random(number).randbytes(10 * MIB))
+        return f"{daemon.config}: is larger than 1 MiB"
+
     def broken_include(number):
         included.write_text(f"bad{number} = 1\n" 'tunnel "b" { listen = ')
         daemon.write(good + 'include("broken.conf")\n')
@@ -44,7 +50,7 @@ def test_fifty_bad_reloads_then_a_good_one(start):
 
     with connect(daemon.address("a"), expects=CLIENT_STREAM) as client:
         transfer(client, client, 100)
-        ways = [directory, missing] + [broken_include, garbage, open_comment] * 2 + [broken_include, garbage]
+        ways = [directory, missing, huge] + [broken_include, garbage, open_comment] * 2 + [broken_include]
         for number in range(50):
             daemon.reload(expect=ways[number % 10](number))
             if daemon.config.is_dir():

@@ -1,5 +1,6 @@
 """Every deadline: it ends what is silent, and leaves alone what moves."""
 
+import contextlib
 import time
 
 import pytest
@@ -117,6 +118,17 @@ def test_lifetime(start):
                 transfer(client, peer, 1000)
                 time.sleep(0.05)
             expect_timeout(daemon, client, 1000, 1900)
+
+
+def test_lifetimes_that_began_together_do_not_end_together(start):
+    """Up to a tenth is added to each, another part for another connection."""
+    with contextlib.ExitStack() as stack:
+        daemon = start(configuration(tunnel("a", "internal:echo"), timeouts={"lifetime": "2s"}, workers=2))
+        for _ in range(32):
+            stack.enter_context(connect(daemon.address("a")))
+        lives = sorted(int(line["duration_ms"]) for line in daemon.ended("a", 32, reason="timeout"))
+        assert lives[0] >= 2000 and lives[-1] <= 3500, lives
+        assert lives[-1] - lives[0] >= 150 and lives[24] - lives[8] >= 60, lives
 
 
 def test_a_tunnel_overrides(start):
