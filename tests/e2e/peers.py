@@ -223,12 +223,12 @@ def connect(address, expects=TARGET_STREAM, receive_bytes=None):
 class Target:
     """A listening target; each accepted connection is a Peer."""
 
-    def __init__(self, backlog=128, host="127.0.0.1", receive_bytes=None, path=None):
+    def __init__(self, backlog=128, host="127.0.0.1", port=0, receive_bytes=None, path=None):
         family = socket.AF_UNIX if path else socket.AF_INET6 if ":" in host else socket.AF_INET
         self.sock = socket.socket(family, socket.SOCK_STREAM)
         if receive_bytes:
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
-        self.sock.bind(path or (host, 0))
+        self.sock.bind(path or (host, port))
         self.sock.listen(backlog)
         self.sock.settimeout(DEADLINE)
         self.port = 0 if path else self.sock.getsockname()[1]
@@ -259,7 +259,7 @@ class FullTarget(Target):
     def __init__(self, host="127.0.0.1"):
         super().__init__(backlog=0, host=host)
         # With a backlog of 0 Linux queues one connection and drops what comes after it.
-        self._filler = socket.create_connection(("127.0.0.1", self.port), timeout=DEADLINE)
+        self._filler = socket.create_connection((host if ":" in host else "127.0.0.1", self.port), timeout=DEADLINE)
 
     def wait_dialled(self):
         wait_until(lambda: "SYN_SENT" in tcp_states(self.port), "the daemon's SYN")
@@ -276,11 +276,11 @@ class FullTarget(Target):
 class ClosedPort:
     """A port that is ours and refuses."""
 
-    def __init__(self):
-        self.sock = socket.socket()
-        self.sock.bind(("127.0.0.1", 0))
+    def __init__(self, host="127.0.0.1"):
+        self.sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+        self.sock.bind((host, 0))
         self.port = self.sock.getsockname()[1]
-        self.text = f"127.0.0.1:{self.port}"
+        self.text = f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
 
     def __enter__(self):
         return self

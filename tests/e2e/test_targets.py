@@ -1,10 +1,11 @@
 """Where a tunnel connects to: order, balance, names, failures."""
 
 import socket
+import time
 
 import pytest
 
-from daemon import DEADLINE, configuration, tunnel, wait_until
+from daemon import DEADLINE, configuration, preloaded, tunnel, wait_until
 from peers import CLIENT_STREAM, ClosedPort, EchoTarget, FullTarget, connect, echoes, is_refused, transfer
 
 pytestmark = pytest.mark.sanitize
@@ -171,6 +172,53 @@ def test_host_name(start):
         for _ in range(10):  # ::1 refuses, 127.0.0.1 answers
             assert echoes(daemon.address("a"))
         assert all(line["reason"] == "ok" for line in daemon.ended("a", 10))
+
+
+BOTH_FAMILIES = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <netdb.h>
+#include <string.h>
+
+int getaddrinfo(const char *name, const char *service, const struct addrinfo *hints, struct addrinfo **found)
+{
+	int (*real)(const char *, const char *, const struct addrinfo *, struct addrinfo **) =
+		(int (*)(const char *, const char *, const struct addrinfo *, struct addrinfo **))dlsym(RTLD_NEXT, "getaddrinfo");
+	const struct addrinfo one = { .ai_socktype = SOCK_STREAM };
+	if (!name || strcmp(name, "both.example"))
+		return real(name, service, hints, found);
+	for (int i = 0; i < 9; i++, found = &(*found)->ai_next)
+		real(i < 8 ? "::1" : "127.0.0.1", service, &one, found);
+	return 0;
+}
+"""
+
+
+@pytest.mark.parametrize("ipv6, least_ms, most_ms, reached", [
+    (EchoTarget, 0, 200, "IPv6"), (ClosedPort, 0, 200, "IPv4"), (FullTarget, 240, 700, "IPv4")])
+def test_families_are_raced(start, directory, ipv6, least_ms, most_ms, reached):
+    """RFC 8305: the first family first; the other a quarter of a second later, whatever else the first has, or at
+    once where it refuses; and what loses is given up."""
+    def at_one_port():
+        while True:
+            first = ipv6(host="::1")
+            try:
+                return first, EchoTarget(port=first.port)
+            except OSError:  # another's
+                first.close()
+
+    v6, v4 = at_one_port()
+    with v6, v4:
+        daemon = start(configuration(tunnel("a", f"both.example:{v4.port}"), timeouts={"connect": "5s"}),
+                       prefix=preloaded(directory, BOTH_FAMILIES))
+        sockets = daemon.descriptors("socket:")
+        with connect(daemon.address("a"), CLIENT_STREAM) as client:
+            began = time.monotonic()
+            transfer(client, client, 1000)
+            took_ms = 1000 * (time.monotonic() - began)
+            assert least_ms <= took_ms <= most_ms * DEADLINE / 15, took_ms
+            assert v4.connections == (reached == "IPv4")
+            daemon.wait_sockets(sockets + 2)
 
 
 def test_name_without_an_address(start):
