@@ -80,16 +80,24 @@ def test_random_blocks_echoed(start, workers, report):
 
 @pytest.mark.slow
 def test_idle_connections(start, report):
+    """They hold no buffer, neither those that have moved bytes nor those that have not yet."""
     with EchoTarget() as target:
         daemon = start(configuration(tunnel("plain", target.text), workers=2, log={"connections": "false"}))
         assert echoes(daemon.address("plain"))
         before, sockets = daemon.resident_bytes(), daemon.descriptors("socket:")
         with many(daemon.address("plain"), MANY, expects=CLIENT_STREAM) as clients:
             wait_until(lambda: target.connections == MANY + 1, "all to arrive at the target", 4 * DEADLINE)
-            each = (daemon.resident_bytes() - before) / MANY
-            for client in clients[::90]:
-                transfer(client, client, 100)
-            report(f"{MANY} idle connections: {each / KIB:.2f} KiB resident each")
+            each = lambda: (daemon.resident_bytes() - before) / MANY
+            fresh = each()
+            for client in clients:
+                client.send(20 * KIB)
+                client.read(20 * KIB)
+            used = each()
+            # What was done is remembered for ten seconds.
+            rested = wait_until(lambda: (now := each()) < 2 * KIB and now, "them to rest", 2 * DEADLINE)
+            report(f"{MANY} idle connections: {fresh / KIB:.2f} KiB resident each, {used / KIB:.2f} KiB after 20 KiB each way, "
+                   f"{rested / KIB:.2f} KiB soon after")
+            assert fresh < 2 * KIB and used < 4 * KIB
             for client in clients:
                 client.reset()
         daemon.wait_sockets(sockets)
@@ -98,7 +106,7 @@ def test_idle_connections(start, report):
 
 @pytest.mark.slow
 def test_idle_daemon_uses_no_cpu(start, report):
-    seconds = 60 if os.environ.get("FULL") else 20
+    seconds = 60  # what is done once a minute is in it
     with EchoTarget() as target:
         daemon = start(configuration(tunnel("plain", target.text), workers=2))
         with many(daemon.address("plain"), 1000, expects=CLIENT_STREAM):
@@ -107,6 +115,62 @@ def test_idle_daemon_uses_no_cpu(start, report):
             spent = spent_while(daemon, seconds)
     report(f"idle with 1000 connections: {spent:.3f} s of CPU in {seconds} s")
     assert spent < 0.01 * seconds
+
+
+LATER = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <sys/stat.h>
+#include <time.h>
+
+/* As many seconds later as that file has bytes. */
+int clock_gettime(clockid_t clock, struct timespec *now)
+{
+	int (*real)(clockid_t, struct timespec *) =
+		(int (*)(clockid_t, struct timespec *))dlsym(RTLD_NEXT, "clock_gettime");
+	struct stat passed;
+	int result = real(clock, now);
+	if ((clock == CLOCK_MONOTONIC || clock == CLOCK_MONOTONIC_COARSE) && stat("%s", &passed) == 0)
+		now->tv_sec += passed.st_size;
+	return result;
+}
+"""
+
+
+@pytest.mark.slow
+def test_memory_is_kept_while_busy_and_goes_back_after_a_quiet_minute(start, directory, report):
+    passed = directory / "passed"
+    passed.touch()
+
+    def faults():
+        return int(daemon.proc("stat").rpartition(")")[2].split()[7])
+
+    with Target(path=f"{directory}/target") as target, contextlib.ExitStack() as stack:
+        daemon = start(configuration(tunnel("plain", target.text, f"unix:{directory}/sock"), log={"connections": "false"}),
+                       prefix=preloaded(directory, LATER % passed))
+        sockets, before = daemon.descriptors("socket:"), daemon.resident_bytes()
+        pairs = [(stack.enter_context(connect(daemon.address("plain"))), stack.enter_context(target.accept())) for _ in range(150)]
+        for _ in range(3):
+            begun, moved = faults(), 0
+            for client, _ in pairs:
+                moved += client.fill(0.01)
+            full = daemon.resident_bytes() - before
+            for client, peer in pairs:
+                peer.read(client.sent_bytes - peer.got_bytes)
+            again = faults() - begun  # pages had anew, in the last of these rounds
+        assert full > 20 * MIB, "there was nothing to keep"
+        assert again < moved / MIB
+        stack.close()
+        daemon.wait_sockets(sockets)
+        assert daemon.resident_bytes() - before > full / 2, "it went back at once"
+        for _ in range(4):
+            with open(passed, "ab") as file:
+                file.write(bytes(31))
+            time.sleep(1.2)  # for the daemon's timers to see it
+        rest = daemon.resident_bytes() - before
+        report(f"{size_text(full)} for what 150 targets did not read; {again} page faults for the next {size_text(moved)}; "
+               f"{size_text(rest)} after a quiet minute")
+        assert rest < 4 * MIB
 
 
 @pytest.mark.slow
