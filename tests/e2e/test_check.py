@@ -3,6 +3,7 @@
 import os
 import random
 import re
+import socket
 import subprocess
 
 import pytest
@@ -95,6 +96,8 @@ def test_each_mistake(directory, name):
     assert done.returncode == 1
     place = re.escape(str(path)) + (r":\d+" if line is None else f":{line}" if line else "")
     assert re.search(f"^{place}: .*{words}", done.stdout + done.stderr, re.MULTILINE), done.stderr
+    found = re.findall(f"^{re.escape(str(directory))}/[^:]+:(?:\\d+:)? (.*)$", done.stderr, re.MULTILINE)
+    assert found and all(re.search("; .", told) for told in found), f"what would be right is not said: {done.stderr}"
 
 
 def test_a_byte_order_mark_is_skipped(directory):
@@ -166,6 +169,18 @@ def test_check_opens_no_listener(directory, start):
     path = directory / "penstock.conf"
     path.write_text(configuration(tunnel("a", "internal:echo", "{}:{}".format(*daemon.address("a")))))
     assert check(path).returncode == 0
+
+
+def test_check_changes_nothing(directory):
+    """Neither a socket's file, which a start would replace, nor a log."""
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(f"{directory}/stale")
+    path = directory / "penstock.conf"
+    path.write_text(configuration(tunnel("a", "internal:echo", [f"unix:{directory}/stale", f"unix:{directory}/new"]),
+                                  log={"target": f"file:{directory}/log"}))
+    before = {entry.name: entry.stat().st_ino for entry in directory.iterdir()}
+    assert check(path).returncode == 0
+    assert {entry.name: entry.stat().st_ino for entry in directory.iterdir()} == before
 
 
 @pytest.mark.parametrize("kind", ["directory", "missing", "fifo", "garbage", "zeros"])

@@ -102,6 +102,18 @@ def test_a_path_without_its_directory_and_a_taken_name(directory):
     assert "Address already in use; another program listens there, `ss -lxp`" in said
 
 
+def test_socket_file_of_one_who_is_too_busy_is_not_replaced(directory):
+    """Whose queue is full has not been killed."""
+    path = directory / "sock"
+    with Target(path=str(path), backlog=0) as living, connect(str(path)) as first:
+        said = refused_start(directory, configuration(tunnel("a", "internal:echo", f"unix:{path}")))
+        assert f"cannot listen on unix:{path}: another program does" in said
+        with living.accept() as peer:
+            transfer(first, peer, 10)
+        with connect(str(path)) as second, living.accept() as peer:
+            transfer(second, peer, 10)
+
+
 def test_file_that_is_no_socket_is_not_replaced(directory):
     path = directory / "sock"
     path.write_text("precious")
@@ -146,13 +158,17 @@ def test_lost_socket_file_is_made_anew_by_a_reload(start, directory):
 
 def test_mode_of_the_socket_file(start, directory):
     daemon = start(configuration(tunnel("a", "internal:echo", f"unix:{directory}/a"),
-                                 tunnel("b", "internal:echo", f"unix:{directory}/b", unix_mode="0660", unix_owner=":nogroup")))
+                                 tunnel("b", "internal:echo", f"unix:{directory}/b", unix_mode="0660", unix_owner=":nogroup"),
+                                 *([tunnel("c", "internal:echo", f"unix:{directory}/c", unix_owner="nobody")] if os.getuid() == 0 else [])))
     assert daemon.is_running()
     assert stat.S_IMODE((directory / "a").stat().st_mode) == 0o600
     assert stat.S_IMODE((directory / "b").stat().st_mode) == 0o660
     if os.getuid() == 0:
         import grp
+        import pwd
         assert (directory / "b").stat().st_gid == grp.getgrnam("nogroup").gr_gid
+        owner = (directory / "c").stat()
+        assert (owner.st_uid, owner.st_gid) == (pwd.getpwnam("nobody").pw_uid, os.getgid())
 
 
 def test_backlog(start):
