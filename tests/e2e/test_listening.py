@@ -7,6 +7,8 @@ import re
 import signal
 import socket
 import stat
+import statistics
+import time
 
 import pytest
 
@@ -267,6 +269,28 @@ def test_keepalive_is_set_on_both_sides(start):
             timers = keepalive_timers()
             for pair in ((port, client.sock.getsockname()[1]), (peer.sock.getpeername()[1], target.port)):
                 assert timers.get(pair) == 2, f"no keepalive on {pair}"
+
+
+@pytest.mark.parametrize("towards", ["client", "target"])
+def test_a_second_small_write_waits_for_no_acknowledgement(start, towards):
+    """TCP_NODELAY on both sides: without it the kernel would hold the second write back until the first one is
+    acknowledged, which takes a reader who has nothing to say some 40 ms."""
+    with Target() as target:
+        daemon = start(configuration(tunnel("a", target.text)))
+        with connect(daemon.address("a")) as client, target.accept() as peer:
+            sender, reader = (peer, client) if towards == "client" else (client, peer)
+            sender.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            seconds = []
+            for _ in range(30):
+                transfer(reader, sender, 1)  # in conversations the kernel delays what it acknowledges
+                transfer(sender, reader, 1)
+                began = time.monotonic()
+                sender.send(1)
+                time.sleep(0.001)  # for two segments
+                sender.send(1)
+                reader.read(2)
+                seconds.append(time.monotonic() - began)
+            assert statistics.median(seconds) < 0.02, seconds
 
 
 def keepalive_timers():
