@@ -104,6 +104,49 @@ def test_idle_connections(start, report):
         assert echoes(daemon.address("plain"))
 
 
+@contextlib.contextmanager
+def calls_counted(daemon, file):
+    """Gives a dictionary that has, afterwards, how often the daemon made each system call."""
+    counted = {}
+    with subprocess.Popen([program("strace"), "-f", "-c", "-U", "calls,name", "-o", file, "-p", str(daemon.pid)],
+                          stderr=subprocess.PIPE, text=True) as tracer:
+        try:
+            assert "attached" in tracer.stderr.readline()
+            yield counted
+        finally:
+            tracer.send_signal(signal.SIGINT)
+            tracer.wait(DEADLINE)
+    counted.update((name, int(calls)) for calls, name in re.findall(r"^ *(\d+) (\w+)$", file.read_text(), re.M) if name != "total")
+
+
+@pytest.mark.parametrize("filters", ["", "tls:edge"])
+def test_system_calls_of_a_message(start, directory, filters, report):
+    """One wait, one read and one write for each, and nothing else: no read that finds nothing, no second write."""
+    count = 500
+    certificate, key = Authority(directory).issue("server", "server.example")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with EchoTarget() as target:
+        rows = {"accept_filters": filters} if filters else {}
+        daemon = start(configuration(tunnel("a", target.text, **rows)) + section("tls", "edge", certificate=certificate, key=key))
+        with socket.create_connection(daemon.address("a"), DEADLINE) as sock:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            client = context.wrap_socket(sock) if filters else sock
+
+            def ping():
+                client.sendall(bytes(64))
+                assert len(client.recv(64)) == 64
+            for _ in range(20):
+                ping()
+            with calls_counted(daemon, directory / "calls") as calls:
+                for _ in range(count):
+                    ping()
+    report(f"{filters or 'plain'}: system calls for {2 * count} messages: {calls}")
+    few = 50  # what the daemon does for itself in that time
+    assert sum(calls.values()) <= 3 * 2 * count + few
+    assert calls["epoll_wait"] <= 2 * count + few
+
+
 @pytest.mark.slow
 def test_idle_daemon_uses_no_cpu(start, report):
     seconds = 60  # what is done once a minute is in it
