@@ -1,12 +1,13 @@
 """Who may connect, and how many: refused at once, counted, logged."""
 
 import contextlib
+import re
 import socket
 
 import pytest
 
 from daemon import configuration, tunnel, wait_until
-from peers import CLIENT_STREAM, Peer, echoes, is_refused, transfer
+from peers import CLIENT_STREAM, EchoTarget, Peer, echoes, is_refused, transfer
 
 pytestmark = pytest.mark.sanitize
 
@@ -89,6 +90,22 @@ def test_max_connections_of_all(start, workers):
     daemon.ended("b", 2)
     daemon.ended("a", 2)
     assert echoes(daemon.address("a"))
+
+
+def test_as_many_as_there_are_descriptors_for(start):
+    """The limit of descriptors is taken up to its hard end; all who are let in find one for their target, too."""
+    with EchoTarget() as target, contextlib.ExitStack() as stack:
+        daemon = start(configuration(tunnel("a", target.text), workers=2), prefix=["prlimit", "--nofile=200:400"])
+        assert re.search(r"^Max open files +400 +400 ", daemon.proc("limits"), re.M)
+        served = 0
+        with pytest.raises((ConnectionError, AssertionError)):
+            while served < 400:
+                hold(stack, daemon.address("a"))
+                served += 1
+        refused = daemon.wait_log("connection refused", tunnel="a")
+        assert refused["why"].startswith("max_connections: the daemon has "), refused
+        assert (400 - 64) / 2 - 40 < served < (400 - 64) / 2
+        assert not daemon.count_log("out of descriptors")
 
 
 @pytest.mark.parametrize("workers", [1, 2])
