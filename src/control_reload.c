@@ -77,9 +77,11 @@ control_reload_switched(struct control *control)
 	if (old)
 		counted_release(&old->counted);
 	watch_files(control);
+	/* The first field makes the kind of a line, of which only so many are written in a second: it is not the
+	 * number, which no other line has. */
 	struct log_field fields[] = {
-		{ .name = "generation", .number = control->generation->number },
 		{ .name = "tunnels", .number = control->generation->tunnel_count },
+		{ .name = "generation", .number = control->generation->number },
 		{ .name = "workers", .number = control->workers },
 	};
 	log_event(LOG_LEVEL_NOTICE, fields, 3, control->ready ? "reloaded" : "ready");

@@ -261,6 +261,14 @@ def test_reload_storm(start):
     assert echoes(daemon.address("t99")) and echoes(daemon.address("a"))
 
 
+def test_each_of_many_reloads_is_told(start):
+    """As a line of its own or as one of those left out within a second, as lines of one kind are."""
+    daemon = start(configuration(tunnel("a", "internal:echo")))
+    for _ in range(60):
+        daemon.reload()
+    assert daemon.count_log("reloaded") == 60
+
+
 def test_hup_while_draining_is_refused(start):
     daemon = start(configuration(tunnel("a", "internal:echo")))
     with connect(daemon.address("a"), expects=CLIENT_STREAM) as client:
