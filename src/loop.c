@@ -170,14 +170,19 @@ loop_close(struct loop *loop)
 static void
 rest_for_more(struct loop *loop)
 {
+	if (loop->runs & 1u << LOOP_RUN_MESSAGE)
+		loop->message_ns = loop->looked_ns;
 	if (loop->runs & 1u << LOOP_RUN_MESSAGE || loop->tasks.first || loop->heavy.first)
 		loop->bulk_turns = 0;
 	else if (loop->runs && loop->bulk_turns < LONELY_TURNS)
 		loop->bulk_turns++;
 	loop->has_rested = loop->runs & 1u << LOOP_RUN_PIECE && loop->bulk_turns == LONELY_TURNS;
 	loop->runs = 0;
-	if (loop->has_rested)
-		nanosleep(&(struct timespec){ .tv_nsec = LOOP_REST_NS }, NULL);
+	if (!loop->has_rested)
+		return;
+	bool is_silent = loop->looked_ns - loop->message_ns >= LOOP_SILENCE_NS;
+	nanosleep(&(struct timespec){ .tv_nsec = is_silent ? LOOP_LONG_REST_NS : LOOP_REST_NS },
+		  NULL);
 }
 
 void

@@ -65,7 +65,8 @@ struct loop {
 	/* What connections did since the last look, a bit for each loop_run, and how many turns in a row that was
 	 * nothing but bulk. */
 	uint8_t runs, bulk_turns;
-	bool has_rested; /* in front of this turn, to have more than a piece */
+	bool has_rested;     /* in front of this turn, to have more than a piece */
+	uint64_t message_ns; /* when a connection last did anything else */
 
 	struct block *block;  /* where the next read lands; NULL = take one */
 	struct block *blocks; /* free ones */
@@ -90,7 +91,8 @@ int loop_open(struct loop *loop, struct failure *why);
 void loop_close(struct loop *loop);
 
 /* To be called in front of each turn of the event loop: loop_busy_ns and loop_run_heavy measure from there. Where the
- * turns before brought bulk alone, in pieces (loop_note_run), it rests first, for LOOP_REST_NS and what the kernel adds. */
+ * turns before brought bulk alone, in pieces (loop_note_run), it rests first: for LOOP_REST_NS and what the kernel adds,
+ * or, where nothing but bulk came for LOOP_SILENCE_NS, for LOOP_LONG_REST_NS. */
 void loop_look(struct loop *loop);
 /* What a connection did in this turn. */
 enum loop_run {
@@ -105,7 +107,9 @@ loop_note_run(struct loop *loop, enum loop_run run)
 {
 	loop->runs |= (uint8_t)(1u << run);
 }
-#define LOOP_REST_NS UINT64_C(30000)
+#define LOOP_REST_NS      UINT64_C(30000)
+#define LOOP_LONG_REST_NS UINT64_C(240000)
+#define LOOP_SILENCE_NS   UINT64_C(100000000)
 /* Something that was waited for since since_ns is there, and is looked after now: how much of that time the loop
  * was at work for others instead of looking. What came while it was at work counts as having come at once: that
  * is wrong by one turn at most. */

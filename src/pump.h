@@ -30,12 +30,13 @@ struct flow {
 	struct evbuffer *store;   /* read and not yet passed on; NULL = nothing */
 	struct evbuffer
 		*paid; /* the same, where the core is metered: past those meters; NULL = nothing */
-	struct pipe *pipe;     /* the same, in the kernel; NULL = nothing */
-	uint8_t state;         /* enum flow_state */
-	bool source_ended;     /* the source's end was read */
-	bool is_core_metered;  /* as the last run had it */
-	uint8_t long_reads;    /* in a row: two make it bulk */
-	uint8_t bulk_reads;    /* through filters, in a row, while the other flow said nothing */
+	struct pipe *pipe;    /* the same, in the kernel; NULL = nothing */
+	uint8_t state;        /* enum flow_state */
+	bool source_ended;    /* the source's end was read */
+	bool is_core_metered; /* as the last run had it */
+	uint8_t long_reads;   /* in a row: two make it bulk */
+	uint8_t bulk_reads;   /* through filters, in a row, while the other flow said nothing */
+	bool was_bulk; /* it had so many of them, and the other flow has said nothing since */
 	uint8_t short_splices; /* in a row: some make it no bulk any more */
 };
 

@@ -447,7 +447,7 @@ splice_bulk(struct stream *stream, struct pipe *pipe, struct failure *why)
 }
 
 /* Bulk is of a flow that alone speaks, and long since; a piece of it is all that its socket had. If a rest of the
- * worker gave it no more than one, its sender is the slower of the two, and resting is of no use. */
+ * worker gave it no more than one, its sender is the slower of the two, and resting is of no use for a while. */
 static void
 note_read(struct stream *stream, size_t most, size_t seen)
 {
@@ -455,13 +455,18 @@ note_read(struct stream *stream, size_t most, size_t seen)
 	bool is_bulk = flow->bulk_reads == BULK_READS;
 
 	stream->other->bulk_reads = 0;
+	stream->other->was_bulk = false;
+	if (flow->was_bulk)
+		stream->run = LOOP_RUN_BULK;
 	if (seen < PIECE_BYTES ||
-	    (is_bulk && stream->pump->loop->has_rested && seen < 2 * PIECE_BYTES))
+	    (is_bulk && stream->pump->loop->has_rested && seen < 2 * PIECE_BYTES)) {
 		flow->bulk_reads = 0;
-	else if (!is_bulk)
+	} else if (!is_bulk) {
 		flow->bulk_reads++;
-	else
-		stream->run = seen < most && seen < ENOUGH_BYTES ? LOOP_RUN_PIECE : LOOP_RUN_BULK;
+		flow->was_bulk |= flow->bulk_reads == BULK_READS;
+	} else if (seen < most && seen < ENOUGH_BYTES) {
+		stream->run = LOOP_RUN_PIECE;
+	}
 }
 
 /* Through buffers: where there is a filter or a pair. */

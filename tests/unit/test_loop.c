@@ -406,6 +406,22 @@ pieces_of_bulk_are_let_come_together(void **state)
 }
 
 static void
+a_rest_is_long_where_nobody_speaks(void **state)
+{
+	uint64_t least_ns = UINT64_MAX;
+	(void)state;
+	/* What the kernel adds may be more than either. */
+	for (int i = 0; i < 200; i++) {
+		look_after(1, LOOP_RUN_MESSAGE, LOOP_RUN_PIECE);
+		uint64_t took_ns = look_after(16, LOOP_RUN_PIECE, LOOP_RUN_PIECE);
+		least_ns = took_ns < least_ns ? took_ns : least_ns;
+	}
+	assert_in_range(least_ns, LOOP_REST_NS, LOOP_LONG_REST_NS - 1);
+	loop.message_ns -= LOOP_SILENCE_NS;
+	assert_true(look_after(1, LOOP_RUN_PIECE, LOOP_RUN_PIECE) >= LOOP_LONG_REST_NS);
+}
+
+static void
 nobody_else_is_kept_waiting_for_bulk(void **state)
 {
 	(void)state;
@@ -441,6 +457,7 @@ main(void)
 		TEST(its_sleep_is_none_of_its_work),
 		TEST(a_look_begins_a_turn),
 		TEST(pieces_of_bulk_are_let_come_together),
+		TEST(a_rest_is_long_where_nobody_speaks),
 		TEST(nobody_else_is_kept_waiting_for_bulk),
 	};
 	event_set_mem_functions(malloc, reallocate, free);
