@@ -490,7 +490,8 @@ tunnel_obey_limits(struct connections *connections,
 		   const void *context)
 {
 	struct connection *connection, *next;
-	struct failure ignored; /* it keeps what it has */
+	unsigned long long kept = 0;
+	struct failure why;
 
 	connections->find = find;
 	connections->find_context = context;
@@ -500,8 +501,13 @@ tunnel_obey_limits(struct connections *connections,
 		/* Under its front it has none, and obeys once it is in a tunnel. */
 		if (conf && !connection->is_own && connection->state < CONNECTION_FLUSHING &&
 		    connection->state != CONNECTION_CHOOSING)
-			tunnel_limits_obey(&connection->limits, conf, &of, &ignored);
+			kept += tunnel_limits_obey(&connection->limits, conf, &of, &why) < 0;
 	}
+	if (kept)
+		log_line(LOG_LEVEL_WARNING,
+			 "connections that keep the limits they had: %llu of worker %u; the last "
+			 "one: %s",
+			 kept, connections->worker, why.text);
 	for (connection = connections->first; connection; connection = connection->next)
 		cut(connection);
 	for (connection = connections->first; connection; connection = next) {

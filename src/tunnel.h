@@ -54,8 +54,8 @@ void tunnel_accept(struct connections *connections, const struct tunnel_conf *co
 void tunnel_granted(struct limit_flow *flow);
 
 /* Another generation is in force: every connection, also one still to come, obeys the limits that its tunnel
- * names there; `find` gives the tunnel of a name, or NULL, and then its connections keep what they have. The context
- * must stay valid until the next time. */
+ * names there; `find` gives the tunnel of a name, or NULL, and then its connections keep what they have. So does,
+ * with a warning, who finds no place in the new ones. The context must stay valid until the next time. */
 void tunnel_obey_limits(struct connections *connections,
 			const struct tunnel_conf *(*find)(const void *context, const char *name),
 			const void *context);

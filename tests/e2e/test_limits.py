@@ -692,6 +692,21 @@ def test_most_nodes_of_a_template(start):
         client.close()
 
 
+def test_who_finds_no_place_after_a_reload(start):
+    """An open connection is not cut for a cap that came later; but the log says that it keeps what it had."""
+    few = limit("client", per="source/32", rate="100kB/s", burst="1MB", max_nodes=1)
+    daemon = start(configuration(tunnel("a", "internal:echo")))
+    with dial(daemon.address("a"), "127.0.0.1") as first, dial(daemon.address("a"), "127.0.0.2") as second:
+        for client in (first, second):
+            client.sendall(b"x")
+            assert client.recv(1)
+        daemon.reload(configuration(few, tunnel("a", "internal:echo", limit="client")))
+        daemon.wait_log("connections that keep the limits they had: 1 of worker 0; the last one: ")
+        for client in (first, second):
+            client.sendall(b"x")
+            assert client.recv(1)
+
+
 # --- timeouts and peers that go -------------------------------------------------------------------
 
 @pytest.mark.sanitize
