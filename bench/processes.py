@@ -111,8 +111,11 @@ def cpu_seconds(roots):
 def pin(roots, cpus):
     """Puts programs back that choose a CPU of their own: hitch's worker takes the generator's."""
     for pid in family(roots):
-        for task in os.listdir(f"/proc/{pid}/task"):
-            os.sched_setaffinity(int(task), [int(cpu) for cpu in cpus.split(",")])
+        try:
+            for task in os.listdir(f"/proc/{pid}/task"):
+                os.sched_setaffinity(int(task), [int(cpu) for cpu in cpus.split(",")])
+        except (FileNotFoundError, ProcessLookupError):
+            pass  # it has ended, as a child of socat's does after a connection
 
 
 def settle(roots, seconds=20):
