@@ -202,7 +202,7 @@ def test_memory_is_kept_while_busy_and_goes_back_after_a_quiet_minute(start, dir
                 peer.read(client.sent_bytes - peer.got_bytes)
             again = faults() - begun  # pages had anew, in the last of these rounds
         assert full > 20 * MIB, "there was nothing to keep"
-        assert again < moved / MIB
+        assert again < moved / 4096 / 20  # each page anew would be twenty times as many
         stack.close()
         daemon.wait_sockets(sockets)
         assert daemon.resident_bytes() - before > full / 2, "it went back at once"
