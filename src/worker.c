@@ -60,8 +60,7 @@ struct worker {
 	atomic_bool limits_signalled; /* `granted` is on its way */
 	pthread_t thread;
 	bool runs;
-	bool is_shut; /* lets operators in alone, and hands nobody over any more */
-	bool drains;
+	bool is_shut;           /* lets operators in alone, and hands nobody over any more */
 	atomic_bool says_empty; /* `empty` is on its way */
 	bool over;              /* its loop has ended: nobody moves in any more */
 	struct order switch_over, switched, listen, listening, shut, shut_too, drain, empty, reset,
@@ -314,7 +313,7 @@ on_switch_over(struct message *message)
 	worker->loop.kept_most = generation->max_memory / crew->options.workers;
 	serve_listeners(worker);
 	tunnel_obey_limits(&worker->connections, find_tunnel, generation);
-	if (!worker->drains)
+	if (!worker->connections.drains)
 		check_switch(&worker->checks, (struct generation *)generation);
 	answer(worker, &worker->switched);
 }
@@ -330,7 +329,7 @@ on_listen(struct message *message)
 static void
 say_if_empty(struct worker *worker)
 {
-	if (worker->drains && !atomic_load(&worker->connections.count) &&
+	if (worker->connections.drains && !atomic_load(&worker->connections.count) &&
 	    !atomic_exchange(&worker->says_empty, true))
 		answer(worker, &worker->empty);
 }
@@ -357,7 +356,6 @@ static void
 on_drain(struct message *message)
 {
 	struct worker *worker = worker_of(message);
-	worker->drains = true;
 	tunnel_drain_all(&worker->connections, worker->generation->timeouts.drain);
 	say_if_empty(worker);
 }
