@@ -38,6 +38,7 @@ struct flow {
 	uint8_t bulk_reads;   /* through filters, in a row, while the other flow said nothing */
 	bool was_bulk; /* it had so many of them, and the other flow has said nothing since */
 	uint8_t short_splices; /* in a row: some make it no bulk any more */
+	uint8_t large_takes;   /* in a row, that its meters let through whole */
 };
 
 struct side {

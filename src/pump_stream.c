@@ -18,8 +18,11 @@
  * it fits libevent's smallest chain, of 1 KiB. */
 #define CAPPED_READ_BYTES ((size_t)960)
 /* Where the other side is metered, no more is read at a time than is likely to be let through soon: a
- * throttled connection keeps little in memory. */
+ * throttled connection keeps little in memory. One that never had to wait for so many large pieces in a row
+ * is not throttled: its limit is far above it. */
 #define METERED_READ_BYTES ((size_t)64 * 1024)
+#define LARGE_BYTES        (METERED_READ_BYTES / 4)
+#define LARGE_TAKES        8
 
 int
 pump_stream_need(struct pump *pump, struct evbuffer **buffer, struct failure *why)
@@ -124,11 +127,16 @@ allow(struct stream *stream, struct meter *meter, size_t want)
 {
 	if (!meter)
 		return want;
+	struct flow *flow = stream->flow;
 	size_t bytes = (size_t)meter_take(meter, want, stream->pump->clock_ns);
+	if (bytes < want)
+		flow->large_takes = 0;
+	else if (want >= LARGE_BYTES && flow->large_takes < LARGE_TAKES)
+		flow->large_takes++;
 	if (bytes)
 		return bytes;
 	stream->waits_for = meter;
-	stream->flow->waiting = (struct waiting){ WAIT_LIMIT, limits_waits_for(&meter->flow) };
+	flow->waiting = (struct waiting){ WAIT_LIMIT, limits_waits_for(&meter->flow) };
 	return 0;
 }
 
@@ -480,7 +488,7 @@ fill_buffer(struct stream *stream, size_t most, struct failure *why)
 
 	if (!most)
 		most = CAPPED_READ_BYTES;
-	if (most > METERED_READ_BYTES &&
+	if (most > METERED_READ_BYTES && stream->flow->large_takes < LARGE_TAKES &&
 	    (stream->sink->out_meter || pump_stream_is_core_metered(stream)))
 		most = METERED_READ_BYTES;
 	if (most > PUMP_STORE_BYTES - pump_stream_length(*buffer))

@@ -110,8 +110,9 @@ open_rig(bool near_socket, bool far_socket)
 static void
 meter(enum pump_side name, const char *limit, uint64_t rate, bool payload, uint16_t overhead)
 {
+	uint64_t burst = rate / 200 > BURST ? rate / 200 : BURST;
 	struct limit_spec spec = {
-		.name = limit, .weight = 1, .rate = { rate, rate }, .burst = { BURST, BURST }
+		.name = limit, .weight = 1, .rate = { rate, rate }, .burst = { burst, burst }
 	};
 	struct side *side = &rig.pump.side[name];
 	struct limit_who who = { .connection = 1 };
@@ -344,6 +345,33 @@ what_may_not_be_written_is_not_read(void **state)
 	close_rig();
 }
 
+/* Through buffers, under a limit that it never has to wait for, a flow is read in pieces as large as without one;
+ * under one that it waits for, what was read and may not go on is little. */
+static void
+a_far_limit_does_not_cut_reads(void **state)
+{
+	(void)state;
+	for (int is_far = 0; is_far < 2; is_far++) {
+		const struct flow *down = &rig.pump.flow[FLOW_DOWN];
+		open_rig(false, true);
+		meter(SIDE_NEAR, "near", is_far ? 1000 * RATE : 4 * RATE, false, 0);
+		while (down->bytes < 20 * BYTES) {
+			if (evbuffer_get_length(rig.peers[SIDE_FAR].say) < BYTES)
+				evbuffer_add(rig.peers[SIDE_FAR].say, zeros, BYTES);
+			/* Now and then somebody does not listen, and what was read stays. */
+			rig.peers[SIDE_NEAR].deaf =
+				down->bytes > 4 * BYTES && !rig.peers[SIDE_NEAR].deaf;
+			step();
+		}
+		if (is_far)
+			assert_true(rig.most_kept > 65536 && rig.most_kept <= BLOCK_BYTES);
+		else
+			assert_true(rig.most_kept <= 65536);
+		rig.peers[SIDE_NEAR].deaf = false;
+		close_rig();
+	}
+}
+
 /* Until bytes wait there. */
 static void
 step_until_held(struct evbuffer *const *held)
@@ -460,6 +488,7 @@ main(void)
 		cmocka_unit_test(each_byte_is_paid_for_where_it_is_counted),
 		cmocka_unit_test(overhead_is_paid_for_too),
 		cmocka_unit_test(what_may_not_be_written_is_not_read),
+		cmocka_unit_test(a_far_limit_does_not_cut_reads),
 		cmocka_unit_test(a_core_limit_comes_and_goes),
 		cmocka_unit_test(two_limits_that_others_want_too_are_no_trap),
 		cmocka_unit_test(a_blocked_sink_holds_no_tokens),
