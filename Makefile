@@ -188,14 +188,14 @@ help: ## this list
 
 # --- the load generator and the fuzzers ---------------------------------------------------------
 
-bench-load: $(if $(loads),build/bench/load) build/bench/groups
+bench-load: $(if $(loads),build/bench/load) build/bench/groups build/bench/turns
 
 build/bench/load: $(loads:%.c=build/obj/%.o)
 	@mkdir -p $(@D)
 	$(call say,LINK)
 	$(Q)gcc $(LDFLAGS) $^ $(LDLIBS) -o $@
 
-build/bench/groups: build/obj/bench/groups/relay.o
+build/bench/groups build/bench/turns: build/bench/%: build/obj/bench/%/relay.o
 	@mkdir -p $(@D)
 	$(call say,LINK)
 	$(Q)gcc $(LDFLAGS) $^ $(LDLIBS) -o $@

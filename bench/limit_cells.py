@@ -9,7 +9,7 @@ import time
 from functools import partial
 
 from cells import GIB, GENERATOR_CPU, MIB, Cell, finish_load, start_load, timed_load, wait_word
-from limiters import CONNECTIONS, RATES
+from limiters import CONNECTIONS, CROWD_RATE, RATES
 from processes import BenchError, settle
 
 MB = 1e6
@@ -38,9 +38,9 @@ def measure_limit(bench, proxy, target):
 
 def measure_crowd(bench, proxy):
     """Many hungry connections beside few, under the same limit."""
-    few = _watch(bench, proxy, "crowd", 100 * MB, connections=CONNECTIONS)
+    few = _watch(bench, proxy, "crowd", CROWD_RATE, connections=CONNECTIONS)
     settle(proxy.pids() + [bench.target.pid])
-    many = _watch(bench, proxy, "crowd", 100 * MB, connections=bench.size.crowd_connections, settle=3)
+    many = _watch(bench, proxy, "crowd", CROWD_RATE, connections=bench.size.crowd_connections, settle=3)
     settle(proxy.pids() + [bench.target.pid])
     return {"few_mb_s": few["mb_s"], "few_cpu_s_gib": few["cpu_s_gib"],
             "many_mb_s": many["mb_s"], "many_cpu_s_gib": many["cpu_s_gib"],
@@ -121,6 +121,7 @@ _LIMIT = (("asked_mb_s", "asked MB/s", "{:.0f}"), ("mb_s", "received MB/s", "{:.
 _FAR = tuple((f"{what}{connections}", f"{connections}, {heading}", form) for connections in (1, 16)
              for what, heading, form in (("free", "unlimited MiB/s", "{:.0f}"), ("high", "limited MiB/s", "{:.0f}"),
                                          ("ratio", "ratio", "{:.2f}")))
+_ALONE = ("turns",)
 
 CELLS = [
     Cell(f"limit{rate // 1000000}", f"One limit of {rate // 1000000} MB/s, {CONNECTIONS} connections down",
@@ -132,9 +133,12 @@ CELLS = [
     Cell("limit-crowd", "{crowd_connections} hungry connections beside 10, under 100 MB/s and a quantum of 16 KiB",
          measure_crowd, (("few_mb_s", "10: MB/s", "{:.1f}"), ("few_cpu_s_gib", "CPU s/GiB", "{:.3f}"),
                          ("many_mb_s", "many: MB/s", "{:.1f}"), ("many_cpu_s_gib", "CPU s/GiB", "{:.3f}"),
-                         ("ratio", "ratio of CPU", "{:.2f}")), on="limits"),
+                         ("ratio", "ratio of CPU", "{:.2f}")), on="limits",
+         note="The second row is no limit and no proxy: a loop that once a millisecond does as many recv and send of "
+              "16 KiB as the rate asks for, of one connection after the other. It tells what of the ratio is the kernel's, "
+              "whose sockets are cold when they are many."),
     Cell("limit-far", "A limit far above the traffic, beside none: bulk down, 1 and 16 connections", measure_far, _FAR,
-         on="limits"),
+         _ALONE, on="limits"),
     Cell("limit-far-tls", "The same inside TLS 1.3", partial(measure_far, tls=True), _FAR, on="limits-tls"),
     Cell("limit-workers", "Two workers on one limit, beside one", measure_both_rates,
          (("at100_mb_s", "MB/s of 100", "{:.1f}"), ("at100_cpu_s_gib", "CPU s/GiB", "{:.3f}"),
@@ -143,5 +147,5 @@ CELLS = [
     Cell("limit-share", "Share of the daemon's samples in limits and their wake-ups", measure_share,
          (("few_share", "10 connections at 100 MB/s", "{:.1%}"),
           ("many_share", "{share_connections} connections at 100 MB/s", "{:.1%}"),
-          ("fast_share", "10 connections at 1 GB/s", "{:.1%}")), on="limits", note="perf record -e cpu-clock."),
+          ("fast_share", "10 connections at 1 GB/s", "{:.1%}")), _ALONE, on="limits", note="perf record -e cpu-clock."),
 ]

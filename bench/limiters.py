@@ -9,6 +9,7 @@ from proxies import HERE, Nginx, Penstock, PenstockTls, Proxy, first_line
 RATES = {"at10": 10_000_000, "at100": 100_000_000, "at1000": 1_000_000_000}
 CONNECTIONS = 10  # under each limit
 COMPARED = ("at10", "at100")
+CROWD_RATE, CROWD_QUANTUM = 100_000_000, 16 << 10
 
 
 class PenstockLimits(Penstock):
@@ -81,6 +82,16 @@ class TokenBucket(Proxy):
         return inside + command
 
 
+class Turns(Proxy):
+    """bench/turns/relay.c: what the kernel alone takes to carry so much over few connections, and many."""
+
+    program = str(HERE.parent / "build" / "bench" / "turns")
+    targets = ("crowd",)
+
+    def start_programs(self):
+        self.launch([self.find(), str(CROWD_RATE), str(CROWD_QUANTUM), f"{self.ports['crowd']}:{self.bench.targets['spout']}"])
+
+
 def limiters():
     return [
         PenstockLimits("penstock", "penstockd"),
@@ -100,7 +111,7 @@ def families(names, wanted):
     """As proxies.families."""
     found = {
         "limiters": [limiter for limiter in limiters() if limiter.name in names],
-        "limits": [PenstockLimits("penstock", "penstockd")],
+        "limits": [PenstockLimits("penstock", "penstockd"), Turns("turns", "recv and send, in turn")],
         "limits-tls": [PenstockLimitsTls("penstock", "penstockd, TLS")],
         "limits-workers": one_and_two_workers(),
     }

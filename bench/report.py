@@ -251,7 +251,7 @@ def _heading(arguments, families, results, pressures):
     now = datetime.datetime.now(datetime.timezone.utc)
     rows = [["date", now.strftime("%Y-%m-%d %H:%M UTC")],
             ["machine", _machine()],
-            ["versions", ", ".join(f"{name} {version}" for name, version in versions.items())],
+            ["versions", ", ".join(f"{name} {version}" for name, version in versions.items() if version)],
             ["command", " ".join(["bench/run"] + arguments)],
             ["network", results.network],
             ["used by other programs meanwhile", _others(results)],
