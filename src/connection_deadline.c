@@ -9,11 +9,24 @@
  * and whether a peer that does not read makes progress all the same. */
 #define LOOK_NS (2 * NS_PER_S)
 
+/* Thousands that are throttled look at their peers every so often: in libevent's list of one time that is half the
+ * work of its heap. Without memory for the list it is the heap. */
+static void
+use_list(struct connections *home, struct timeval *after)
+{
+	if (!home->look_after)
+		home->look_after = event_base_init_common_timeout(home->loop->base, after);
+	if (home->look_after)
+		*after = *home->look_after;
+}
+
 void
 connection_deadline_arm(struct connection *connection, uint64_t due_ns, uint64_t now_ns)
 {
 	struct timeval after;
 	clock_to_timeval(due_ns > now_ns ? due_ns - now_ns : 0, &after);
+	if (due_ns == now_ns + LOOK_NS)
+		use_list(connection->home, &after);
 	/* Without memory it is tried again at the next look at the active ones. */
 	connection->armed_ns = event_add(&connection->timer, &after) < 0 ? 0 : due_ns;
 }

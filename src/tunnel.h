@@ -40,7 +40,8 @@ struct connections {
 	struct walk *walks;
 	uint64_t walks_begun;
 	struct endings endings;
-	uint64_t handshake_looked_ns; /* the loop's turn in which one went on at once */
+	const struct timeval *look_after; /* of connection_deadline's looks; NULL = not yet */
+	uint64_t handshake_looked_ns;     /* the loop's turn in which one went on at once */
 	void (*on_empty)(struct connections *connections); /* the last one has ended; may be NULL */
 };
 
