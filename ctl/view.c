@@ -97,8 +97,8 @@ moment(double seconds)
 static void
 print_workers(const json_t *workers)
 {
-	static const char *const titles[] = { "WORKER",    ">CONNECTIONS", ">BUFFERED",
-					      ">LOOP LAG", ">WORST",       NULL };
+	static const char *const titles[] = { "WORKER",    ">CONNECTIONS", ">HANDSHAKES", ">HELD",
+					      ">BUFFERED", ">LOOP LAG",    ">WORST",      NULL };
 	struct table table;
 	json_t *worker;
 	size_t index;
@@ -109,6 +109,8 @@ print_workers(const json_t *workers)
 		const char *cells[] = {
 			table_count(whole(worker, "worker")),
 			table_count(whole(worker, "connections")),
+			table_count(whole(worker, "handshakes")),
+			table_count(whole(worker, "handshakes_held")),
 			table_bytes(number(worker, "kept_bytes")),
 			table_text("%.2f ms", number(worker, "loop_lag_s") * 1000),
 			table_text("%.2f ms", number(worker, "worst_loop_lag_s") * 1000),

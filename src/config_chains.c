@@ -247,6 +247,8 @@ check_chains(struct check *check, const struct config_places *places, enum filte
 			check_order(check, chain);
 		if (!near)
 			check_hosts(check, tunnel, section);
+		else if (section->type->traits & FILTER_SHAKES_HANDS)
+			tunnel->shakes_hands = true;
 	}
 }
 

@@ -311,6 +311,15 @@ least_logged(const struct tunnel_group *group)
 	return logged;
 }
 
+static bool
+some_shake_hands(const struct tunnel_group *group)
+{
+	for (size_t i = 0; i < group->count; i++)
+		if (group->tunnels[i]->shakes_hands)
+			return true;
+	return false;
+}
+
 /* Takes the group. `first` is the first of the files: its listener's options hold. */
 static struct tunnel_conf *
 front_new(struct generation *generation, struct tunnel_group *group,
@@ -339,6 +348,7 @@ front_new(struct generation *generation, struct tunnel_group *group,
 		.unix_mode = first->unix_mode,
 		.unix_owner = first->unix_owner,
 		.logged = least_logged(group),
+		.shakes_hands = some_shake_hands(group),
 	};
 	fronts[generation->front_count++] = front;
 	return front->name && take_leading(front, first) == 0 ? front : NULL;

@@ -37,11 +37,30 @@ connection_count_state(const struct connection *connection, int64_t change)
 }
 
 void
+connection_count_handshake_down(struct connections *home)
+{
+	atomic_fetch_sub(&home->handshakes, 1);
+	if (home->on_handshake)
+		home->on_handshake(home);
+}
+
+void
+connection_leave_handshakes(struct connection *connection)
+{
+	if (!connection->shakes_hands)
+		return;
+	connection->shakes_hands = false;
+	connection_count_handshake_down(connection->home);
+}
+
+void
 connection_set_state(struct connection *connection, enum connection_state state)
 {
 	connection_count_state(connection, -1);
 	connection->state = (uint8_t)state;
 	connection_count_state(connection, 1);
+	if (state > CONNECTION_OPENING)
+		connection_leave_handshakes(connection);
 }
 
 void

@@ -51,6 +51,7 @@ struct connection {
 	bool has_looked : 1;   /* for a ClientHello, to choose its tunnel */
 	bool slow : 1;         /* half-open or blocked when the timer was last set */
 	bool drains : 1;       /* over_ns is the end of its tunnel's drain */
+	bool shakes_hands : 1; /* it is one of the worker's handshakes */
 };
 
 static inline struct endpoint *
@@ -69,6 +70,11 @@ void connection_release(struct connection *connection);
 
 /* One connection fewer is on this worker, or on its way there. */
 void connection_count_down(struct connections *home);
+
+/* One of the worker's handshakes fewer, of a connection that did not come to be. */
+void connection_count_handshake_down(struct connections *home);
+/* It is none of the worker's handshakes any more; one that was none is left alone. */
+void connection_leave_handshakes(struct connection *connection);
 
 /* The worker's counters of its tunnel. */
 struct tunnel_counters *connection_counters(const struct connection *connection);

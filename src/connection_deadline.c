@@ -133,6 +133,31 @@ connection_deadline_has_passed(const struct connection *connection, uint64_t now
 	return true;
 }
 
+/* How long its client's next words were waited for, up to the last account. */
+static uint64_t
+silent_ns(const struct connection *connection)
+{
+	const uint64_t *spent_ns = connection->pump.flow[FLOW_UP].spent_ns;
+	return spent_ns[WAIT_CHOICE] + spent_ns[WAIT_HANDSHAKE];
+}
+
+bool
+connection_deadline_is_stalled(const struct connection *connection)
+{
+	return connection->shakes_hands && silent_ns(connection) >= CONNECTION_STALL_NS;
+}
+
+/* When it is to be looked whether it is stalled, if nothing moves until then. */
+static uint64_t
+stalled_ns(const struct connection *connection, uint64_t now_ns)
+{
+	if (connection_deadline_is_stalled(connection))
+		return now_ns;
+	if (connection->pump.turn.queued)
+		return now_ns + CONNECTION_STALL_NS; /* it is our turn */
+	return connection->pump.clock_ns + CONNECTION_STALL_NS - silent_ns(connection);
+}
+
 bool
 connection_deadline_is_slow(const struct connection *connection)
 {
@@ -165,6 +190,8 @@ connection_deadline_set(struct connection *connection, uint64_t now_ns)
 		uint64_t look_ns = idle_ns && idle_ns / 4 < LOOK_NS ? idle_ns / 4 : LOOK_NS;
 		due_ns = sooner(due_ns, now_ns + look_ns);
 	}
+	if (connection->shakes_hands)
+		due_ns = sooner(due_ns, stalled_ns(connection, now_ns));
 	if (due_ns == UINT64_MAX)
 		return;
 	/* A timer that fires too early is set anew then; that is cheaper than to move it for each byte. */

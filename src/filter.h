@@ -94,6 +94,9 @@ enum filter_trait {
 	FILTER_PACKS =
 		1 << 2, /* what it gives to the wire is smaller, if there is a pattern in it */
 	FILTER_ENCRYPTS = 1 << 3, /* ... and has none any more */
+	FILTER_SHAKES_HANDS =
+		1
+		<< 4, /* near: its opening takes so much that max_handshakes bounds how many there are */
 };
 
 /* One kind of filter: a const table. Slots marked "or NULL" may be left out. */

@@ -31,14 +31,14 @@ const struct keyword generation_keywords[] = {
 		  "carries." },
 	{ .name = "max_handshakes",
 	  .type = KEYWORD_COUNT,
-	  .fallback = "64",
+	  .fallback = "1024",
 	  .least = 1,
 	  .most = 65536,
 	  .offset = AT(max_handshakes),
 	  .effect = EFFECT_LIVE,
 	  .unit = "handshakes",
-	  .help = "Most steps of filters' handshakes that each worker does before it looks after "
-		  "the other connections again." },
+	  .help = "Most handshakes with clients that run on each worker at once; while so many do, "
+		  "further clients wait to be accepted." },
 	{ .name = "max_memory",
 	  .type = KEYWORD_SIZE,
 	  .fallback = "0",

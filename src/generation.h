@@ -33,7 +33,7 @@ struct generation {
 	struct owner user;        /* whom the process becomes */
 	bool landlock;            /* reading is confined to where the files lie */
 	bool no_new_privs;
-	uint64_t max_handshakes; /* steps of them that a worker does in one turn; at least 1 */
+	uint64_t max_handshakes; /* with clients, that run on each worker at once; at least 1 */
 	uint64_t max_memory; /* bytes buffered for connections; 0 = a quarter of the machine's */
 	struct log_conf {
 		char *target;

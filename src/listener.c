@@ -40,7 +40,9 @@ struct acceptor {
 	int fd;
 	unsigned int burst, in_a_row;
 	bool is_unix;
-	bool served; /* by the switch-over under way */
+	bool served; /* by the switch-over under way; else it is about to be closed */
+	bool is_held;
+	struct acceptor *next_held;
 };
 
 /* --- opening ------------------------------------------------------------------------------------ */
@@ -508,6 +510,72 @@ complain(void)
 		 "of open files or lower max_connections");
 }
 
+static bool
+is_paused(const struct door *door)
+{
+	return event_pending(door->pause, EV_TIMEOUT, NULL);
+}
+
+/* Has it accept again what comes, unless there is something against that. Without memory it is asked for again after
+ * a pause. */
+static void
+listen_on(struct acceptor *acceptor)
+{
+	struct door *door = acceptor->door;
+	struct timeval after;
+
+	if (acceptor->is_held || is_paused(door) || event_add(&acceptor->event, NULL) == 0)
+		return;
+	clock_to_timeval(PAUSE_MOST_NS, &after);
+	event_add(door->pause, &after);
+}
+
+static void
+append_held(struct door *door, struct acceptor *acceptor)
+{
+	if (!door->held.first)
+		door->held.end = &door->held.first;
+	acceptor->next_held = NULL;
+	*door->held.end = acceptor;
+	door->held.end = &acceptor->next_held;
+}
+
+static void
+remove_held(struct door *door, struct acceptor *acceptor)
+{
+	struct acceptor **link = &door->held.first;
+	while (*link != acceptor)
+		link = &(*link)->next_held;
+	*link = acceptor->next_held;
+	if (!*link)
+		door->held.end = link;
+}
+
+/* What it would bring has no room: who is not told of clients does not ask after them again and again. */
+static void
+hold(struct acceptor *acceptor)
+{
+	struct door *door = acceptor->door;
+	bool is_first = !door->held.first;
+
+	if (acceptor->is_held)
+		return;
+	acceptor->is_held = true;
+	append_held(door, acceptor);
+	event_del(&acceptor->event);
+	if (is_first)
+		door->on_held(door);
+}
+
+static void
+let_go(struct acceptor *acceptor)
+{
+	if (!acceptor->is_held)
+		return;
+	acceptor->is_held = false;
+	remove_held(acceptor->door, acceptor);
+}
+
 static void
 pause_accepting(struct door *door)
 {
@@ -580,11 +648,27 @@ admit(struct acceptor *acceptor, int fd, struct socket_address *client)
 	door->place(door, acceptor->conf, fd, &facts);
 }
 
-/* Accepts at most `most` connections; returns false once none is waiting. */
+/* Whether it must wait for room, or behind those who do. Not one that is about to be closed: nobody would come back
+ * to it. */
+static bool
+must_hold(const struct acceptor *acceptor)
+{
+	if (!acceptor->served || !acceptor->conf->shakes_hands)
+		return false;
+	bool is_full = !acceptor->door->has_room(acceptor->door);
+	bool has_turn = acceptor->is_held || !acceptor->door->held.first;
+	return is_full || !has_turn;
+}
+
+/* Accepts at most `most` connections, fewer if it is held; returns false once none is waiting. */
 static bool
 accept_some(struct acceptor *acceptor, unsigned int most)
 {
 	while (most--) {
+		if (must_hold(acceptor)) {
+			hold(acceptor);
+			return true;
+		}
 		struct sockaddr_storage storage;
 		socklen_t length = sizeof(storage);
 		struct socket_address client = { .family = AF_UNSPEC };
@@ -638,12 +722,46 @@ on_pause_over(evutil_socket_t fd, short what, void *context)
 	if (door->spare < 0)
 		open_spare(door);
 	for (struct acceptor *acceptor = door->first; acceptor; acceptor = acceptor->next)
-		event_add(&acceptor->event, NULL);
+		listen_on(acceptor);
+	door_go_on(door);
+}
+
+static bool
+may_go_on(const struct door *door)
+{
+	return door->held.first && !is_paused(door) && door->has_room(door);
+}
+
+/* Who is held has its turn with one connection at a time, until no client waits there. */
+static void
+on_go_on(struct task *task)
+{
+	struct door *door = (struct door *)((char *)task - offsetof(struct door, go_on));
+
+	for (int i = 0; i < BURST_FILTERED && may_go_on(door); i++) {
+		struct acceptor *acceptor = door->held.first;
+		bool is_over = !accept_some(acceptor, 1);
+		remove_held(door, acceptor);
+		append_held(door, acceptor);
+		if (!is_over)
+			continue;
+		let_go(acceptor);
+		listen_on(acceptor);
+	}
+	door_go_on(door);
+}
+
+void
+door_go_on(struct door *door)
+{
+	if (may_go_on(door))
+		loop_run_later(door->loop, &door->go_on);
 }
 
 int
 door_open(struct door *door, struct failure *why)
 {
+	door->go_on.run = on_go_on;
 	door->pause = evtimer_new(door->loop->base, on_pause_over, door);
 	if (!door->pause)
 		return failure_set(why, FAILURE_MEMORY, "no memory to accept connections");
@@ -654,6 +772,7 @@ door_open(struct door *door, struct failure *why)
 static void
 close_acceptor(struct acceptor *acceptor)
 {
+	let_go(acceptor);
 	event_del(&acceptor->event);
 	close(acceptor->fd);
 	free(acceptor);
@@ -667,6 +786,7 @@ door_close(struct door *door)
 		door->first = acceptor->next;
 		close_acceptor(acceptor);
 	}
+	loop_forget(door->loop, &door->go_on);
 	if (door->pause)
 		event_free(door->pause);
 	door->pause = NULL;
@@ -689,6 +809,10 @@ serve_on(struct door *door, const struct listener *listener, const struct tunnel
 		acceptor->conf = conf;
 		acceptor->served = true;
 		found = true;
+		if (acceptor->is_held && !conf->shakes_hands) {
+			let_go(acceptor);
+			listen_on(acceptor);
+		}
 	}
 	return found;
 }

@@ -64,6 +64,11 @@ const char *listener_text(const struct listener *listener, char text[SOCKET_ADDR
 
 struct acceptor;
 
+/* In the order in which they wait. */
+struct acceptor_queue {
+	struct acceptor *first, **end;
+};
+
 /* What the acceptors of one worker share. Zero it, set the first group, then door_open. */
 struct door {
 	struct loop *loop;
@@ -71,9 +76,15 @@ struct door {
 	/* Where admitted connections go: takes descriptor and admission (see tunnel_accept). */
 	void (*place)(struct door *door, const struct tunnel_conf *conf, int fd,
 		      const struct facts *facts);
-	bool logged; /* refusals, too, are lines of the connection log */
+	/* Whether one more may come that shakes hands (tunnel_conf.shakes_hands). While not, those who would
+	 * bring one are held: clients wait in the kernel until door_go_on. */
+	bool (*has_room)(const struct door *door);
+	void (*on_held)(struct door *door); /* the first of them is held */
+	bool logged;                        /* refusals, too, are lines of the connection log */
 
 	struct acceptor *first;
+	struct acceptor_queue held;
+	struct task go_on;   /* queued while held ones may accept */
 	struct event *pause; /* runs while descriptors are short */
 	uint64_t pause_ns;   /* how long the next pause is */
 	int spare;           /* a descriptor to refuse waiting clients with; -1 = none */
@@ -83,13 +94,16 @@ int door_open(struct door *door, struct failure *why);
 /* Closes all acceptors; what waits in their queues is reset. */
 void door_close(struct door *door);
 
+/* There may be room again. In a later turn those who are held accept, one connection each in turn. */
+void door_go_on(struct door *door);
+
 /* Begins to accept what comes by the worker's socket of `listener`, or changes the configuration under
  * which it is accepted. Nothing if the worker has no socket of it. The worker's thread. */
 int door_serve(struct door *door, struct listener *listener, const struct tunnel_conf *conf,
 	       struct failure *why);
 
 /* Stops the acceptors that door_serve was not called for since door_begin: what is in their queues is
- * still accepted first, since closing would reset it. */
+ * still accepted first, room or not, since closing would reset it. */
 void door_begin(struct door *door);
 void door_finish(struct door *door);
 /* Stops them all in the same way, but those of tunnels for which `stays` is true. */

@@ -62,7 +62,8 @@ run_first(struct loop *loop, const struct task_list *list)
 }
 
 /* At least one, and then for as long as the rest of the turn took: beside bulk they get half of the time, and
- * beside messages alone they hold these up by HEAVY_NS and one task at most. */
+ * beside messages alone they hold these up by HEAVY_NS and one task at most. What is queued meanwhile, in turn
+ * `loop->turns`, waits. */
 static void
 run_heavy(struct loop *loop)
 {
@@ -70,8 +71,8 @@ run_heavy(struct loop *loop)
 	uint64_t others_ns = loop->looked_ns ? began_ns - loop->looked_ns : 0;
 	uint64_t most_ns = others_ns > HEAVY_NS ? others_ns : HEAVY_NS;
 
-	for (unsigned int i = 0;
-	     i < loop->heavy_most && loop->heavy.first && now_ns - began_ns < most_ns; i++) {
+	while (loop->heavy.first && loop->heavy.first->turn != loop->turns &&
+	       now_ns - began_ns < most_ns) {
 		run_first(loop, &loop->heavy);
 		now_ns = clock_now_ns();
 	}
@@ -100,7 +101,6 @@ loop_open(struct loop *loop, struct failure *why)
 	struct event_config *config = event_config_new();
 	loop->tasks.end = &loop->tasks.first;
 	loop->heavy.end = &loop->heavy.first;
-	loop->heavy_most = 1;
 	if (config) {
 		/* One worker's loop is touched by its own thread only. The changelist merges a del and an
 		 * add of one turn into one epoll_ctl. */

@@ -52,10 +52,9 @@ struct loop {
 	struct event_base *base;
 	struct mailbox *mailbox;
 
-	struct task_list tasks;  /* for the next turn */
-	struct task_list heavy;  /* first come, first served, at most so many a turn: */
-	unsigned int heavy_most; /* set by the owner, at least 1 */
-	unsigned int turns;      /* in which tasks were run, so far; wraps */
+	struct task_list tasks; /* for the next turn */
+	struct task_list heavy; /* first come, first served, for some time in each turn */
+	unsigned int turns;     /* in which tasks were run, so far; wraps */
 	struct event *turn;
 
 	/* When its turns began: this one's look for events, what it does since then, and what the turn before
@@ -117,9 +116,10 @@ uint64_t loop_busy_ns(struct loop *loop, uint64_t since_ns, uint64_t now_ns);
 
 /* Queues the task for the next turn; nothing if it is queued already. O(1). */
 void loop_run_later(struct loop *loop, struct task *task);
-/* Queues one that takes long. In the order they came, one of these runs in each turn and at most heavy_most, for a
+/* Queues one that takes long. In the order they came, one of these runs in each turn, and more of them for a
  * millisecond or as long as the rest of the turn took (loop_look): what comes from the sockets does not wait for
- * all of them, nor they for it. Nothing if it is queued already, there or above. */
+ * all of them, nor they for it. One that queues itself again waits for a later turn. Nothing if it is queued already,
+ * there or above. */
 void loop_run_heavy(struct loop *loop, struct task *task);
 /* Takes it out of the queue again; a task not queued is left alone. O(queued). */
 void loop_forget(struct loop *loop, struct task *task);

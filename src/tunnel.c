@@ -239,6 +239,8 @@ on_timer(evutil_socket_t fd, short what, void *context)
 		return;
 	/* Who waits for our own tokens, or for somebody who does, is not idle, whatever his peers take. */
 	pump_account(&connection->pump, now_ns);
+	if (connection_deadline_is_stalled(connection))
+		connection_leave_handshakes(connection);
 	if (pump_is_held_up(&connection->pump))
 		connection->moved_ns = now_ns;
 	else if (slow)
@@ -305,6 +307,9 @@ must_queue(struct connection *connection)
 	}
 	connection_endpoint(connection, SIDE_NEAR)->want_readable = false;
 	connection_endpoint(connection, SIDE_FAR)->want_readable = false;
+	/* From here on it is not the client who is waited for. */
+	if (connection->state <= CONNECTION_OPENING && !connection->pump.turn.queued)
+		pump_wait(&connection->pump, WAIT_TURN, clock_now_ns());
 	loop_run_heavy(loop, &connection->pump.turn);
 	return true;
 }
@@ -593,6 +598,10 @@ join_tunnel(struct connection *connection, const struct tunnel_conf *conf, struc
 	}
 	if (!connection->is_own)
 		atomic_fetch_add(&home->count, 1);
+	/* There is no queue where it could wait, and it may be what others wait for. */
+	joined->shakes_hands = conf->shakes_hands && !connection->is_own;
+	if (joined->shakes_hands)
+		atomic_fetch_add(&home->handshakes, 1);
 	struct endpoint *near = connection_endpoint(joined, SIDE_NEAR);
 	struct endpoint *far = connection_endpoint(connection, SIDE_FAR);
 	if (pair_open(far, near, home->loop, why) < 0) {
@@ -884,9 +893,12 @@ tunnel_accept(struct connections *connections, const struct tunnel_conf *conf, i
 	if (!connection) {
 		admission_leave(conf, tunnel_conf_judges_late(conf) ? NULL : &facts->client);
 		endpoint_reset_socket(fd);
+		if (conf->shakes_hands)
+			connection_count_handshake_down(connections);
 		connection_count_down(connections);
 		return;
 	}
+	connection->shakes_hands = conf->shakes_hands;
 	/* TCP_NODELAY came with the listener. */
 	endpoint_open_socket(connection_endpoint(connection, SIDE_NEAR), connections->loop, fd,
 			     true);

@@ -19,7 +19,7 @@
 struct connection;
 struct resolver;
 
-/* The connections of one worker. Everything but `count` is its thread's alone. */
+/* The connections of one worker. Everything but the two counts is its thread's alone. */
 struct connections {
 	struct loop *loop;
 	struct resolver *resolver;
@@ -33,6 +33,11 @@ struct connections {
 	/* Open ones, and those on their way here. Whoever places a connection counts it; its end counts
 	 * down. Read by all workers, to hand over to the one that has least. */
 	atomic_uint_fast64_t count;
+	/* Those of them whose tunnel shakes hands with clients (tunnel_conf.shakes_hands) and has not done so yet,
+	 * but for those that kept us waiting. Counted in the same way; and how many there may be, and how often
+	 * that was in the way, for whoever lets connections in. */
+	atomic_uint_fast64_t handshakes;
+	uint64_t handshakes_most, handshakes_held;
 	struct connection *first;
 	struct connection *active,
 		**active_end; /* those that moved lately; the one looked at last comes last */
@@ -43,10 +48,12 @@ struct connections {
 	const struct timeval *look_after; /* of connection_deadline's looks; NULL = not yet */
 	uint64_t handshake_looked_ns;     /* the loop's turn in which one went on at once */
 	void (*on_empty)(struct connections *connections); /* the last one has ended; may be NULL */
+	/* One of `handshakes` is over, or does not count any more; may be NULL. */
+	void (*on_handshake)(struct connections *connections);
 };
 
-/* Begins a connection over an accepted socket that admission_enter let in and that is in `count`
- * already; takes the descriptor and the admission, and holds the configuration's generation until it ends. Without memory the peer is
+/* Begins a connection over an accepted socket that admission_enter let in and that is in `count`, and, where
+ * its tunnel shakes hands, in `handshakes` already; takes the descriptor and the admission, and holds the configuration's generation until it ends. Without memory the peer is
  * reset. Never calls back. */
 void tunnel_accept(struct connections *connections, const struct tunnel_conf *conf, int fd,
 		   const struct facts *facts);

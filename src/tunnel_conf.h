@@ -87,8 +87,10 @@ struct tunnel_conf {
 	struct match_conf match;
 
 	/* What follows from it. */
-	struct counted *generation;               /* hold it for as long as the conf is used */
-	struct chain near_chain, far_chain;       /* of accept_filters and connect_filters */
+	struct counted *generation;         /* hold it for as long as the conf is used */
+	struct chain near_chain, far_chain; /* of accept_filters and connect_filters */
+	bool shakes_hands; /* with clients, by a filter that max_handshakes is for; a front: one of its
+			      tunnels does */
 	struct limit_conf *limit, *connect_limit; /* NULL = none */
 	struct targets *targets;                  /* its targets, ready to be dialled */
 	struct tunnel_live

@@ -127,8 +127,16 @@ on_handover(struct message *message)
 	free(handover);
 }
 
+/* By what the asker goes by: while a reload comes another may still go by something else. */
+static bool
+has_room(const struct worker *worker, const struct worker *asker)
+{
+	return atomic_load_explicit(&worker->connections.handshakes, memory_order_relaxed) <
+	       asker->connections.handshakes_most;
+}
+
 static struct worker *
-least_loaded(struct worker *own)
+least_loaded(struct worker *own, const struct tunnel_conf *conf)
 {
 	struct crew *crew = own->crew;
 	struct worker *least = own;
@@ -138,7 +146,7 @@ least_loaded(struct worker *own)
 		struct worker *other = &crew->workers[i];
 		uint64_t count =
 			atomic_load_explicit(&other->connections.count, memory_order_relaxed);
-		if (count < least_count) {
+		if (count < least_count && (!conf->shakes_hands || has_room(other, own))) {
 			least = other;
 			least_count = count;
 		}
@@ -154,11 +162,15 @@ on_place(struct door *door, const struct tunnel_conf *conf, int fd, const struct
 {
 	struct worker *own = (struct worker *)((char *)door - offsetof(struct worker, door));
 	bool is_alone = own->crew->options.workers == 1 || own->is_shut;
-	struct worker *to = is_alone ? own : least_loaded(own);
+	struct worker *to = is_alone ? own : least_loaded(own, conf);
 	struct handover *handover = to == own ? NULL : malloc(sizeof(*handover));
 
+	if (!handover)
+		to = own;
+	atomic_fetch_add(&to->connections.count, 1);
+	if (conf->shakes_hands)
+		atomic_fetch_add(&to->connections.handshakes, 1);
 	if (!handover) {
-		atomic_fetch_add(&own->connections.count, 1);
 		tunnel_accept(&own->connections, conf, fd, facts);
 		return;
 	}
@@ -166,8 +178,38 @@ on_place(struct door *door, const struct tunnel_conf *conf, int fd, const struct
 		.message.deliver = on_handover, .to = to, .conf = conf, .fd = fd, .facts = *facts
 	};
 	counted_hold(conf->generation);
-	atomic_fetch_add(&to->connections.count, 1);
 	mailbox_post(to->loop.mailbox, &handover->message);
+}
+
+/* --- handshakes, on the worker's thread ------------------------------------------------------------- */
+
+static bool
+on_has_room(const struct door *door)
+{
+	const struct worker *worker =
+		(const struct worker *)((const char *)door - offsetof(struct worker, door));
+	return has_room(worker, worker);
+}
+
+static void
+on_held(struct door *door)
+{
+	struct worker *worker = (struct worker *)((char *)door - offsetof(struct worker, door));
+	struct connections *connections = &worker->connections;
+
+	connections->handshakes_held++;
+	log_line(LOG_LEVEL_WARNING,
+		 "max_handshakes: %llu run on a worker, and further clients wait to be accepted; "
+		 "raise it, at 48KiB each, or have more workers",
+		 (unsigned long long)connections->handshakes_most);
+}
+
+static void
+on_handshake(struct connections *connections)
+{
+	struct worker *worker =
+		(struct worker *)((char *)connections - offsetof(struct worker, connections));
+	door_go_on(&worker->door);
 }
 
 /* --- limits, on the worker's thread ---------------------------------------------------------------- */
@@ -309,9 +351,10 @@ on_switch_over(struct message *message)
 
 	worker->generation = generation;
 	worker->connections.logged = worker->door.logged = generation->log.connections;
-	worker->loop.heavy_most = (unsigned int)generation->max_handshakes;
+	worker->connections.handshakes_most = generation->max_handshakes;
 	worker->loop.kept_most = generation->max_memory / crew->options.workers;
 	serve_listeners(worker);
+	door_go_on(&worker->door);
 	tunnel_obey_limits(&worker->connections, find_tunnel, generation);
 	if (!worker->connections.drains)
 		check_switch(&worker->checks, (struct generation *)generation);
@@ -522,12 +565,15 @@ open_worker(struct crew *crew, unsigned int index, struct failure *why)
 	worker->door.worker = index;
 	worker->door.workers = crew->options.workers;
 	worker->door.place = on_place;
+	worker->door.has_room = on_has_room;
+	worker->door.on_held = on_held;
 	worker->connections.loop = &worker->loop;
 	worker->connections.recents.object_bytes = sizeof(struct recent);
 	worker->connections.resolver = crew->options.resolver;
 	worker->connections.worker = index;
 	worker->connections.limits = &worker->limits;
 	worker->connections.on_empty = on_empty_connections;
+	worker->connections.on_handshake = on_handshake;
 	clock_to_timeval(TRIM_EVERY_NS, &every);
 	if (open_limits(worker, why) < 0)
 		return -1;

@@ -714,7 +714,7 @@ tls_library(void)
 
 const struct filter_type tls_filter = {
 	.name = "tls",
-	.traits = FILTER_END_MARK | FILTER_ENCRYPTS,
+	.traits = FILTER_END_MARK | FILTER_ENCRYPTS | FILTER_SHAKES_HANDS,
 	.conf_bytes = sizeof(struct tls_conf),
 	.keywords = tls_conf_keywords,
 	.configure = tls_configure,

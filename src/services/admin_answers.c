@@ -94,12 +94,14 @@ workers_of(const struct inquiry *inquiry, const struct admin_survey *survey)
 		double mean_s = pulse->beats ? (double)pulse->late_ns / (double)pulse->beats /
 						       (double)NS_PER_S
 					     : 0;
-		json_array_append_new(workers,
-				      json_pack("{s:i, s:I, s:I, s:f, s:f}", "worker", (int)i,
-						"connections", (json_int_t)worker->connections,
-						"kept_bytes", (json_int_t)worker->kept_bytes,
-						"loop_lag_s", mean_s, "worst_loop_lag_s",
-						(double)pulse->latest_ns / (double)NS_PER_S));
+		json_array_append_new(
+			workers,
+			json_pack("{s:i, s:I, s:I, s:I, s:I, s:f, s:f}", "worker", (int)i,
+				  "connections", (json_int_t)worker->connections, "handshakes",
+				  (json_int_t)worker->handshakes, "handshakes_held",
+				  (json_int_t)worker->handshakes_held, "kept_bytes",
+				  (json_int_t)worker->kept_bytes, "loop_lag_s", mean_s,
+				  "worst_loop_lag_s", (double)pulse->latest_ns / (double)NS_PER_S));
 	}
 	return workers;
 }

@@ -469,6 +469,17 @@ write_workers(struct evbuffer *page, const struct inquiry *inquiry,
 	for (unsigned int i = 0; i < count; i++)
 		evbuffer_add_printf(page, "penstock_worker_connections{worker=\"%u\"} %llu\n", i,
 				    number(survey->workers[i].connections));
+	head(page, "penstock_worker_handshakes", "gauge",
+	     "Handshakes with clients that run, of max_handshakes.");
+	for (unsigned int i = 0; i < count; i++)
+		evbuffer_add_printf(page, "penstock_worker_handshakes{worker=\"%u\"} %llu\n", i,
+				    number(survey->workers[i].handshakes));
+	head(page, "penstock_worker_handshakes_held_total", "counter",
+	     "How often a worker stopped accepting for max_handshakes.");
+	for (unsigned int i = 0; i < count; i++)
+		evbuffer_add_printf(page,
+				    "penstock_worker_handshakes_held_total{worker=\"%u\"} %llu\n",
+				    i, number(survey->workers[i].handshakes_held));
 	head(page, "penstock_worker_kept_bytes", "gauge",
 	     "Bytes that connections take, of max_memory.");
 	for (unsigned int i = 0; i < count; i++)

@@ -41,6 +41,8 @@ admin_survey_collect(struct inquiry *inquiry, struct admin_survey *survey)
 	struct connections *connections = control->connections_of(control->context, place);
 	survey->workers[place] = (struct admin_worker){
 		.connections = atomic_load_explicit(&connections->count, memory_order_relaxed),
+		.handshakes = atomic_load_explicit(&connections->handshakes, memory_order_relaxed),
+		.handshakes_held = connections->handshakes_held,
 		.kept_bytes = connections->loop->kept_bytes,
 		.pulse = *control->pulse_of(control->context, place),
 	};

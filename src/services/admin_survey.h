@@ -15,6 +15,7 @@ struct admin_survey {
 	struct admin_status status;
 	struct admin_worker {
 		uint64_t connections;
+		uint64_t handshakes, handshakes_held; /* now; how often too many */
 		size_t kept_bytes;
 		struct pulse pulse; /* a copy: its numbers only */
 	} * workers;                /* owned */
