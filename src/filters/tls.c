@@ -5,6 +5,7 @@
  */
 #include "tls.h"
 
+#include "../clock.h"
 #include "tls_conf.h"
 #include "tls_counters.h"
 #include "tls_words.h"
@@ -23,10 +24,17 @@
 #define HELD_BYTES           (16 * 1024)
 #define HANDSHAKE_HELD_BYTES (48 * 1024)
 
-/* Handshake messages behind the handshake (KeyUpdate, tickets) cost a peer nothing and us a good deal.
- * One is granted for each step that finds bytes, and so many at once: who rekeys now and then never
- * meets the end of them, who sends nothing else does. */
-#define SPARE_UPDATES 100
+/* Handshake messages behind the handshake (KeyUpdate, tickets) cost a peer nothing and us a good deal. So many
+ * may come in a minute, counted from the first behind the last such minute: who rekeys when its cipher asks for that,
+ * every 2^24 records or so (RFC 8446 5.5), never sends them, at once or one by one. */
+#define UPDATES_MOST 64
+#define UPDATES_NS   (60 * NS_PER_S)
+
+static bool
+sends_too_many(const struct tls *tls)
+{
+	return tls->updates > UPDATES_MOST;
+}
 
 /* --- The BIO: one for reading and writing ------------------------------------------------------- */
 
@@ -35,7 +43,7 @@ on_bio_read(BIO *bio, char *bytes, int most)
 {
 	struct tls *tls = BIO_get_data(bio);
 	BIO_clear_retry_flags(bio);
-	bool may_read = tls->src && most > 0 && tls->spare_updates;
+	bool may_read = tls->src && most > 0 && !sends_too_many(tls);
 	int taken = may_read ? evbuffer_remove(tls->src, bytes, (size_t)most) : 0;
 	for (int i = 0; i < taken && tls->first_count < sizeof(tls->first); i++)
 		tls->first[tls->first_count++] = (uint8_t)bytes[i];
@@ -127,6 +135,20 @@ tls_refuse(struct tls *tls, enum failure_kind kind, const char *format, ...)
 }
 
 static void
+count_update(struct tls *tls)
+{
+	uint64_t now_ns = clock_now_ns();
+
+	if (sends_too_many(tls))
+		return;
+	if (now_ns - tls->updates_since_ns >= UPDATES_NS) {
+		tls->updates_since_ns = now_ns;
+		tls->updates = 0;
+	}
+	tls->updates++;
+}
+
+static void
 on_message(int is_written, int version, int content, const void *bytes, size_t length, SSL *ssl,
 	   void *opaque)
 {
@@ -140,8 +162,8 @@ on_message(int is_written, int version, int content, const void *bytes, size_t l
 	if (is_written || content != SSL3_RT_HANDSHAKE)
 		return;
 	tls->has_heard = true;
-	if (tls->is_ready && tls->spare_updates)
-		tls->spare_updates--;
+	if (tls->is_ready)
+		count_update(tls);
 }
 
 static void
@@ -216,7 +238,6 @@ tls_open(const void *opaque, enum filter_side side, struct facts *facts, struct 
 	*tls = (struct tls){ .conf = conf,
 			     .facts = facts,
 			     .side = (uint8_t)side,
-			     .spare_updates = SPARE_UPDATES,
 			     .ssl = SSL_new(conf->contexts[side]) };
 	if (!tls->ssl)
 		goto no_memory;
@@ -504,14 +525,18 @@ read_all(struct tls *tls, struct filter_io *io)
 		result = read_stretch(tls, io, io->room_bytes - given);
 		given = evbuffer_get_length(io->dst) - before;
 	}
-	if (!tls->spare_updates && result == FILTER_REST) {
-		failure_set(io->why, FAILURE_PROTOCOL, "the peer %s without end: %d times in a row",
-			    SSL_version(tls->ssl) == TLS1_3_VERSION ? "sends KeyUpdates"
-								    : "wants to renegotiate",
-			    SPARE_UPDATES);
-		return fail_with(tls, io);
-	}
 	return result == FILTER_MORE ? FILTER_REST : result;
+}
+
+static enum filter_result
+fail_flooded(struct tls *tls, struct filter_io *io)
+{
+	failure_set(io->why, FAILURE_PROTOCOL,
+		    "the peer %s without end: more than %d times in a minute",
+		    SSL_version(tls->ssl) == TLS1_3_VERSION ? "sends KeyUpdates"
+							    : "wants to renegotiate",
+		    UPDATES_MOST);
+	return fail_with(tls, io);
 }
 
 /* The wire has ended and all of it is taken. */
@@ -531,12 +556,12 @@ step_in(struct tls *tls, struct filter_io *io)
 {
 	enum filter_result result = FILTER_REST;
 	if (evbuffer_get_length(io->src) || SSL_pending(tls->ssl)) {
-		if (tls->spare_updates < SPARE_UPDATES)
-			tls->spare_updates++;
 		result = shake_hands(tls, io);
 		if (result == FILTER_MORE)
 			result = read_all(tls, io);
 	}
+	if (result == FILTER_REST && !tls->failure && sends_too_many(tls))
+		return fail_flooded(tls, io);
 	if (result == FILTER_REST && !tls->failure && io->flush == FILTER_FINISHED &&
 	    !evbuffer_get_length(io->src) && !SSL_pending(tls->ssl))
 		return end_without_mark(tls, io);

@@ -29,13 +29,14 @@ struct tls {
 	struct evbuffer *dst; /* the wire; NULL in an in step: what is written waits */
 	size_t dst_most;      /* the length that dst may reach */
 
+	uint64_t updates_since_ns;
 	uint8_t first[8]; /* what the peer began with, until it is understood */
 	uint8_t first_count;
-	uint8_t side;          /* enum filter_side */
-	uint8_t spare_updates; /* handshake messages that the peer may still send, see tls.c */
-	bool has_heard;        /* a message of the peer's that is TLS */
-	bool is_ready;         /* the handshake is over, the peer is who it has to be */
-	bool holds_buffers;    /* of OpenSSL, which a handshake has left */
+	uint8_t side;    /* enum filter_side */
+	uint8_t updates; /* messages of the handshake behind it, since updates_since_ns; see tls.c */
+	bool has_heard;  /* a message of the peer's that is TLS */
+	bool is_ready;   /* the handshake is over, the peer is who it has to be */
+	bool holds_buffers; /* of OpenSSL, which a handshake has left */
 	bool out_has_ended;
 	bool ticket_is_due; /* TLS 1.3: goes out in front of the first bytes to the client */
 	bool has_session;   /* the peer came back with a session that was let in again */

@@ -19,6 +19,9 @@
 #include <openssl/pkcs12.h>
 #include <openssl/provider.h>
 #include <openssl/ui.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
 
 #if defined(__has_feature)
 #if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
@@ -27,6 +30,17 @@
 #endif
 
 #define SECRET "000102030405060708090a0b0c0d0e0f"
+
+/* How much later it is for all of this program than by the machine's clock. */
+static time_t skipped_s;
+
+int
+clock_gettime(clockid_t clock, struct timespec *now)
+{
+	int result = (int)syscall(SYS_clock_gettime, clock, now);
+	now->tv_sec += skipped_s;
+	return result;
+}
 
 /* --- Papers: who everybody is ------------------------------------------------------------------- */
 
@@ -2224,6 +2238,14 @@ test_own_failures(void **unused)
 /* --- Behind the handshake ----------------------------------------------------------------------- */
 
 static void
+update_key(struct plain *plain)
+{
+	assert_true(SSL_key_update(plain->ssl, SSL_KEY_UPDATE_REQUESTED));
+	SSL_do_handshake(plain->ssl);
+}
+
+/* One at a time, as often as it likes, but for more than 64 in a minute. */
+static void
 test_key_updates(void **unused)
 {
 	(void)unused;
@@ -2232,18 +2254,40 @@ test_key_updates(void **unused)
 	struct plain plain;
 	begin_both(&end, &plain, near);
 	talk_plain(&end, &plain);
-	/* One at a time, as often as it likes. */
-	for (int i = 0; i < 500; i++) {
-		assert_true(SSL_key_update(plain.ssl, SSL_KEY_UPDATE_REQUESTED));
-		SSL_do_handshake(plain.ssl);
-		talk_plain(&end, &plain);
+	for (int minute = 0; minute < 3; minute++) {
+		for (int i = 0; i < 64; i++) {
+			update_key(&plain);
+			talk_plain(&end, &plain);
+			assert_talks(&end, &plain);
+		}
+		skipped_s += 60;
 	}
+	for (int i = 0; i < 64; i++)
+		update_key(&plain);
 	assert_talks(&end, &plain);
-	/* A flood: all of them in one go. */
-	for (int i = 0; i < 10000; i++) {
-		assert_true(SSL_key_update(plain.ssl, SSL_KEY_UPDATE_REQUESTED));
-		SSL_do_handshake(plain.ssl);
-	}
+	skipped_s += 50;
+	update_key(&plain);
+	talk_plain(&end, &plain);
+	assert_refused(&end,
+		       "the peer sends KeyUpdates without end: more than 64 times in a minute");
+	end_close(&end);
+	plain_close(&plain);
+	discard(near);
+}
+
+/* All of them in one go, in front of something else. */
+static void
+test_flood_of_key_updates(void **unused)
+{
+	(void)unused;
+	struct tls_conf *near = SECTION({ "certificate", "server.pem" });
+	struct end end;
+	struct plain plain;
+	begin_both(&end, &plain, near);
+	talk_plain(&end, &plain);
+	for (int i = 0; i < 10000; i++)
+		update_key(&plain);
+	SSL_write(plain.ssl, "unheard", 7);
 	talk_plain(&end, &plain);
 	assert_refused(&end, "the peer sends KeyUpdates without end");
 	end_close(&end);
@@ -2264,8 +2308,8 @@ test_key_updates_without_room(void **unused)
 	talk_plain(&end, &plain);
 	for (int i = 0; i < 5000 && !end.has_failed; i++) {
 		int length;
-		assert_true(SSL_key_update(plain.ssl, SSL_KEY_UPDATE_REQUESTED));
-		SSL_do_handshake(plain.ssl);
+		skipped_s++;
+		update_key(&plain);
 		while ((length = BIO_read(plain.out, bytes, sizeof(bytes))) > 0)
 			evbuffer_add(end.flows[FILTER_IN].src, bytes, (size_t)length);
 		end.flows[FILTER_IN].room_bytes = 1 << 20;
@@ -2294,8 +2338,8 @@ test_key_updates_behind_our_end(void **unused)
 	talk_plain(&end, &plain);
 	assert_true(plain.has_ended);
 	for (int i = 0; i < 5000; i++) {
-		assert_true(SSL_key_update(plain.ssl, SSL_KEY_UPDATE_REQUESTED));
-		SSL_do_handshake(plain.ssl);
+		skipped_s++;
+		update_key(&plain);
 		carry_to_end(&plain, &end);
 		end_step(&end);
 		assert_int_equal(stack_kept_bytes(end.stack), 0);
@@ -2329,8 +2373,7 @@ test_memory_at_rest(void **unused)
 		else
 			assert_talks(&end, &plain);
 		if (i == 2) {
-			assert_true(SSL_key_update(plain.ssl, SSL_KEY_UPDATE_REQUESTED));
-			SSL_do_handshake(plain.ssl);
+			update_key(&plain);
 			talk_plain(&end, &plain);
 		}
 		assert_ready(&end);
@@ -2939,6 +2982,7 @@ main(void)
 		cmocka_unit_test(test_other_protocols),
 		cmocka_unit_test(test_own_failures),
 		cmocka_unit_test(test_key_updates),
+		cmocka_unit_test(test_flood_of_key_updates),
 		cmocka_unit_test(test_key_updates_without_room),
 		cmocka_unit_test(test_key_updates_behind_our_end),
 #ifndef HAS_OWN_MALLOC
