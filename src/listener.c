@@ -2,6 +2,7 @@
 
 #include "admission.h"
 #include "clock.h"
+#include "connection.h"
 #include "endpoint.h"
 #include "log.h"
 #include "systemd.h"
@@ -465,31 +466,13 @@ listener_text(const struct listener *listener, char text[SOCKET_ADDRESS_TEXT])
 
 /* --- accepting ---------------------------------------------------------------------------------- */
 
-/* How much of a client's text is its host: from another port it is the same client. */
-static size_t
-host_bytes(const struct socket_address *client, const char *text)
-{
-	const char *port = client->family == AF_UNIX ? NULL : strrchr(text, ':');
-	return port ? (size_t)(port - text) + 1 : 0;
-}
-
 static void
 refuse(struct acceptor *acceptor, int fd, const struct socket_address *client,
        const struct failure *why)
 {
-	char text[SOCKET_ADDRESS_TEXT];
 	endpoint_reset_socket(fd);
-	if (!acceptor->door->logged || !log_wants(LOG_LEVEL_INFO) ||
-	    acceptor->conf->logged == LOGGED_NONE)
-		return;
-	socket_address_text(client, text);
-	struct log_field fields[] = {
-		{ .name = "tunnel", .text = acceptor->conf->name },
-		{ .name = "client", .text = text, .same_bytes = host_bytes(client, text) },
-		{ .name = "reason", .text = failure_kind_name(why->kind) },
-		{ .name = "why", .text = why->text },
-	};
-	log_event(LOG_LEVEL_INFO, fields, sizeof(fields) / sizeof(fields[0]), "connection refused");
+	if (acceptor->door->logged)
+		connection_log_refusal(acceptor->conf, client, why);
 }
 
 /* Of all workers: descriptors are the process's. */

@@ -891,6 +891,11 @@ tunnel_accept(struct connections *connections, const struct tunnel_conf *conf, i
 {
 	struct connection *connection = new_connection(connections, conf, facts, false);
 	if (!connection) {
+		struct failure why;
+		failure_set(&why, FAILURE_MEMORY, "no memory for a connection");
+		admission_refused(conf, REFUSAL_MEMORY);
+		if (connections->logged)
+			connection_log_refusal(conf, &facts->client, &why);
 		admission_leave(conf, tunnel_conf_judges_late(conf) ? NULL : &facts->client);
 		endpoint_reset_socket(fd);
 		if (conf->shakes_hands)
