@@ -36,8 +36,8 @@ struct client {
 	char name[SOCKET_ADDRESS_TEXT]; /* for the log */
 	struct http *http;
 	struct evbuffer *in;     /* read, and not yet part of a request */
-	struct evbuffer *out;    /* to be written: never more than a page and a head */
-	struct evbuffer *page;   /* of the answer, not yet in `out` */
+	struct page out;         /* to be written: never more than a page and a head */
+	struct page page;        /* of the answer, not yet in `out` */
 	struct inquiry *inquiry; /* being answered; NULL = none */
 	struct event *timer;
 	uint64_t due_ns;
@@ -59,10 +59,8 @@ client_close(struct client *client)
 		event_free(client->timer);
 	if (client->in)
 		evbuffer_free(client->in);
-	if (client->out)
-		evbuffer_free(client->out);
-	if (client->page)
-		evbuffer_free(client->page);
+	page_close(&client->out);
+	page_close(&client->page);
 	http_close(client->http);
 	free(client);
 }
@@ -92,21 +90,21 @@ write_head(struct client *client, int status, const char *content_type, const ch
 	struct tm parts;
 
 	strftime(date, sizeof(date), "%a, %d %b %Y %H:%M:%S GMT", gmtime_r(&now, &parts));
-	evbuffer_add_printf(client->out,
-			    "HTTP/1.1 %d %s\r\nDate: %s\r\nContent-Type: %s\r\n"
-			    "Cache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\n",
-			    status, http_reason(status), date, content_type);
+	page_print(&client->out,
+		   "HTTP/1.1 %d %s\r\nDate: %s\r\nContent-Type: %s\r\n"
+		   "Cache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\n",
+		   status, http_reason(status), date, content_type);
 	if (*allow)
-		evbuffer_add_printf(client->out, "Allow: %s\r\n", allow);
+		page_print(&client->out, "Allow: %s\r\n", allow);
 	client->is_chunked = length < 0 && !client->is_old;
 	if (length >= 0)
-		evbuffer_add_printf(client->out, "Content-Length: %zd\r\n", length);
+		page_print(&client->out, "Content-Length: %zd\r\n", length);
 	else if (client->is_chunked)
-		evbuffer_add_printf(client->out, "Transfer-Encoding: chunked\r\n");
+		page_print(&client->out, "Transfer-Encoding: chunked\r\n");
 	else
 		client->is_last = true; /* its end is the answer's */
-	evbuffer_add_printf(client->out, "Connection: %s\r\n\r\n",
-			    client->is_last ? "close" : "keep-alive");
+	page_print(&client->out, "Connection: %s\r\n\r\n",
+		   client->is_last ? "close" : "keep-alive");
 	client->has_head = true;
 }
 
@@ -126,7 +124,7 @@ write_failure(struct client *client, int status, const char *text, const char *a
 	length += snprintf(body + length, sizeof(body) - (size_t)length, "\"}\n");
 	write_head(client, status, "application/json", allow, length);
 	if (!client->wants_no_body)
-		evbuffer_add(client->out, body, (size_t)length);
+		page_add(&client->out, body, (size_t)length);
 }
 
 /* --- answers -------------------------------------------------------------------------------------- */
@@ -156,22 +154,30 @@ end_answer(struct client *client)
 static void
 send_page(struct client *client, bool is_whole)
 {
-	size_t length = evbuffer_get_length(client->page);
+	size_t length = page_length(&client->page);
 
 	if (client->wants_no_body) {
-		evbuffer_drain(client->page, length);
+		page_clear(&client->page);
 		return;
 	}
 	if (client->is_chunked && length)
-		evbuffer_add_printf(client->out, "%zx\r\n", length);
-	evbuffer_add_buffer(client->out, client->page);
+		page_print(&client->out, "%zx\r\n", length);
+	page_take(&client->out, &client->page);
 	if (client->is_chunked && length)
-		evbuffer_add(client->out, "\r\n", 2);
+		page_add(&client->out, "\r\n", 2);
 	if (client->is_chunked && is_whole)
-		evbuffer_add(client->out, "0\r\n\r\n", 5);
+		page_add(&client->out, "0\r\n\r\n", 5);
 }
 
 enum next { GO_ON, REST, CLOSE, ABORT };
+
+/* What was sent of the answer must not look whole. */
+static enum next
+give_up(const struct client *client, const char *why)
+{
+	log_line(LOG_LEVEL_WARNING, "no whole answer for %s: %s", client->name, why);
+	return ABORT;
+}
 
 /* Has the answer go on. */
 static enum next
@@ -182,17 +188,19 @@ step_answer(struct client *client)
 	enum answer_step step = ANSWER_DONE;
 
 	if (inquiry->status == 200)
-		step = answer->write(inquiry, client->page);
+		step = answer->write(inquiry, &client->page);
+	if (client->page.is_short)
+		inquiry_fail(inquiry, 503, "no memory for this");
 	if (inquiry->status != 200 && client->has_head)
-		return ABORT; /* it must not look whole */
+		return give_up(client, inquiry->failure);
 	if (inquiry->status != 200) {
-		evbuffer_drain(client->page, evbuffer_get_length(client->page));
+		page_clear(&client->page);
 		if (inquiry->failure[0])
 			write_failure(client, inquiry->status, inquiry->failure, "");
 		end_answer(client);
 		return GO_ON;
 	}
-	size_t length = evbuffer_get_length(client->page);
+	size_t length = page_length(&client->page);
 	if (!client->has_head && step == ANSWER_DONE)
 		write_head(client, 200, answer->content_type, "", (ssize_t)length);
 	else if (!client->has_head && length >= ANSWER_PAGE_BYTES)
@@ -285,7 +293,7 @@ parse(struct client *client)
 		if (!was_inside && http_is_inside(client->http))
 			expect_within(client, REQUEST_NS);
 		if (http_request(client->http)->expects) {
-			evbuffer_add_printf(client->out, "HTTP/1.1 100 Continue\r\n\r\n");
+			page_print(&client->out, "HTTP/1.1 100 Continue\r\n\r\n");
 			return true;
 		}
 	}
@@ -318,7 +326,8 @@ write_out(struct client *client)
 
 	if (!endpoint->writable)
 		return REST;
-	if (endpoint->kind->write(endpoint, client->out, SIZE_MAX, &moved, NULL) == ENDPOINT_BROKEN)
+	if (endpoint->kind->write(endpoint, client->out.bytes, SIZE_MAX, &moved, NULL) ==
+	    ENDPOINT_BROKEN)
 		return ABORT;
 	if (moved)
 		expect_within(client, WRITE_NS);
@@ -330,7 +339,9 @@ step_once(struct client *client)
 {
 	bool broken = false;
 
-	if (evbuffer_get_length(client->out))
+	if (client->out.is_short)
+		return give_up(client, "no memory for this");
+	if (page_length(&client->out))
 		return write_out(client);
 	if (client->travels)
 		return client->endpoint.kind->probe(&client->endpoint, NULL) == ENDPOINT_WAIT
@@ -353,18 +364,17 @@ step_once(struct client *client)
 static bool
 is_silent(const struct client *client)
 {
-	return !client->inquiry && !evbuffer_get_length(client->out) &&
-	       !http_is_inside(client->http);
+	return !client->inquiry && !page_length(&client->out) && !http_is_inside(client->http);
 }
 
-static void
+static int
 watch(struct client *client)
 {
 	struct endpoint *endpoint = &client->endpoint;
 	struct timeval after;
 	uint64_t now_ns = clock_now_ns();
 
-	endpoint->want_writable = evbuffer_get_length(client->out) > 0;
+	endpoint->want_writable = page_length(&client->out) > 0;
 	endpoint->want_readable = !endpoint->want_writable;
 	/* While an inquiry is under way only the client's end is of interest: a change, and not what there
 	 * is to be read already. */
@@ -372,7 +382,7 @@ watch(struct client *client)
 		endpoint->kind->watch(endpoint, NULL);
 	uint64_t after_ns = client->due_ns > now_ns ? client->due_ns - now_ns : 0;
 	clock_to_timeval(after_ns > LOOK_NS && is_silent(client) ? LOOK_NS : after_ns, &after);
-	event_add(client->timer, &after);
+	return event_add(client->timer, &after);
 }
 
 static void
@@ -383,14 +393,14 @@ step(struct client *client)
 	do
 		next = step_once(client);
 	while (next == GO_ON);
+	if (next == REST && watch(client) < 0)
+		next = ABORT; /* without a timer it could stay for ever */
 	if (next == ABORT) {
 		client_abort(client);
 	} else if (next == CLOSE) {
 		/* What it still sends must not turn the end of the answer into a reset. */
 		client->endpoint.kind->shutdown(&client->endpoint);
 		client_close(client);
-	} else {
-		watch(client);
 	}
 }
 
@@ -410,7 +420,7 @@ on_timer(evutil_socket_t fd, short what, void *context)
 	if (is_silent(client)) {
 		client->is_last = atomic_load(&drains) || clock_now_ns() >= client->due_ns;
 		step(client);
-	} else if (client->inquiry || evbuffer_get_length(client->out)) {
+	} else if (client->inquiry || page_length(&client->out)) {
 		client_abort(client);
 	} else {
 		client->is_last = true;
@@ -443,10 +453,9 @@ client_new(struct loop *loop, const struct facts *facts)
 	socket_address_text(&facts->client, client->name);
 	client->http = http_open();
 	client->in = evbuffer_new();
-	client->out = evbuffer_new();
-	client->page = evbuffer_new();
 	client->timer = evtimer_new(loop->base, on_timer, client);
-	if (client->http && client->in && client->out && client->page && client->timer)
+	if (page_open(&client->out) == 0 && page_open(&client->page) == 0 && client->http &&
+	    client->in && client->timer)
 		return client;
 	client_close(client);
 	return NULL;
@@ -467,7 +476,8 @@ admin_open(struct endpoint *end, struct loop *loop, const struct facts *facts, s
 	client->endpoint.owner = client;
 	client->endpoint.on_ready = on_ready;
 	expect_within(client, IDLE_NS);
-	watch(client);
+	if (watch(client) < 0)
+		client_abort(client);
 	return 0;
 }
 

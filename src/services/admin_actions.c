@@ -4,7 +4,6 @@
 #include "log.h"
 #include "tunnel.h"
 
-#include <event2/buffer.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,14 +19,14 @@ struct action {
 };
 
 static void
-write_done(struct evbuffer *page)
+write_done(struct page *page)
 {
-	evbuffer_add_printf(page, "{\"ok\":true}\n");
+	page_print(page, "{\"ok\":true}\n");
 }
 
 /* For what is done in one place: the control thread. */
 static enum answer_step
-write_after_visit(struct inquiry *inquiry, struct evbuffer *page)
+write_after_visit(struct inquiry *inquiry, struct page *page)
 {
 	struct action *action = inquiry->state;
 
@@ -70,7 +69,7 @@ collect_kill(struct inquiry *inquiry)
 }
 
 static enum answer_step
-write_kill(struct inquiry *inquiry, struct evbuffer *page)
+write_kill(struct inquiry *inquiry, struct page *page)
 {
 	struct action *action = inquiry->state;
 

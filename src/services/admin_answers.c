@@ -8,7 +8,6 @@
 #include "log.h"
 #include "target.h"
 
-#include <event2/buffer.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -45,10 +44,10 @@ moment(double seconds)
 /* --- health --------------------------------------------------------------------------------------- */
 
 static enum answer_step
-write_health(struct inquiry *inquiry, struct evbuffer *page)
+write_health(struct inquiry *inquiry, struct page *page)
 {
 	(void)inquiry;
-	evbuffer_add_printf(page, "ok\n");
+	page_print(page, "ok\n");
 	return ANSWER_DONE;
 }
 
@@ -58,7 +57,7 @@ const struct answer admin_answers_health = {
 };
 
 static enum answer_step
-write_readiness(struct inquiry *inquiry, struct evbuffer *page)
+write_readiness(struct inquiry *inquiry, struct page *page)
 {
 	struct admin_survey *survey = inquiry->state;
 
@@ -69,7 +68,7 @@ write_readiness(struct inquiry *inquiry, struct evbuffer *page)
 	else if (survey->status.drains)
 		inquiry_fail(inquiry, 503, "draining");
 	else
-		evbuffer_add_printf(page, "ready\n");
+		page_print(page, "ready\n");
 	return ANSWER_DONE;
 }
 
@@ -94,8 +93,8 @@ workers_of(const struct inquiry *inquiry, const struct admin_survey *survey)
 		double mean_s = pulse->beats ? (double)pulse->late_ns / (double)pulse->beats /
 						       (double)NS_PER_S
 					     : 0;
-		json_array_append_new(
-			workers,
+		admin_survey_append(
+			&workers,
 			json_pack("{s:i, s:I, s:I, s:I, s:I, s:f, s:f}", "worker", (int)i,
 				  "connections", (json_int_t)worker->connections, "handshakes",
 				  (json_int_t)worker->handshakes, "handshakes_held",
@@ -107,7 +106,7 @@ workers_of(const struct inquiry *inquiry, const struct admin_survey *survey)
 }
 
 static enum answer_step
-write_status(struct inquiry *inquiry, struct evbuffer *page)
+write_status(struct inquiry *inquiry, struct page *page)
 {
 	struct admin_survey *survey = inquiry->state;
 	const struct admin_status *status = &survey->status;
@@ -159,9 +158,8 @@ states_of(const struct tunnel_sums *sum)
 {
 	json_t *states = json_object();
 	for (int state = CONNECTION_OPENING; state <= CONNECTION_FLUSHING; state++)
-		json_object_set_new(states,
-				    connection_view_state_name((enum connection_state)state),
-				    json_integer((json_int_t)sum->state[state]));
+		admin_survey_set(&states, connection_view_state_name((enum connection_state)state),
+				 json_integer((json_int_t)sum->state[state]));
 	return states;
 }
 
@@ -174,11 +172,11 @@ ends_of(const struct tunnel_sums *sum)
 		json_t *reasons = json_object();
 		for (int kind = 0; kind < FAILURE_KINDS; kind++)
 			if (sum->ended[who][kind])
-				json_object_set_new(
-					reasons,
-					kind ? failure_kind_name((enum failure_kind)kind) : "ok",
-					json_integer((json_int_t)sum->ended[who][kind]));
-		json_object_set_new(ends, connection_view_ender_name((enum ended_by)who), reasons);
+				admin_survey_set(&reasons,
+						 kind ? failure_kind_name((enum failure_kind)kind)
+						      : "ok",
+						 json_integer((json_int_t)sum->ended[who][kind]));
+		admin_survey_set(&ends, connection_view_ender_name((enum ended_by)who), reasons);
 	}
 	return ends;
 }
@@ -189,8 +187,8 @@ refusals_of(const struct tunnel_live *live)
 	json_t *refusals = json_object();
 	for (int reason = 0; reason < REFUSALS; reason++)
 		if (live->refused[reason])
-			json_object_set_new(refusals, admission_refusal_name((enum refusal)reason),
-					    json_integer((json_int_t)live->refused[reason]));
+			admin_survey_set(&refusals, admission_refusal_name((enum refusal)reason),
+					 json_integer((json_int_t)live->refused[reason]));
 	return refusals;
 }
 
@@ -199,7 +197,7 @@ addresses_of(const struct address_list *list)
 {
 	json_t *texts = json_array();
 	for (size_t i = 0; i < list->count; i++)
-		json_array_append_new(texts, admin_survey_text(list->at[i].text));
+		admin_survey_append(&texts, admin_survey_text(list->at[i].text));
 	return texts;
 }
 
@@ -208,7 +206,7 @@ texts_of(const struct text_list *list)
 {
 	json_t *texts = json_array();
 	for (size_t i = 0; i < list->count; i++)
-		json_array_append_new(texts, admin_survey_text(list->at[i]));
+		admin_survey_append(&texts, admin_survey_text(list->at[i]));
 	return texts;
 }
 
@@ -229,11 +227,11 @@ listeners_of(const struct admin_status *status, const struct tunnel_conf *conf)
 	json_t *texts = json_array();
 	for (size_t i = 0; i < status->listener_count; i++)
 		if (listens_for(status->listeners[i].conf, conf))
-			json_array_append_new(texts,
-					      admin_survey_text(status->listeners[i].address));
+			admin_survey_append(&texts,
+					    admin_survey_text(status->listeners[i].address));
 	for (size_t i = 0; i < conf->listen.count; i++)
 		if (conf->listen.at[i].kind == ADDRESS_INTERNAL)
-			json_array_append_new(texts, admin_survey_text(conf->listen.at[i].text));
+			admin_survey_append(&texts, admin_survey_text(conf->listen.at[i].text));
 	return texts;
 }
 
@@ -268,7 +266,7 @@ tunnel_of(const struct admin_status *status, const struct tunnel_conf *conf)
 }
 
 static enum answer_step
-write_tunnels(struct inquiry *inquiry, struct evbuffer *page)
+write_tunnels(struct inquiry *inquiry, struct page *page)
 {
 	struct state *state = inquiry->state;
 
@@ -279,14 +277,14 @@ write_tunnels(struct inquiry *inquiry, struct evbuffer *page)
 	const struct generation *generation = state->survey.status.generation;
 	const struct tunnel_conf *conf;
 	if (!state->tunnel)
-		evbuffer_add_printf(page, "{\"tunnels\":[");
+		page_print(page, "{\"tunnels\":[");
 	while (generation && (conf = generation_counted(generation, state->tunnel))) {
-		evbuffer_add_printf(page, state->tunnel++ ? ",\n" : "\n");
+		page_print(page, state->tunnel++ ? ",\n" : "\n");
 		admin_survey_print(inquiry, page, tunnel_of(&state->survey.status, conf), "");
-		if (evbuffer_get_length(page) >= ANSWER_PAGE_BYTES)
+		if (page_length(page) >= ANSWER_PAGE_BYTES)
 			return ANSWER_MORE;
 	}
-	evbuffer_add_printf(page, "\n]}\n");
+	page_print(page, "\n]}\n");
 	return ANSWER_DONE;
 }
 
@@ -316,7 +314,7 @@ target_of(const struct tunnel_conf *conf, size_t index, uint64_t now_ns)
 }
 
 static enum answer_step
-write_targets(struct inquiry *inquiry, struct evbuffer *page)
+write_targets(struct inquiry *inquiry, struct page *page)
 {
 	struct state *state = inquiry->state;
 
@@ -328,20 +326,20 @@ write_targets(struct inquiry *inquiry, struct evbuffer *page)
 	uint64_t now_ns = clock_now_ns();
 	bool is_first = !state->tunnel && !state->target;
 	if (is_first)
-		evbuffer_add_printf(page, "{\"targets\":[");
+		page_print(page, "{\"targets\":[");
 	for (; generation && state->tunnel < generation->tunnel_count; state->tunnel++) {
 		const struct tunnel_conf *conf = generation->tunnels[state->tunnel];
 		while (state->target < tunnel_conf_target_count(conf)) {
-			evbuffer_add_printf(page, is_first ? "\n" : ",\n");
+			page_print(page, is_first ? "\n" : ",\n");
 			is_first = false;
 			admin_survey_print(inquiry, page, target_of(conf, state->target++, now_ns),
 					   "");
-			if (evbuffer_get_length(page) >= ANSWER_PAGE_BYTES)
+			if (page_length(page) >= ANSWER_PAGE_BYTES)
 				return ANSWER_MORE;
 		}
 		state->target = 0;
 	}
-	evbuffer_add_printf(page, "\n]}\n");
+	page_print(page, "\n]}\n");
 	return ANSWER_DONE;
 }
 

@@ -7,7 +7,6 @@
 #include "why.h"
 
 #include <errno.h>
-#include <event2/buffer.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
@@ -246,6 +245,10 @@ collect_list(struct inquiry *inquiry)
 
 	if (!list->walk)
 		list->walk = connection_view_begin(connections);
+	if (!list->walk) {
+		inquiry_fail(inquiry, 503, "no memory for a list");
+		return true;
+	}
 	for (int looks = 1;; looks++) {
 		if (looks % LOOKS_MOST == 0 && clock_now_ns() - now_ns > PLACE_NS)
 			return true;
@@ -264,13 +267,13 @@ collect_list(struct inquiry *inquiry)
 
 /* Writes reports from `first` on as far as the page goes; returns the next one. */
 static size_t
-print_reports(struct inquiry *inquiry, struct evbuffer *page, size_t first)
+print_reports(struct inquiry *inquiry, struct page *page, size_t first)
 {
 	struct list *list = inquiry->state;
 	size_t next = first;
 
 	while (next < list->count && next < first + REPORTS_MOST) {
-		evbuffer_add_printf(page, list->has_written ? ",\n" : "\n");
+		page_print(page, list->has_written ? ",\n" : "\n");
 		list->has_written = true;
 		admin_survey_print(inquiry, page, connection_of(&list->reports[next++].report), "");
 	}
@@ -278,12 +281,12 @@ print_reports(struct inquiry *inquiry, struct evbuffer *page, size_t first)
 }
 
 static enum answer_step
-write_list(struct inquiry *inquiry, struct evbuffer *page)
+write_list(struct inquiry *inquiry, struct page *page)
 {
 	struct list *list = inquiry->state;
 
 	if (!list->has_begun)
-		evbuffer_add_printf(page, "{\"connections\":[");
+		page_print(page, "{\"connections\":[");
 	list->has_begun = true;
 	if (list->is_sorted && list->is_over) {
 		list->written = print_reports(inquiry, page, list->written);
@@ -297,7 +300,7 @@ write_list(struct inquiry *inquiry, struct evbuffer *page)
 		inquiry->place = (int)list->worker;
 		return ANSWER_VISIT;
 	}
-	evbuffer_add_printf(page, "\n]}\n");
+	page_print(page, "\n]}\n");
 	return ANSWER_DONE;
 }
 
@@ -370,8 +373,8 @@ shares_of(const uint64_t spent_ns[WAITS])
 		total_ns += spent_ns[cause];
 	for (int cause = 0; cause < WAITS; cause++)
 		if (spent_ns[cause])
-			json_object_set_new(shares, pump_wait_name((enum wait)cause),
-					    json_real((double)spent_ns[cause] / (double)total_ns));
+			admin_survey_set(&shares, pump_wait_name((enum wait)cause),
+					 json_real((double)spent_ns[cause] / (double)total_ns));
 	return shares;
 }
 
@@ -396,7 +399,7 @@ tcp_of(const struct one *one, int side)
 }
 
 static enum answer_step
-write_one(struct inquiry *inquiry, struct evbuffer *page)
+write_one(struct inquiry *inquiry, struct page *page)
 {
 	struct one *one = inquiry->state;
 	const struct connection_report *report = &one->report;
@@ -411,18 +414,20 @@ write_one(struct inquiry *inquiry, struct evbuffer *page)
 		return ANSWER_DONE;
 	}
 	json_t *all = connection_of(report);
-	json_object_set_new(all, "alpn", text_or_null(report->alpn));
-	json_object_set_new(all, "tls_version", text_or_null(report->tls_version));
-	json_object_set_new(all, "tls_cipher", text_or_null(report->tls_cipher));
-	json_object_set_new(all, "certificate", text_or_null(report->certificate));
-	json_object_set_new(all, "recent_s", json_real(seconds(report->recent_length_ns)));
+	admin_survey_set(&all, "alpn", text_or_null(report->alpn));
+	admin_survey_set(&all, "tls_version", text_or_null(report->tls_version));
+	admin_survey_set(&all, "tls_cipher", text_or_null(report->tls_cipher));
+	admin_survey_set(&all, "certificate", text_or_null(report->certificate));
+	admin_survey_set(&all, "recent_s", json_real(seconds(report->recent_length_ns)));
 	for (int name = FLOW_UP; name <= FLOW_DOWN; name++) {
-		json_t *flow = json_object_get(all, name == FLOW_UP ? "up" : "down");
-		json_object_set_new(flow, "shares", shares_of(report->flow[name].life_ns));
-		json_object_set_new(flow, "recent_shares", shares_of(report->flow[name].recent_ns));
+		const char *key = name == FLOW_UP ? "up" : "down";
+		json_t *flow = json_incref(json_object_get(all, key));
+		admin_survey_set(&flow, "shares", shares_of(report->flow[name].life_ns));
+		admin_survey_set(&flow, "recent_shares", shares_of(report->flow[name].recent_ns));
+		admin_survey_set(&all, key, flow);
 	}
-	json_object_set_new(all, "near_tcp", tcp_of(one, SIDE_NEAR));
-	json_object_set_new(all, "far_tcp", tcp_of(one, SIDE_FAR));
+	admin_survey_set(&all, "near_tcp", tcp_of(one, SIDE_NEAR));
+	admin_survey_set(&all, "far_tcp", tcp_of(one, SIDE_FAR));
 	admin_survey_print(inquiry, page, all, "\n");
 	return ANSWER_DONE;
 }

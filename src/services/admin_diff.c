@@ -3,7 +3,6 @@
 #include "admission.h"
 #include "config_diff.h"
 
-#include <event2/buffer.h>
 #include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
@@ -102,11 +101,11 @@ list_change(const struct config_change *change, void *context)
 				change->inside, "effect", effect_of(change), "connections",
 				touched(listing->old, change));
 	if (change->row) {
-		json_object_set_new(one, "keyword", json_string(change->row->name));
-		json_object_set_new(one, "before", admin_survey_text(change->before));
-		json_object_set_new(one, "after", admin_survey_text(change->after));
+		admin_survey_set(&one, "keyword", json_string(change->row->name));
+		admin_survey_set(&one, "before", admin_survey_text(change->before));
+		admin_survey_set(&one, "after", admin_survey_text(change->after));
 	}
-	json_array_append_new(listing->list, one);
+	admin_survey_append(&listing->list, one);
 }
 
 static void
@@ -152,7 +151,7 @@ collect(struct inquiry *inquiry)
 }
 
 static enum answer_step
-write_diff(struct inquiry *inquiry, struct evbuffer *page)
+write_diff(struct inquiry *inquiry, struct page *page)
 {
 	struct comparison *comparison = inquiry->state;
 
@@ -162,7 +161,7 @@ write_diff(struct inquiry *inquiry, struct evbuffer *page)
 		return ANSWER_VISIT;
 	}
 	if (inquiry->status == 200 && comparison->text)
-		evbuffer_add_printf(page, "%s\n", comparison->text);
+		page_print(page, "%s\n", comparison->text);
 	else if (inquiry->status == 200)
 		inquiry_fail(inquiry, 503, "no memory to compare");
 	return ANSWER_DONE;

@@ -5,7 +5,6 @@
 #include "endings.h"
 #include "failure.h"
 
-#include <event2/buffer.h>
 #include <stdlib.h>
 
 /* Of each worker. */
@@ -73,7 +72,7 @@ end_of(const struct ending *ending, uint64_t now_ns)
 
 /* Those of all workers: as many of each kind as a worker keeps. */
 static enum answer_step
-write_ends(struct inquiry *inquiry, struct evbuffer *page)
+write_ends(struct inquiry *inquiry, struct page *page)
 {
 	struct ends *ends = inquiry->state;
 	unsigned int told[2] = { 0 };
@@ -85,15 +84,15 @@ write_ends(struct inquiry *inquiry, struct evbuffer *page)
 		return ANSWER_VISIT;
 	}
 	qsort(ends->all, ends->count, sizeof(*ends->all), later_first);
-	evbuffer_add_printf(page, "{\"ends\":[");
+	page_print(page, "{\"ends\":[");
 	for (size_t i = 0; i < ends->count; i++) {
 		if (told[!ends->all[i].kind]++ >= ENDINGS_KEPT)
 			continue;
-		evbuffer_add_printf(page, "%s", before);
+		page_print(page, "%s", before);
 		admin_survey_print(inquiry, page, end_of(&ends->all[i], now_ns), "");
 		before = ",\n";
 	}
-	evbuffer_add_printf(page, "\n]}\n");
+	page_print(page, "\n]}\n");
 	return ANSWER_DONE;
 }
 

@@ -5,7 +5,6 @@
 #include "limits_report.h"
 #include "units.h"
 
-#include <event2/buffer.h>
 #include <inttypes.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -204,18 +203,18 @@ node_of(const struct limit_report *report)
 }
 
 static void
-print_node(struct inquiry *inquiry, struct evbuffer *page, const struct limit_report *report)
+print_node(struct inquiry *inquiry, struct page *page, const struct limit_report *report)
 {
 	struct list *list = inquiry->state;
 
-	evbuffer_add_printf(page, list->has_written ? ",\n" : "\n");
+	page_print(page, list->has_written ? ",\n" : "\n");
 	list->has_written = true;
 	admin_survey_print(inquiry, page, node_of(report), "");
 }
 
 /* Prints what is there as far as a page goes. Whether there is more. */
 static bool
-print_some(struct inquiry *inquiry, struct evbuffer *page)
+print_some(struct inquiry *inquiry, struct page *page)
 {
 	struct list *list = inquiry->state;
 	size_t count = list->order ? list->count : list->fetched;
@@ -231,12 +230,12 @@ print_some(struct inquiry *inquiry, struct evbuffer *page)
 }
 
 static enum answer_step
-write_list(struct inquiry *inquiry, struct evbuffer *page)
+write_list(struct inquiry *inquiry, struct page *page)
 {
 	struct list *list = inquiry->state;
 
 	if (!list->has_begun)
-		evbuffer_add_printf(page, "{\"limits\":[");
+		page_print(page, "{\"limits\":[");
 	list->has_begun = true;
 	if ((list->is_over || !list->order) && print_some(inquiry, page)) {
 		inquiry->place = (int)inquiry->home;
@@ -250,7 +249,7 @@ write_list(struct inquiry *inquiry, struct evbuffer *page)
 		inquiry->place = (int)inquiry->home;
 		return ANSWER_VISIT;
 	}
-	evbuffer_add_printf(page, "\n]}\n");
+	page_print(page, "\n]}\n");
 	return ANSWER_DONE;
 }
 
@@ -533,7 +532,7 @@ note_change(const struct change *change, char *text, size_t size)
 }
 
 static enum answer_step
-write_change(struct inquiry *inquiry, struct evbuffer *page)
+write_change(struct inquiry *inquiry, struct page *page)
 {
 	struct change *change = inquiry->state;
 
@@ -546,7 +545,7 @@ write_change(struct inquiry *inquiry, struct evbuffer *page)
 				       "limit \"%.64s\"%s%.64s changed", change->name,
 				       change->has_key ? " of " : "", change->key);
 	note_change(change, inquiry->log + used, sizeof(inquiry->log) - used);
-	evbuffer_add_printf(page, "{\"ok\":true}\n");
+	page_print(page, "{\"ok\":true}\n");
 	return ANSWER_DONE;
 }
 

@@ -12,7 +12,6 @@
 #include "log.h"
 #include "target.h"
 
-#include <event2/buffer.h>
 #include <event2/event.h>
 #include <stdio.h>
 #include <sys/resource.h>
@@ -57,44 +56,42 @@ number(uint64_t value)
 /* --- of each tunnel ------------------------------------------------------------------------------- */
 
 static void
-write_states(struct evbuffer *page, const struct tunnel_conf *conf, const char *tunnel)
+write_states(struct page *page, const struct tunnel_conf *conf, const char *tunnel)
 {
 	struct tunnel_sums sum;
 	admission_sum(conf->live, &sum);
 	for (int state = CONNECTION_OPENING; state <= CONNECTION_FLUSHING; state++)
-		evbuffer_add_printf(page, "penstock_connections{tunnel=\"%s\",state=\"%s\"} %lld\n",
-				    tunnel,
-				    connection_view_state_name((enum connection_state)state),
-				    (long long)sum.state[state]);
+		page_print(page, "penstock_connections{tunnel=\"%s\",state=\"%s\"} %lld\n", tunnel,
+			   connection_view_state_name((enum connection_state)state),
+			   (long long)sum.state[state]);
 }
 
 static void
-write_admitted(struct evbuffer *page, const struct tunnel_conf *conf, const char *tunnel)
+write_admitted(struct page *page, const struct tunnel_conf *conf, const char *tunnel)
 {
-	evbuffer_add_printf(page, "penstock_connections_admitted_total{tunnel=\"%s\"} %llu\n",
-			    tunnel, number(conf->live->admitted));
+	page_print(page, "penstock_connections_admitted_total{tunnel=\"%s\"} %llu\n", tunnel,
+		   number(conf->live->admitted));
 }
 
 static void
-write_refused(struct evbuffer *page, const struct tunnel_conf *conf, const char *tunnel)
+write_refused(struct page *page, const struct tunnel_conf *conf, const char *tunnel)
 {
 	for (int reason = 0; reason < REFUSALS; reason++)
-		evbuffer_add_printf(
-			page,
-			"penstock_connections_refused_total{tunnel=\"%s\",reason=\"%s\"} %llu\n",
-			tunnel, admission_refusal_name((enum refusal)reason),
-			number(conf->live->refused[reason]));
+		page_print(page,
+			   "penstock_connections_refused_total{tunnel=\"%s\",reason=\"%s\"} %llu\n",
+			   tunnel, admission_refusal_name((enum refusal)reason),
+			   number(conf->live->refused[reason]));
 }
 
 static void
-write_ended(struct evbuffer *page, const struct tunnel_conf *conf, const char *tunnel)
+write_ended(struct page *page, const struct tunnel_conf *conf, const char *tunnel)
 {
 	struct tunnel_sums sum;
 	admission_sum(conf->live, &sum);
 	for (int who = 0; who < TUNNEL_ENDERS; who++)
 		for (int kind = 0; kind < FAILURE_KINDS; kind++)
 			if (sum.ended[who][kind] || !kind)
-				evbuffer_add_printf(
+				page_print(
 					page,
 					"penstock_connections_ended_total{tunnel=\"%s\",by=\"%s\","
 					"reason=\"%s\"} %llu\n",
@@ -104,36 +101,34 @@ write_ended(struct evbuffer *page, const struct tunnel_conf *conf, const char *t
 }
 
 static void
-write_bytes(struct evbuffer *page, const struct tunnel_conf *conf, const char *tunnel)
+write_bytes(struct page *page, const struct tunnel_conf *conf, const char *tunnel)
 {
 	struct tunnel_sums sum;
 	admission_sum(conf->live, &sum);
 	for (int side = SIDE_NEAR; side <= SIDE_FAR; side++)
 		for (int name = FLOW_UP; name <= FLOW_DOWN; name++)
-			evbuffer_add_printf(page,
-					    "penstock_bytes_total{tunnel=\"%s\",side=\"%s\",flow="
-					    "\"%s\"} %llu\n",
-					    tunnel, side == SIDE_NEAR ? "near" : "far",
-					    name == FLOW_UP ? "up" : "down",
-					    number(sum.bytes[side][name]));
+			page_print(page,
+				   "penstock_bytes_total{tunnel=\"%s\",side=\"%s\",flow="
+				   "\"%s\"} %llu\n",
+				   tunnel, side == SIDE_NEAR ? "near" : "far",
+				   name == FLOW_UP ? "up" : "down", number(sum.bytes[side][name]));
 }
 
 static void
-write_drained(struct evbuffer *page, const struct tunnel_conf *conf, const char *tunnel)
+write_drained(struct page *page, const struct tunnel_conf *conf, const char *tunnel)
 {
-	evbuffer_add_printf(page, "penstock_tunnel_drained{tunnel=\"%s\"} %d\n", tunnel,
-			    conf->live->drained ? 1 : 0);
+	page_print(page, "penstock_tunnel_drained{tunnel=\"%s\"} %d\n", tunnel,
+		   conf->live->drained ? 1 : 0);
 }
 
 static void
-write_target_connections(struct evbuffer *page, const struct tunnel_conf *conf, const char *tunnel)
+write_target_connections(struct page *page, const struct tunnel_conf *conf, const char *tunnel)
 {
 	char target[LABEL_TEXT];
 	for (size_t i = 0; i < tunnel_conf_target_count(conf); i++)
-		evbuffer_add_printf(page,
-				    "penstock_target_connections{tunnel=\"%s\",target=\"%s\"} %u\n",
-				    tunnel, escape(targets_name(conf->targets, i), target),
-				    targets_active(conf->targets, i));
+		page_print(page, "penstock_target_connections{tunnel=\"%s\",target=\"%s\"} %u\n",
+			   tunnel, escape(targets_name(conf->targets, i), target),
+			   targets_active(conf->targets, i));
 }
 
 static bool
@@ -144,19 +139,19 @@ is_up(const struct targets *targets, size_t index, uint64_t now_ns)
 }
 
 static void
-write_target_up(struct evbuffer *page, const struct tunnel_conf *conf, const char *tunnel)
+write_target_up(struct page *page, const struct tunnel_conf *conf, const char *tunnel)
 {
 	char target[LABEL_TEXT];
 	uint64_t now_ns = clock_now_ns();
 	for (size_t i = 0; i < tunnel_conf_target_count(conf); i++)
-		evbuffer_add_printf(page, "penstock_target_up{tunnel=\"%s\",target=\"%s\"} %d\n",
-				    tunnel, escape(targets_name(conf->targets, i), target),
-				    is_up(conf->targets, i, now_ns) ? 1 : 0);
+		page_print(page, "penstock_target_up{tunnel=\"%s\",target=\"%s\"} %d\n", tunnel,
+			   escape(targets_name(conf->targets, i), target),
+			   is_up(conf->targets, i, now_ns) ? 1 : 0);
 }
 
 static const struct metric {
 	const char *name, *type, *help;
-	void (*write)(struct evbuffer *page, const struct tunnel_conf *conf, const char *tunnel);
+	void (*write)(struct page *page, const struct tunnel_conf *conf, const char *tunnel);
 } by_tunnel[] = {
 	{ "penstock_connections", "gauge", "Connections now, by state.", write_states },
 	{ "penstock_connections_admitted_total", "counter", "Connections that were let in.",
@@ -227,14 +222,14 @@ static const struct limit_metric by_limit[] = {
 #define BY_LIMIT (sizeof(by_limit) / sizeof(by_limit[0]))
 
 static void
-write_limit(struct evbuffer *page, const struct limit_metric *metric, const struct limit_conf *conf)
+write_limit(struct page *page, const struct limit_metric *metric, const struct limit_conf *conf)
 {
 	struct limit_report report;
 	uint64_t now_ns = clock_now_ns();
 
 	if (!metric->value) {
-		evbuffer_add_printf(page, "%s{limit=\"%s\"} %u\n", metric->name, conf->name,
-				    limits_count(conf->live));
+		page_print(page, "%s{limit=\"%s\"} %u\n", metric->name, conf->name,
+			   limits_count(conf->live));
 		return;
 	}
 	struct limit_node *node = limits_only(conf->live, now_ns);
@@ -243,9 +238,9 @@ write_limit(struct evbuffer *page, const struct limit_metric *metric, const stru
 	limits_report(node, now_ns, &report);
 	limits_release(node, now_ns);
 	for (int i = LIMIT_UP; i <= LIMIT_DOWN; i++)
-		evbuffer_add_printf(page, "%s{limit=\"%s\",direction=\"%s\"} %.17g\n", metric->name,
-				    conf->name, i == LIMIT_UP ? "up" : "down",
-				    metric->value(&report.direction[i]));
+		page_print(page, "%s{limit=\"%s\",direction=\"%s\"} %.17g\n", metric->name,
+			   conf->name, i == LIMIT_UP ? "up" : "down",
+			   metric->value(&report.direction[i]));
 }
 
 /* Nodes by key come and go and may be many: only some of them are told, by metrics of their own, so that
@@ -270,36 +265,36 @@ static const struct limit_metric by_key[] = {
 #define BY_KEY (sizeof(by_key) / sizeof(by_key[0]))
 
 static void
-write_top_node(struct evbuffer *page, const struct limit_metric *metric, const char *limit,
+write_top_node(struct page *page, const struct limit_metric *metric, const char *limit,
 	       const struct limit_top_node *node)
 {
 	char key[LABEL_TEXT], above[LABEL_TEXT];
 
 	for (int i = LIMIT_UP; i <= LIMIT_DOWN; i++)
-		evbuffer_add_printf(
-			page, "%s{limit=\"%s\",above=\"%s\",key=\"%s\",direction=\"%s\"} %.17g\n",
-			metric->name, limit, escape(node->above, above),
-			escape(node->report.key, key), i == LIMIT_UP ? "up" : "down",
-			metric->value(&node->report.direction[i]));
+		page_print(page,
+			   "%s{limit=\"%s\",above=\"%s\",key=\"%s\",direction=\"%s\"} %.17g\n",
+			   metric->name, limit, escape(node->above, above),
+			   escape(node->report.key, key), i == LIMIT_UP ? "up" : "down",
+			   metric->value(&node->report.direction[i]));
 }
 
 /* --- of the daemon -------------------------------------------------------------------------------- */
 
 static void
-head(struct evbuffer *page, const char *name, const char *type, const char *help)
+head(struct page *page, const char *name, const char *type, const char *help)
 {
-	evbuffer_add_printf(page, "# HELP %s %s\n# TYPE %s %s\n", name, help, name, type);
+	page_print(page, "# HELP %s %s\n# TYPE %s %s\n", name, help, name, type);
 }
 
 static void
-one(struct evbuffer *page, const char *name, const char *type, const char *help, double value)
+one(struct page *page, const char *name, const char *type, const char *help, double value)
 {
 	head(page, name, type, help);
-	evbuffer_add_printf(page, "%s %.17g\n", name, value);
+	page_print(page, "%s %.17g\n", name, value);
 }
 
 static void
-write_process(struct evbuffer *page, const struct admin_status *status)
+write_process(struct page *page, const struct admin_status *status)
 {
 	struct rusage usage = { 0 };
 	long pages = 0;
@@ -320,11 +315,11 @@ write_process(struct evbuffer *page, const struct admin_status *status)
 }
 
 static void
-write_daemon(struct evbuffer *page, const struct admin_status *status)
+write_daemon(struct page *page, const struct admin_status *status)
 {
 	head(page, "penstock_build_info", "gauge", "Always 1; the labels tell what is running.");
-	evbuffer_add_printf(page, "penstock_build_info{version=\"%s\",libevent=\"%s\"} 1\n",
-			    PENSTOCK_VERSION, event_get_version());
+	page_print(page, "penstock_build_info{version=\"%s\",libevent=\"%s\"} 1\n",
+		   PENSTOCK_VERSION, event_get_version());
 	one(page, "penstock_ready", "gauge", "Whether every listener is open.", status->ready);
 	one(page, "penstock_draining", "gauge", "Whether the daemon is stopping.", status->drains);
 	one(page, "penstock_generation", "gauge", "The configuration in force, counted from 1.",
@@ -333,10 +328,10 @@ write_daemon(struct evbuffer *page, const struct admin_status *status)
 	    "Configurations in memory: the one in force and older ones that connections hold.",
 	    generation_count());
 	head(page, "penstock_reloads_total", "counter", "Reloads, by result.");
-	evbuffer_add_printf(page,
-			    "penstock_reloads_total{result=\"good\"} %llu\n"
-			    "penstock_reloads_total{result=\"failed\"} %llu\n",
-			    number(status->reloads), number(status->failed_reloads));
+	page_print(page,
+		   "penstock_reloads_total{result=\"good\"} %llu\n"
+		   "penstock_reloads_total{result=\"failed\"} %llu\n",
+		   number(status->reloads), number(status->failed_reloads));
 	one(page, "penstock_last_good_reload_timestamp_seconds", "gauge",
 	    "When a configuration last came into force, since 1970.", status->loaded_at);
 	one(page, "penstock_last_failed_reload_timestamp_seconds", "gauge",
@@ -348,7 +343,7 @@ write_daemon(struct evbuffer *page, const struct admin_status *status)
 }
 
 static void
-write_handshakes(struct evbuffer *page)
+write_handshakes(struct page *page)
 {
 	static const char *const sides[] = { [FILTER_NEAR] = "near", [FILTER_FAR] = "far" };
 	static const char *const results[TLS_COUNTERS] = {
@@ -363,7 +358,7 @@ write_handshakes(struct evbuffer *page)
 	     "up again that the client or the server had kept.");
 	for (int side = FILTER_NEAR; side <= FILTER_FAR; side++)
 		for (int i = 0; i < TLS_COUNTERS; i++)
-			evbuffer_add_printf(
+			page_print(
 				page,
 				"penstock_tls_handshakes_total{side=\"%s\",result=\"%s\"} %llu\n",
 				sides[side], results[i],
@@ -373,17 +368,16 @@ write_handshakes(struct evbuffer *page)
 	     "TLS handshakes that came to nothing, by side and reason.");
 	for (int side = FILTER_NEAR; side <= FILTER_FAR; side++)
 		for (int i = 0; i < TLS_FAILURES; i++)
-			evbuffer_add_printf(page,
-					    "penstock_tls_handshake_failures_total{side=\"%s\","
-					    "reason=\"%s\"} %llu\n",
-					    sides[side],
-					    tls_counters_failure_name((enum tls_failure)i),
-					    number(tls_counters_read_failures(
-						    (enum filter_side)side, (enum tls_failure)i)));
+			page_print(page,
+				   "penstock_tls_handshake_failures_total{side=\"%s\","
+				   "reason=\"%s\"} %llu\n",
+				   sides[side], tls_counters_failure_name((enum tls_failure)i),
+				   number(tls_counters_read_failures((enum filter_side)side,
+								     (enum tls_failure)i)));
 }
 
 static void
-write_compression(struct evbuffer *page)
+write_compression(struct page *page)
 {
 	static const char *const kinds[COMPRESSION_KINDS] = {
 		[COMPRESSION_ZLIB] = "zlib", [COMPRESSION_ZSTD] = "zstd"
@@ -396,46 +390,43 @@ write_compression(struct evbuffer *page)
 		for (int flow = FILTER_IN; flow < FILTER_FLOWS; flow++) {
 			struct compression_totals totals = compression_read_totals(
 				(enum compression_kind)kind, (enum filter_flow)flow);
-			evbuffer_add_printf(
-				page,
-				"penstock_compression_bytes_total{filter=\"%s\",flow=\"%s\","
-				"form=\"plain\"} %llu\n"
-				"penstock_compression_bytes_total{filter=\"%s\",flow=\"%s\","
-				"form=\"packed\"} %llu\n",
-				kinds[kind], flows[flow], number(totals.plain_bytes), kinds[kind],
-				flows[flow], number(totals.packed_bytes));
+			page_print(page,
+				   "penstock_compression_bytes_total{filter=\"%s\",flow=\"%s\","
+				   "form=\"plain\"} %llu\n"
+				   "penstock_compression_bytes_total{filter=\"%s\",flow=\"%s\","
+				   "form=\"packed\"} %llu\n",
+				   kinds[kind], flows[flow], number(totals.plain_bytes),
+				   kinds[kind], flows[flow], number(totals.packed_bytes));
 		}
 	head(page, "penstock_compression_stored_bytes_total", "counter",
 	     "Of the plain bytes out those that adaptive did not compress, since it did not pay.");
 	for (int kind = 0; kind < COMPRESSION_KINDS; kind++)
-		evbuffer_add_printf(
-			page, "penstock_compression_stored_bytes_total{filter=\"%s\"} %llu\n",
-			kinds[kind],
-			number(compression_read_totals((enum compression_kind)kind, FILTER_OUT)
-				       .stored_bytes));
+		page_print(page, "penstock_compression_stored_bytes_total{filter=\"%s\"} %llu\n",
+			   kinds[kind],
+			   number(compression_read_totals((enum compression_kind)kind, FILTER_OUT)
+					  .stored_bytes));
 }
 
 static void
-write_lag(struct evbuffer *page, unsigned int worker, const struct pulse *pulse)
+write_lag(struct page *page, unsigned int worker, const struct pulse *pulse)
 {
 	static const char name[] = "penstock_worker_loop_lag_seconds";
 	uint64_t sum = 0;
 
 	for (int i = 0; i < PULSE_BUCKETS; i++) {
 		sum += pulse->late[i];
-		evbuffer_add_printf(page, "%s_bucket{worker=\"%u\",le=\"%g\"} %llu\n", name, worker,
-				    (double)pulse_bounds_ns[i] / (double)NS_PER_S, number(sum));
+		page_print(page, "%s_bucket{worker=\"%u\",le=\"%g\"} %llu\n", name, worker,
+			   (double)pulse_bounds_ns[i] / (double)NS_PER_S, number(sum));
 	}
-	evbuffer_add_printf(page,
-			    "%s_bucket{worker=\"%u\",le=\"+Inf\"} %llu\n"
-			    "%s_sum{worker=\"%u\"} %.9g\n%s_count{worker=\"%u\"} %llu\n",
-			    name, worker, number(pulse->beats), name, worker,
-			    (double)pulse->late_ns / (double)NS_PER_S, name, worker,
-			    number(pulse->beats));
+	page_print(page,
+		   "%s_bucket{worker=\"%u\",le=\"+Inf\"} %llu\n"
+		   "%s_sum{worker=\"%u\"} %.9g\n%s_count{worker=\"%u\"} %llu\n",
+		   name, worker, number(pulse->beats), name, worker,
+		   (double)pulse->late_ns / (double)NS_PER_S, name, worker, number(pulse->beats));
 }
 
 static void
-write_canaries(struct evbuffer *page, const struct admin_control *control)
+write_canaries(struct page *page, const struct admin_control *control)
 {
 	uint64_t now_ns = clock_now_ns();
 
@@ -444,61 +435,57 @@ write_canaries(struct evbuffer *page, const struct admin_control *control)
 	for (unsigned int i = 0; i < control->workers; i++) {
 		uint64_t back_ns = control->canary_of(control->context, i)->back_ns;
 		if (back_ns)
-			evbuffer_add_printf(
-				page, "penstock_worker_canary_age_seconds{worker=\"%u\"} %.9g\n", i,
-				now_ns > back_ns ? (double)(now_ns - back_ns) / (double)NS_PER_S
-						 : 0);
+			page_print(page, "penstock_worker_canary_age_seconds{worker=\"%u\"} %.9g\n",
+				   i,
+				   now_ns > back_ns ? (double)(now_ns - back_ns) / (double)NS_PER_S
+						    : 0);
 	}
 	head(page, "penstock_worker_canary_seconds", "gauge", "How long that byte was away.");
 	for (unsigned int i = 0; i < control->workers; i++) {
 		const struct canary *canary = control->canary_of(control->context, i);
 		if (canary->back_ns)
-			evbuffer_add_printf(page,
-					    "penstock_worker_canary_seconds{worker=\"%u\"} %.9g\n",
-					    i, (double)canary->took_ns / (double)NS_PER_S);
+			page_print(page, "penstock_worker_canary_seconds{worker=\"%u\"} %.9g\n", i,
+				   (double)canary->took_ns / (double)NS_PER_S);
 	}
 }
 
 static void
-write_workers(struct evbuffer *page, const struct inquiry *inquiry,
-	      const struct admin_survey *survey)
+write_workers(struct page *page, const struct inquiry *inquiry, const struct admin_survey *survey)
 {
 	unsigned int count = inquiry->control->workers;
 
 	head(page, "penstock_worker_connections", "gauge", "Connections of a worker.");
 	for (unsigned int i = 0; i < count; i++)
-		evbuffer_add_printf(page, "penstock_worker_connections{worker=\"%u\"} %llu\n", i,
-				    number(survey->workers[i].connections));
+		page_print(page, "penstock_worker_connections{worker=\"%u\"} %llu\n", i,
+			   number(survey->workers[i].connections));
 	head(page, "penstock_worker_handshakes", "gauge",
 	     "Handshakes with clients that run, of max_handshakes.");
 	for (unsigned int i = 0; i < count; i++)
-		evbuffer_add_printf(page, "penstock_worker_handshakes{worker=\"%u\"} %llu\n", i,
-				    number(survey->workers[i].handshakes));
+		page_print(page, "penstock_worker_handshakes{worker=\"%u\"} %llu\n", i,
+			   number(survey->workers[i].handshakes));
 	head(page, "penstock_worker_handshakes_held_total", "counter",
 	     "How often a worker stopped accepting for max_handshakes.");
 	for (unsigned int i = 0; i < count; i++)
-		evbuffer_add_printf(page,
-				    "penstock_worker_handshakes_held_total{worker=\"%u\"} %llu\n",
-				    i, number(survey->workers[i].handshakes_held));
+		page_print(page, "penstock_worker_handshakes_held_total{worker=\"%u\"} %llu\n", i,
+			   number(survey->workers[i].handshakes_held));
 	head(page, "penstock_worker_kept_bytes", "gauge",
 	     "Bytes that connections take, of max_memory.");
 	for (unsigned int i = 0; i < count; i++)
-		evbuffer_add_printf(page, "penstock_worker_kept_bytes{worker=\"%u\"} %zu\n", i,
-				    survey->workers[i].kept_bytes);
+		page_print(page, "penstock_worker_kept_bytes{worker=\"%u\"} %zu\n", i,
+			   survey->workers[i].kept_bytes);
 	head(page, "penstock_worker_loop_lag_seconds", "histogram",
 	     "How late a worker's loop came to a timer that beats ten times a second.");
 	for (unsigned int i = 0; i < count; i++)
 		write_lag(page, i, &survey->workers[i].pulse);
 	head(page, "penstock_worker_loop_lag_max_seconds", "gauge", "The worst of these.");
 	for (unsigned int i = 0; i < count; i++)
-		evbuffer_add_printf(page,
-				    "penstock_worker_loop_lag_max_seconds{worker=\"%u\"} %.9g\n", i,
-				    (double)survey->workers[i].pulse.latest_ns / (double)NS_PER_S);
+		page_print(page, "penstock_worker_loop_lag_max_seconds{worker=\"%u\"} %.9g\n", i,
+			   (double)survey->workers[i].pulse.latest_ns / (double)NS_PER_S);
 }
 
 /* Whether there is more to come. */
 static bool
-write_limits(struct metrics *metrics, const struct generation *generation, struct evbuffer *page)
+write_limits(struct metrics *metrics, const struct generation *generation, struct page *page)
 {
 	for (; metrics->limit_metric < BY_LIMIT; metrics->limit_metric++) {
 		const struct limit_metric *metric = &by_limit[metrics->limit_metric];
@@ -506,7 +493,7 @@ write_limits(struct metrics *metrics, const struct generation *generation, struc
 			head(page, metric->name, metric->type, metric->help);
 		while (metrics->limit < generation->limit_count) {
 			write_limit(page, metric, generation->limits[metrics->limit++]);
-			if (evbuffer_get_length(page) >= ANSWER_PAGE_BYTES)
+			if (page_length(page) >= ANSWER_PAGE_BYTES)
 				return true;
 		}
 		metrics->limit = 0;
@@ -515,7 +502,7 @@ write_limits(struct metrics *metrics, const struct generation *generation, struc
 }
 
 static bool
-write_top(struct metrics *metrics, struct evbuffer *page)
+write_top(struct metrics *metrics, struct page *page)
 {
 	for (; metrics->top_metric < BY_KEY; metrics->top_metric++) {
 		const struct limit_metric *metric = &by_key[metrics->top_metric];
@@ -528,7 +515,7 @@ write_top(struct metrics *metrics, struct evbuffer *page)
 				if (!admin_top_is_told(limit, i))
 					write_top_node(page, metric, limit->name,
 						       &limit->top.nodes[i]);
-			if (evbuffer_get_length(page) >= ANSWER_PAGE_BYTES)
+			if (page_length(page) >= ANSWER_PAGE_BYTES)
 				return true;
 		}
 		metrics->top_limit = 0;
@@ -537,7 +524,7 @@ write_top(struct metrics *metrics, struct evbuffer *page)
 }
 
 static bool
-write_tunnels(struct metrics *metrics, const struct generation *generation, struct evbuffer *page)
+write_tunnels(struct metrics *metrics, const struct generation *generation, struct page *page)
 {
 	char tunnel[LABEL_TEXT];
 
@@ -549,7 +536,7 @@ write_tunnels(struct metrics *metrics, const struct generation *generation, stru
 		while ((conf = generation_counted(generation, metrics->tunnel))) {
 			metrics->tunnel++;
 			metric->write(page, conf, escape(conf->name, tunnel));
-			if (evbuffer_get_length(page) >= ANSWER_PAGE_BYTES)
+			if (page_length(page) >= ANSWER_PAGE_BYTES)
 				return true;
 		}
 		metrics->tunnel = 0;
@@ -558,7 +545,7 @@ write_tunnels(struct metrics *metrics, const struct generation *generation, stru
 }
 
 static enum answer_step
-write_metrics(struct inquiry *inquiry, struct evbuffer *page)
+write_metrics(struct inquiry *inquiry, struct page *page)
 {
 	struct metrics *metrics = inquiry->state;
 	const struct admin_status *status = &metrics->survey.status;
@@ -571,6 +558,10 @@ write_metrics(struct inquiry *inquiry, struct evbuffer *page)
 	if (generation && admin_top_gather(&metrics->top, inquiry->control->limits, generation)) {
 		inquiry->place = (int)inquiry->home;
 		return ANSWER_VISIT; /* itself, in a later turn */
+	}
+	if (metrics->top.is_short) {
+		inquiry_fail(inquiry, 503, "no memory for this");
+		return ANSWER_DONE;
 	}
 	if (generation && (write_tunnels(metrics, generation, page) ||
 			   write_limits(metrics, generation, page) || write_top(metrics, page)))

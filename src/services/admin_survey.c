@@ -3,7 +3,6 @@
 #include "generation.h"
 #include "tunnel.h"
 
-#include <event2/buffer.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -57,19 +56,18 @@ admin_survey_end(struct admin_survey *survey)
 	free(survey->workers);
 }
 
-/* Jansson gives some bytes at a time: an evbuffer is asked for room only now and then. */
+/* Jansson gives some bytes at a time: the page is asked for room only now and then. */
 struct print {
-	struct evbuffer *page;
+	struct page *page;
 	size_t count;
 	char text[4096];
 };
 
-static int
+static void
 flush(struct print *print)
 {
-	size_t count = print->count;
+	page_add(print->page, print->text, print->count);
 	print->count = 0;
-	return evbuffer_add(print->page, print->text, count);
 }
 
 static int
@@ -77,27 +75,48 @@ append(const char *text, size_t count, void *context)
 {
 	struct print *print = context;
 
-	if (count > sizeof(print->text) - print->count && flush(print) < 0)
-		return -1;
-	if (count > sizeof(print->text))
-		return evbuffer_add(print->page, text, count);
+	if (count > sizeof(print->text) - print->count)
+		flush(print);
+	if (count > sizeof(print->text)) {
+		page_add(print->page, text, count);
+		return 0;
+	}
 	memcpy(print->text + print->count, text, count);
 	print->count += count;
 	return 0;
 }
 
 void
-admin_survey_print(struct inquiry *inquiry, struct evbuffer *page, json_t *value, const char *after)
+admin_survey_print(struct inquiry *inquiry, struct page *page, json_t *value, const char *after)
 {
 	struct print print;
 
 	print.page = page;
 	print.count = 0;
 	if (!value ||
-	    json_dump_callback(value, append, &print, JSON_COMPACT | JSON_REAL_PRECISION(13)) < 0 ||
-	    append(after, strlen(after), &print) < 0 || flush(&print) < 0)
+	    json_dump_callback(value, append, &print, JSON_COMPACT | JSON_REAL_PRECISION(13)) < 0)
 		inquiry_fail(inquiry, 503, "no memory for this");
+	append(after, strlen(after), &print);
+	flush(&print);
 	json_decref(value);
+}
+
+void
+admin_survey_set(json_t **object, const char *name, json_t *value)
+{
+	if (json_object_set_new(*object, name, value) == 0)
+		return;
+	json_decref(*object);
+	*object = NULL;
+}
+
+void
+admin_survey_append(json_t **array, json_t *value)
+{
+	if (json_array_append_new(*array, value) == 0)
+		return;
+	json_decref(*array);
+	*array = NULL;
 }
 
 json_t *

@@ -28,8 +28,13 @@ void admin_survey_collect(struct inquiry *inquiry, struct admin_survey *survey);
 void admin_survey_end(struct admin_survey *survey);
 
 /* Appends a JSON value, and takes it; behind it `after`. Without memory the inquiry fails with 503. */
-void admin_survey_print(struct inquiry *inquiry, struct evbuffer *page, json_t *value,
+void admin_survey_print(struct inquiry *inquiry, struct page *page, json_t *value,
 			const char *after);
+
+/* Give an object a member and an array an element, and take it. Without memory for that, for the value or before,
+ * all of it is gone and NULL, so that admin_survey_print has nothing to print: what is told is whole. */
+void admin_survey_set(json_t **object, const char *name, json_t *value);
+void admin_survey_append(json_t **array, json_t *value);
 
 /* A JSON string of any bytes: what is no UTF-8 is told as "?". NULL without memory. */
 json_t *admin_survey_text(const char *text);

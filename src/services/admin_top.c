@@ -33,9 +33,12 @@ begin(struct admin_top *top, const struct generation *generation, uint64_t now_n
 
 	for (size_t i = 0; i < generation->limit_count; i++)
 		most += has_keys(generation->limits[i], now_ns);
-	top->limits = most ? calloc(most, sizeof(*top->limits)) : NULL;
-	top->order = most ? calloc(most, sizeof(struct limit_top *)) : NULL;
-	if (!top->limits || !top->order)
+	if (!most)
+		return false;
+	top->limits = calloc(most, sizeof(*top->limits));
+	top->order = calloc(most, sizeof(struct limit_top *));
+	top->is_short = !top->limits || !top->order;
+	if (top->is_short)
 		return false;
 	for (size_t i = 0; i < generation->limit_count && top->count < most; i++) {
 		const struct limit_conf *conf = generation->limits[i];

@@ -18,10 +18,11 @@ struct admin_top {
 	struct limit_top **order; /* owned; by address */
 	size_t count, cursor;
 	bool has_begun, is_over;
+	bool is_short; /* there was no memory to go through them: there are none */
 };
 
-/* Goes through nodes for at most PLACE_NS and a page. true: there is more; false is final. Without memory
- * there are none. The generation has to stay as long as what is here is read. */
+/* Goes through nodes for at most PLACE_NS and a page. true: there is more; false is final. The
+ * generation has to stay as long as what is here is read. */
 bool admin_top_gather(struct admin_top *top, struct limits *limits,
 		      const struct generation *generation);
 void admin_top_end(struct admin_top *top);

@@ -10,10 +10,10 @@
 #include "counted.h"
 #include "http.h"
 #include "mailbox.h"
+#include "page.h"
 
 #include <stdatomic.h>
 
-struct evbuffer;
 struct inquiry;
 
 #define PLACE_CONTROL (-1)
@@ -40,8 +40,8 @@ struct answer {
 	int (*begin)(struct inquiry *inquiry, const struct http_request *request,
 		     const char *argument);
 
-	/* At home. Appends to `page`. May call inquiry_fail and be done, if it has written nothing before. */
-	enum answer_step (*write)(struct inquiry *inquiry, struct evbuffer *page);
+	/* At home. Appends to `page`; without memory for that the client gets no answer. May call inquiry_fail and be done, if it has written nothing before. */
+	enum answer_step (*write)(struct inquiry *inquiry, struct page *page);
 
 	/* At the place visited. false: inquiry_go_home will be called later, on that thread. */
 	bool (*collect)(struct inquiry *inquiry);
