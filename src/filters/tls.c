@@ -8,6 +8,7 @@
 #include "../clock.h"
 #include "tls_conf.h"
 #include "tls_counters.h"
+#include "tls_memory.h"
 #include "tls_words.h"
 
 #include <event2/buffer.h>
@@ -98,6 +99,7 @@ static BIO_METHOD *bio_method;
 static void
 make_bio_method(void)
 {
+	tls_memory_watch();
 	BIO_METHOD *method = BIO_meth_new(BIO_TYPE_SOURCE_SINK, "evbuffers");
 	if (method && BIO_meth_set_read(method, on_bio_read) &&
 	    BIO_meth_set_write(method, on_bio_write) && BIO_meth_set_ctrl(method, on_bio_control))
@@ -113,7 +115,12 @@ tls_configure(void *conf, struct failure *why)
 	pthread_once(&once, make_bio_method);
 	if (!bio_method)
 		return failure_set(why, FAILURE_MEMORY, "no memory for TLS");
-	return tls_conf_configure(conf, why);
+	tls_memory_forget();
+	int result = tls_conf_configure(conf, why);
+	/* Whatever OpenSSL makes of it, it may be less than was asked for. */
+	if (tls_memory_was_short())
+		return failure_set(why, FAILURE_MEMORY, "no memory for TLS; free some");
+	return result;
 }
 
 /* --- Opening and closing ------------------------------------------------------------------------ */
@@ -325,6 +332,10 @@ fail_by_library(struct tls *tls, struct filter_io *io)
 			       : tls->by_psk && !tls->is_ready ? TLS_STAGE_SECRET
 							       : TLS_STAGE_OTHER;
 	enum tls_failure failure = tls_words_failure(io->why, stage);
+	if (tls_memory_was_short()) {
+		count_failure(tls, failure); /* a refusal may come of it, too */
+		return fail_with(tls, io);
+	}
 	if (tls->refusal)
 		failure =
 			tls->refusal->kind == FAILURE_MEMORY ? TLS_NO_MEMORY : TLS_BAD_CERTIFICATE;
@@ -407,6 +418,8 @@ finish_handshake(struct tls *tls, struct filter_io *io)
 	bool is_unverified =
 		kind == TLS_TICKET || kind == TLS_CACHE || (kind == TLS_FULL && !certificate);
 	if (is_unverified && !tls_peer_may_return(tls, certificate)) {
+		if (tls_memory_was_short())
+			return fail_by_library(tls, io);
 		failure_set(io->why, FAILURE_PROTOCOL, "the peer's certificate is refused");
 		if (tls->refusal)
 			*io->why = *tls->refusal;
@@ -438,6 +451,8 @@ shake_hands(struct tls *tls, struct filter_io *io)
 	    !(tls->src && evbuffer_get_length(tls->src)))
 		return FILTER_REST;
 	int result = SSL_do_handshake(tls->ssl);
+	if (tls_memory_was_short())
+		return fail_by_library(tls, io); /* or it waits for a peer that waits for it */
 	if (result == 1)
 		return tls->is_ready ? FILTER_MORE : finish_handshake(tls, io);
 	int error = SSL_get_error(tls->ssl, result);
@@ -576,6 +591,14 @@ has_room(const struct tls *tls, const struct filter_io *io)
 	return evbuffer_get_length(io->dst) + FILTER_RECORD_BYTES < tls->dst_most;
 }
 
+static void
+drop_waiting(struct tls *tls)
+{
+	if (tls->waiting)
+		evbuffer_free(tls->waiting);
+	tls->waiting = NULL;
+}
+
 /* Gives what waits. Whether nothing is left and there still is room. */
 static bool
 give_waiting(struct tls *tls, struct filter_io *io)
@@ -584,14 +607,15 @@ give_waiting(struct tls *tls, struct filter_io *io)
 	if (!io->room_bytes)
 		return false;
 	if (waiting > io->room_bytes + FILTER_RECORD_BYTES) {
+		size_t had = evbuffer_get_length(io->dst);
 		evbuffer_remove_buffer(tls->waiting, io->dst, io->room_bytes);
+		/* Without memory for the cut extent libevent drops it. */
+		tls->is_torn = evbuffer_get_length(io->dst) - had != io->room_bytes;
 		return false;
 	}
 	if (waiting)
 		evbuffer_add_buffer(io->dst, tls->waiting);
-	if (tls->waiting)
-		evbuffer_free(tls->waiting);
-	tls->waiting = NULL;
+	drop_waiting(tls);
 	return has_room(tls, io);
 }
 
@@ -684,8 +708,9 @@ static enum filter_result
 tls_step(void *state, enum filter_flow flow, struct filter_io *io)
 {
 	struct tls *tls = state;
-	size_t had = evbuffer_get_length(io->dst);
+	size_t had_src = evbuffer_get_length(io->src), had = evbuffer_get_length(io->dst);
 	enum filter_result result;
+	tls_memory_forget();
 	if (tls->failure)
 		return step_failed(tls, flow, io, false);
 	/* OpenSSL takes whatever is in the thread's queue of errors for this connection's. Reading and writing
@@ -705,9 +730,17 @@ tls_step(void *state, enum filter_flow flow, struct filter_io *io)
 		tls->holds_buffers = false;
 	if (may_err || tls->failure || result == FILTER_FAIL)
 		ERR_clear_error();
-	if (tls->failure)
-		return step_failed(tls, FILTER_IN, io, evbuffer_get_length(io->dst) > had);
-	return result;
+	if (tls->is_torn) {
+		failure_set(io->why, FAILURE_MEMORY, "no memory for what TLS says");
+		return FILTER_FAIL;
+	}
+	if (!tls->failure)
+		return result;
+	/* The out flow is stepped for the last words if this one has moved anything, and else they must not be
+	 * waited for. */
+	if (flow == FILTER_IN && evbuffer_get_length(io->src) == had_src)
+		drop_waiting(tls);
+	return step_failed(tls, FILTER_IN, io, evbuffer_get_length(io->dst) > had);
 }
 
 static bool

@@ -37,6 +37,7 @@ struct tls {
 	bool has_heard;  /* a message of the peer's that is TLS */
 	bool is_ready;   /* the handshake is over, the peer is who it has to be */
 	bool holds_buffers; /* of OpenSSL, which a handshake has left */
+	bool is_torn;       /* some of `waiting` is lost for want of memory */
 	bool out_has_ended;
 	bool ticket_is_due; /* TLS 1.3: goes out in front of the first bytes to the client */
 	bool has_session;   /* the peer came back with a session that was let in again */

@@ -1,6 +1,7 @@
 #include "tls_words.h"
 
 #include "../utf8.h"
+#include "tls_memory.h"
 
 #include <openssl/err.h>
 #include <openssl/sslerr.h>
@@ -142,7 +143,7 @@ tls_words_reason(char text[TLS_WORDS_REASON])
 static bool
 lacks_memory(char text[TLS_WORDS_REASON], int *reason)
 {
-	bool is_so = !ERR_peek_error();
+	bool is_so = !ERR_peek_error() || tls_memory_was_short();
 	unsigned long code, last = 0;
 	while ((code = ERR_get_error())) {
 		is_so |= ERR_GET_REASON(code) == ERR_R_MALLOC_FAILURE;
