@@ -542,7 +542,10 @@ leave_core(struct stream *stream, struct failure *why)
 		return STEP_REST;
 	if (pump_stream_need(stream->pump, &flow->paid, why) < 0)
 		return STEP_BROKEN;
-	if (evbuffer_remove_buffer(flow->store, flow->paid, bytes) != (int)bytes) {
+	size_t had_bytes = evbuffer_get_length(flow->paid);
+	evbuffer_remove_buffer(flow->store, flow->paid, bytes);
+	/* Without memory for the cut extent libevent drops it, and returns as if it had not. */
+	if (evbuffer_get_length(flow->paid) - had_bytes != bytes) {
 		failure_set(why, FAILURE_MEMORY, "no memory to move %zu bytes", bytes);
 		return STEP_BROKEN;
 	}
