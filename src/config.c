@@ -219,7 +219,10 @@ run(struct config_load *load, const char *path, const struct service *const *ser
 		for (size_t j = 0; j < document->include_count; j++)
 			read_include(load, &document->includes[j]);
 	}
-	config_apply(load);
+	if (!load->report->lacks_memory)
+		config_apply(load);
+	if (load->report->lacks_memory)
+		return; /* what is missing is no mistake, and none expects that */
 	config_chains_check(load->generation, &load->accept_filters, &load->connect_filters,
 			    load->report);
 	config_limits_check(load->generation, &load->limit_rows, &load->limit_uses, load->report);

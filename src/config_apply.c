@@ -71,6 +71,14 @@ note_place(struct config_load *load, const struct keyword *row, const void *obje
 		add_place(load, &load->limit_uses, owner, 1, origin);
 }
 
+static void
+report_value(struct config_load *load, struct origin origin, const struct keyword *row,
+	     const struct failure *why)
+{
+	load->report->lacks_memory |= why->kind == FAILURE_MEMORY;
+	config_report_error(load->report, origin, "%s: %s", row->name, why->text);
+}
+
 /* Converts one section into `object`. `seen` says where a row was written before. */
 static void
 apply_written(struct config_load *load, const struct config_document *document,
@@ -103,7 +111,7 @@ apply_written(struct config_load *load, const struct config_document *document,
 				"out",
 				row->name);
 		else if (config_value_store(row, written->text, document->directory, object, &why))
-			config_report_error(load->report, origin, "%s: %s", row->name, why.text);
+			report_value(load, origin, row, &why);
 		else if (row->type == KEYWORD_LOG_TARGET)
 			load->generation->log.origin = origin;
 		else if (section->kind == &config_kinds_tunnel)
@@ -127,8 +135,7 @@ apply_defaults(struct config_load *load, const struct config_kind *kind,
 			continue;
 		if (row->fallback) {
 			if (config_value_default(row, object, &why))
-				config_report_error(load->report, origin, "%s: %s", row->name,
-						    why.text);
+				report_value(load, origin, row, &why);
 		} else if (section && section->is_whole) {
 			const char *example = row->type == KEYWORD_ADDRESSES ? "ADDRESS" : "...";
 			bool is_list = config_value_is_list(row);

@@ -335,7 +335,9 @@ parse(struct run *run)
 	cfg_t *cfg = options ? cfg_init(options, CFGF_NONE) : NULL;
 	run->document->last = &run->document->first;
 	run->open = NULL;
-	if (cfg && add_section(run, &config_kinds_file, NULL, 0)) {
+	if (!cfg)
+		config_report_no_memory(run->report);
+	else if (add_section(run, &config_kinds_file, NULL, 0)) {
 		cfg_set_error_function(cfg, on_error);
 		parsing = run;
 		is_read = cfg_parse_buf(cfg, run->text->bytes) == CFG_SUCCESS;

@@ -17,6 +17,7 @@ config_report_file(struct config_report *report, const char *name)
 		free(copy);
 		report->errors++;
 		report->left_out++;
+		report->lacks_memory = true;
 		return NULL;
 	}
 	files[report->file_count++] = copy;
@@ -94,6 +95,7 @@ config_report_warning(struct config_report *report, struct origin origin, const 
 void
 config_report_no_memory(struct config_report *report)
 {
+	report->lacks_memory = true;
 	config_report_error(report, (struct origin){ report->files[0], 0 },
 			    "no memory to read the configuration; free some");
 }

@@ -26,6 +26,7 @@ struct config_report {
 	size_t count;
 	size_t errors; /* also those that were not kept */
 	size_t left_out;
+	bool lacks_memory; /* something that was written is missing in what was read */
 
 	char **files; /* in the order they were read; owned */
 	size_t file_count;
@@ -41,7 +42,7 @@ void config_report_error(struct config_report *report, struct origin origin, con
 void config_report_warning(struct config_report *report, struct origin origin, const char *format,
 			   ...) __attribute__((format(printf, 3, 4)));
 
-/* Of the configuration as a whole; its file is known. */
+/* Of the configuration as a whole; its file is known. Sets lacks_memory. */
 void config_report_no_memory(struct config_report *report);
 
 /* One line each: "file:line: text", a warning as "file:line: warning: text". With `priorities` it begins with
