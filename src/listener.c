@@ -565,12 +565,13 @@ pause_accepting(struct door *door)
 	struct timeval after;
 
 	complain();
-	for (struct acceptor *acceptor = door->first; acceptor; acceptor = acceptor->next)
-		event_del(&acceptor->event);
 	if (!door->pause_ns)
 		door->pause_ns = PAUSE_LEAST_NS;
 	clock_to_timeval(door->pause_ns, &after);
-	event_add(door->pause, &after);
+	if (event_add(door->pause, &after) < 0)
+		return; /* without memory for it nothing would end the pause */
+	for (struct acceptor *acceptor = door->first; acceptor; acceptor = acceptor->next)
+		event_del(&acceptor->event);
 	door->pause_ns = door->pause_ns * 2 < PAUSE_MOST_NS ? door->pause_ns * 2 : PAUSE_MOST_NS;
 }
 
