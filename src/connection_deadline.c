@@ -133,12 +133,12 @@ connection_deadline_has_passed(const struct connection *connection, uint64_t now
 	return true;
 }
 
-/* How long its client's next words were waited for, up to the last account. */
+/* How long its client's next words were waited for, or the limit that lets them in, up to the last account. */
 static uint64_t
 silent_ns(const struct connection *connection)
 {
 	const uint64_t *spent_ns = connection->pump.flow[FLOW_UP].spent_ns;
-	return spent_ns[WAIT_CHOICE] + spent_ns[WAIT_HANDSHAKE];
+	return spent_ns[WAIT_CHOICE] + spent_ns[WAIT_HANDSHAKE] + spent_ns[WAIT_LIMIT];
 }
 
 bool

@@ -34,8 +34,8 @@ struct connections {
 	 * down. Read by all workers, to hand over to the one that has least. */
 	atomic_uint_fast64_t count;
 	/* Those of them whose tunnel shakes hands with clients (tunnel_conf.shakes_hands) and has not done so yet,
-	 * but for those that kept us waiting. Counted in the same way; and how many there may be, and how often
-	 * that was in the way, for whoever lets connections in. */
+	 * but for those that kept us waiting or waited for a limit. Counted in the same way; and how many there may
+	 * be, and how often that was in the way, for whoever lets connections in. */
 	atomic_uint_fast64_t handshakes;
 	uint64_t handshakes_most, handshakes_held;
 	struct connection *first;

@@ -3,6 +3,8 @@
 import concurrent.futures
 import contextlib
 import os
+import pathlib
+import re
 import select
 import signal
 import socket
@@ -362,6 +364,53 @@ def test_internal_names_have_no_queue(handshakes):
         is_timely = time.monotonic() - began < STALL * 0.9
         return answered and is_timely and count == [3] and waited
     once(attempt)
+
+
+def wakes(daemon):
+    """How often its threads have slept so far."""
+    total = 0
+    for path in pathlib.Path(f"/proc/{daemon.pid}/task").glob("*/status"):
+        total += int(re.search(r"^voluntary_ctxt_switches:\s*(\d+)", path.read_text(), re.M)[1])
+    return total
+
+
+LARGE_HELLO = b"\x16\x03\x01\x40\x00" + b"\x01" + (20000).to_bytes(3, "big") + bytes(16380)  # not all of it
+
+
+def limited(daemon, most):
+    """A tunnel where each client is soon out of what its limit gives."""
+    daemon.reload(daemon.written(most, section("limit", "slow", per="connection", rate="200B/s", burst="8KiB"),
+                                 tunnel("tls", "internal:echo", accept_filters=["tls:edge"], limit="slow")))
+
+
+@pytest.mark.sanitize
+def test_who_waits_for_a_limit_keeps_nobody_out(handshakes):
+    """For longer than who says nothing."""
+    daemon = handshakes(1)
+    limited(daemon, 1)
+    with contextlib.ExitStack() as stack:
+        first = stack.enter_context(connect(daemon.address("tls")))
+        first.sock.sendall(LARGE_HELLO)
+        wait_until(lambda: running(daemon) == [1], "it to be accepted")
+        began = time.monotonic()
+        assert is_answered(ask(stack, daemon), DEADLINE)
+        assert time.monotonic() - began < 3 * STALL
+
+
+def test_who_waits_for_a_limit_wakes_nobody(handshakes):
+    """However little of its second is left."""
+    daemon = handshakes(100)
+    limited(daemon, 100)
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(connect(daemon.address("tls"))) for _ in range(40)]
+        began = time.monotonic()
+        for number, client in enumerate(clients):
+            time.sleep(max(0, began + STALL * (0.8 + 0.005 * number) - time.monotonic()))
+            client.sock.sendall(LARGE_HELLO)
+        time.sleep(0.2)
+        before = wakes(daemon)
+        time.sleep(2)
+        assert wakes(daemon) - before < 200
 
 
 SLOW = """
