@@ -557,6 +557,8 @@ let_go(struct acceptor *acceptor)
 		return;
 	acceptor->is_held = false;
 	remove_held(acceptor->door, acceptor);
+	if (!acceptor->door->held.first)
+		acceptor->door->on_free(acceptor->door);
 }
 
 static void
@@ -711,7 +713,7 @@ on_pause_over(evutil_socket_t fd, short what, void *context)
 }
 
 static bool
-may_go_on(const struct door *door)
+may_go_on(struct door *door)
 {
 	return door->held.first && !is_paused(door) && door->has_room(door);
 }

@@ -78,8 +78,9 @@ struct door {
 		      const struct facts *facts);
 	/* Whether one more may come that shakes hands (tunnel_conf.shakes_hands). While not, those who would
 	 * bring one are held: clients wait in the kernel until door_go_on. */
-	bool (*has_room)(const struct door *door);
+	bool (*has_room)(struct door *door);
 	void (*on_held)(struct door *door); /* the first of them is held */
+	void (*on_free)(struct door *door); /* the last of them is held no more */
 	bool logged;                        /* refusals, too, are lines of the connection log */
 
 	struct acceptor *first;

@@ -58,13 +58,15 @@ struct worker {
 	uint64_t limits_armed_ns;     /* what it is set to */
 	bool limits_called;           /* it has fired, or another worker has granted us something */
 	atomic_bool limits_signalled; /* `granted` is on its way */
+	atomic_bool awaits_room;      /* its door was told that no worker has room */
+	atomic_bool room_is_told;     /* `room` is on its way */
 	pthread_t thread;
 	bool runs;
 	bool is_shut;           /* lets operators in alone, and hands nobody over any more */
 	atomic_bool says_empty; /* `empty` is on its way */
 	bool over;              /* its loop has ended: nobody moves in any more */
 	struct order switch_over, switched, listen, listening, shut, shut_too, drain, empty, reset,
-		stop, granted, ping, pong;
+		stop, granted, room, ping, pong;
 	struct manager_check check;
 	bool is_well; /* as `pong` says */
 	char name[24];
@@ -131,30 +133,43 @@ on_handover(struct message *message)
 static bool
 has_room(const struct worker *worker, const struct worker *asker)
 {
-	return atomic_load_explicit(&worker->connections.handshakes, memory_order_relaxed) <
-	       asker->connections.handshakes_most;
+	return atomic_load(&worker->connections.handshakes) < asker->connections.handshakes_most;
 }
 
+static uint64_t
+count_of(const struct worker *worker)
+{
+	return atomic_load_explicit(&worker->connections.count, memory_order_relaxed);
+}
+
+/* The one with the fewest connections, of those with room if it shakes hands; NULL = none has. */
 static struct worker *
-least_loaded(struct worker *own, const struct tunnel_conf *conf)
+least_loaded(struct worker *own, bool shakes_hands)
 {
 	struct crew *crew = own->crew;
-	struct worker *least = own;
-	uint64_t least_count = atomic_load_explicit(&own->connections.count, memory_order_relaxed);
+	struct worker *least = !shakes_hands || has_room(own, own) ? own : NULL;
 
 	for (unsigned int i = 0; i < crew->options.workers; i++) {
 		struct worker *other = &crew->workers[i];
-		uint64_t count =
-			atomic_load_explicit(&other->connections.count, memory_order_relaxed);
-		if (count < least_count && (!conf->shakes_hands || has_room(other, own))) {
+		if ((!least || count_of(other) < count_of(least)) &&
+		    (!shakes_hands || has_room(other, own)))
 			least = other;
-			least_count = count;
-		}
 	}
+	return least;
+}
+
+static struct worker *
+choose(struct worker *own, const struct tunnel_conf *conf)
+{
+	struct worker *least = least_loaded(own, conf->shakes_hands);
+
+	if (!least)
+		return own; /* it had room, or has to take it all the same */
+	if (conf->shakes_hands && !has_room(own, own))
+		return least;
 	/* The new one counted as our own: moving it has its price, so small differences stay. */
-	uint64_t own_count =
-		atomic_load_explicit(&own->connections.count, memory_order_relaxed) + 1;
-	return own_count >= least_count + 2 + least_count / 8 ? least : own;
+	uint64_t least_count = count_of(least);
+	return count_of(own) + 1 >= least_count + 2 + least_count / 8 ? least : own;
 }
 
 static void
@@ -162,7 +177,7 @@ on_place(struct door *door, const struct tunnel_conf *conf, int fd, const struct
 {
 	struct worker *own = (struct worker *)((char *)door - offsetof(struct worker, door));
 	bool is_alone = own->crew->options.workers == 1 || own->is_shut;
-	struct worker *to = is_alone ? own : least_loaded(own, conf);
+	struct worker *to = is_alone ? own : choose(own, conf);
 	struct handover *handover = to == own ? NULL : malloc(sizeof(*handover));
 
 	if (!handover)
@@ -184,11 +199,43 @@ on_place(struct door *door, const struct tunnel_conf *conf, int fd, const struct
 /* --- handshakes, on the worker's thread ------------------------------------------------------------- */
 
 static bool
-on_has_room(const struct door *door)
+can_place(struct worker *worker)
 {
-	const struct worker *worker =
-		(const struct worker *)((const char *)door - offsetof(struct worker, door));
-	return has_room(worker, worker);
+	return has_room(worker, worker) || (!worker->is_shut && least_loaded(worker, true));
+}
+
+static bool
+on_has_room(struct door *door)
+{
+	struct worker *worker = (struct worker *)((char *)door - offsetof(struct worker, door));
+
+	if (can_place(worker))
+		return true;
+	atomic_store(&worker->awaits_room, true);
+	return can_place(worker); /* there may be some since, of one who did not know */
+}
+
+static void
+on_room(struct message *message)
+{
+	struct worker *worker = worker_of(message);
+	atomic_store(&worker->room_is_told, false);
+	atomic_store(&worker->awaits_room, false);
+	door_go_on(&worker->door);
+}
+
+/* There is room here, and nobody waits for it at our own door. */
+static void
+tell_others(struct worker *worker)
+{
+	struct crew *crew = worker->crew;
+
+	for (unsigned int i = 0; i < crew->options.workers; i++) {
+		struct worker *other = &crew->workers[i];
+		if (other != worker && atomic_load(&other->awaits_room) &&
+		    !atomic_exchange(&other->room_is_told, true))
+			mailbox_post(other->loop.mailbox, &other->room.message);
+	}
 }
 
 static void
@@ -199,8 +246,8 @@ on_held(struct door *door)
 
 	connections->handshakes_held++;
 	log_line(LOG_LEVEL_WARNING,
-		 "max_handshakes: %llu run on a worker, and further clients wait to be accepted; "
-		 "raise it, at 48KiB each, or have more workers",
+		 "max_handshakes: %llu run on each worker, and further clients wait to be "
+		 "accepted; raise it, at 48KiB each, or have more workers",
 		 (unsigned long long)connections->handshakes_most);
 }
 
@@ -209,7 +256,16 @@ on_handshake(struct connections *connections)
 {
 	struct worker *worker =
 		(struct worker *)((char *)connections - offsetof(struct worker, connections));
-	door_go_on(&worker->door);
+	if (worker->door.held.first)
+		door_go_on(&worker->door);
+	else
+		tell_others(worker);
+}
+
+static void
+on_free(struct door *door)
+{
+	tell_others((struct worker *)((char *)door - offsetof(struct worker, door)));
 }
 
 /* --- limits, on the worker's thread ---------------------------------------------------------------- */
@@ -554,6 +610,7 @@ open_worker(struct crew *crew, unsigned int index, struct failure *why)
 	prepare_order(worker, &worker->empty, on_empty);
 	prepare_order(worker, &worker->reset, on_reset);
 	prepare_order(worker, &worker->stop, on_stop);
+	prepare_order(worker, &worker->room, on_room);
 	prepare_order(worker, &worker->ping, on_ping);
 	prepare_order(worker, &worker->pong, on_pong);
 	snprintf(worker->name, sizeof(worker->name), "worker-%u", index);
@@ -567,6 +624,7 @@ open_worker(struct crew *crew, unsigned int index, struct failure *why)
 	worker->door.place = on_place;
 	worker->door.has_room = on_has_room;
 	worker->door.on_held = on_held;
+	worker->door.on_free = on_free;
 	worker->connections.loop = &worker->loop;
 	worker->connections.recents.object_bytes = sizeof(struct recent);
 	worker->connections.resolver = crew->options.resolver;

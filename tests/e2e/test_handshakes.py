@@ -217,7 +217,7 @@ def test_further_clients_wait(handshakes):
         assert time.monotonic() - began >= STALL * 0.95
         spent = daemon.cpu_seconds() - spent
     assert spent < 0.2 * STALL
-    line = daemon.wait_log("max_handshakes: 4 run on a worker")
+    line = daemon.wait_log("max_handshakes: 4 run on each worker")
     assert line.level == "warning" and "raise it" in line.text
     assert held(daemon) == 1
     assert daemon.admin.metrics()['penstock_worker_handshakes_held_total{worker="0"}'] == 1
@@ -288,6 +288,33 @@ def test_everybody_is_served(handshakes, workers):
         done = [pool.submit(shake_hands, addresses[i % len(names)], time.monotonic()) for i in range(200)]
         assert len([each.result(3 * DEADLINE) for each in done]) == 200
     wait_until(lambda: running(daemon) == [0] * workers, "the end of all")
+
+
+@pytest.mark.sanitize
+def test_one_worker_has_room_for_the_others(handshakes, directory):
+    """Who comes by a socket that one worker alone accepts from does not wait for its handshakes, but for those of all."""
+    daemon = handshakes(2, workers=2)
+    tunnels = [tunnel("tls", "internal:echo", listen=f"unix:{directory}/tls", accept_filters=["tls:edge"]),
+               tunnel("plain", "internal:echo", listen=f"unix:{directory}/plain")]
+    daemon.reload(daemon.written(2, *tunnels, workers=2))
+    connections = lambda: [worker["connections"] for worker in daemon.admin.get("/v1/status")["workers"]]
+
+    def attempt(stack):
+        wait_until(lambda: running(daemon) == [0, 0] and sum(connections()) < 3, "a fresh start")
+        plain = [stack.enter_context(connect(daemon.address("plain"), CLIENT_STREAM)) for _ in range(20)]
+        wait_until(lambda: sum(connections()) >= 20, "them to be accepted")
+        for client in plain[::2]:
+            client.close()
+        wait_until(lambda: sum(connections()) < 13, "half of them to be gone")
+        began = time.monotonic()
+        others = [ask(stack, daemon) for _ in range(4)]
+        answered = all(is_answered(client, DEADLINE) for client in others) and running(daemon) == [2, 2]
+        fifth = ask(stack, daemon)
+        waited = not is_answered(fifth, 0.1)
+        others[3].close()  # of the other worker
+        let_in = is_answered(fifth, DEADLINE) and running(daemon) == [2, 2]
+        return answered and waited and let_in and time.monotonic() - began < STALL * 0.9
+    once(attempt)
 
 
 def test_listeners_have_their_turns(handshakes):
