@@ -84,9 +84,9 @@ def test_block(directory, certificate, job, tool, text):
     server.load_cert_chain(certificate / "edge.pem", certificate / "edge.key")
     echoes = [Echo(name, server if "to a TLS service" in job else None) for name in (b"one:", b"two:")]
     port = free_port()
-    for old, new in (("8443", port), ("8080", echoes[0].port), ("8081", echoes[1].port), ("8089", free_port()),
-                     ("/etc/penstock", certificate)):
-        text = text.replace(old, str(new))
+    ours = {"8443": port, "8080": echoes[0].port, "8081": echoes[1].port, "8089": free_port(), "/etc/penstock": certificate}
+    # In one go: a port may have another one's number in it.
+    text = re.sub("|".join(ours), lambda found: str(ours[found.group()]), text)
     path = directory / "block.conf"
     path.write_text(text)
     with open(directory / "log", "wb") as log:
