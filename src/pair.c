@@ -1,5 +1,7 @@
 #include "pair.h"
 
+#include "buffer.h"
+
 #include <assert.h>
 #include <event2/buffer.h>
 #include <event2/bufferevent.h>
@@ -88,7 +90,6 @@ pair_read(struct endpoint *end, struct evbuffer *dst, size_t most, size_t *moved
 	struct endpoint *partner = pair->partner;
 	size_t held = unread(end);
 	size_t bytes = most < held ? most : held;
-	size_t dst_bytes = evbuffer_get_length(dst);
 
 	*moved = 0;
 	if (!held) {
@@ -99,15 +100,13 @@ pair_read(struct endpoint *end, struct evbuffer *dst, size_t most, size_t *moved
 			return broken(why, FAILURE_RESET, "reset by the other end of the pair");
 		return ENDPOINT_WAIT;
 	}
-	evbuffer_remove_buffer(input_of(end), dst, bytes);
+	*moved = buffer_move(input_of(end), dst, bytes);
 	end->loop->kept_bytes -= bytes;
 	end->readable = bytes < held || pair->ended || pair->reset;
 	if (partner && !partner->writable && PAIR_BYTES - unread(end) >= partner->pair.need_bytes) {
 		partner->writable = true;
 		wake(partner);
 	}
-	*moved = evbuffer_get_length(dst) - dst_bytes;
-	/* Without memory for the cut extent libevent drops it. */
 	if (*moved < bytes)
 		return broken(why, FAILURE_MEMORY, "no memory to read from a pair");
 	return ENDPOINT_MOVED;

@@ -1,5 +1,7 @@
 #include "pump_stream.h"
 
+#include "buffer.h"
+
 /* The most one connection moves in one turn of its worker: a fast one must not starve the others. Less
  * would wake the peers more often for the same bytes: with 16 connections, 512 KiB cost 1.12 times the
  * CPU of this, and 4 MiB 0.86. */
@@ -542,10 +544,7 @@ leave_core(struct stream *stream, struct failure *why)
 		return STEP_REST;
 	if (pump_stream_need(stream->pump, &flow->paid, why) < 0)
 		return STEP_BROKEN;
-	size_t had_bytes = evbuffer_get_length(flow->paid);
-	evbuffer_remove_buffer(flow->store, flow->paid, bytes);
-	/* Without memory for the cut extent libevent drops it, and returns as if it had not. */
-	if (evbuffer_get_length(flow->paid) - had_bytes != bytes) {
+	if (buffer_move(flow->store, flow->paid, bytes) != bytes) {
 		failure_set(why, FAILURE_MEMORY, "no memory to move %zu bytes", bytes);
 		return STEP_BROKEN;
 	}

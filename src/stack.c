@@ -1,5 +1,7 @@
 #include "stack.h"
 
+#include "buffer.h"
+
 #include <assert.h>
 #include <event2/buffer.h>
 #include <stdint.h>
@@ -307,9 +309,7 @@ pass_on(struct stack_flow *ends, struct failure *why)
 		moving = length; /* whole chains go without a copy */
 		evbuffer_add_buffer(ends->dst, ends->src);
 	} else if (moving) {
-		size_t before = evbuffer_get_length(ends->dst);
-		evbuffer_remove_buffer(ends->src, ends->dst, moving);
-		if (evbuffer_get_length(ends->dst) - before != moving)
+		if (buffer_move(ends->src, ends->dst, moving) != moving)
 			return failure_set(why, FAILURE_MEMORY, "no memory to pass bytes on");
 	}
 	ends->room_bytes -= lesser(ends->room_bytes, moving);

@@ -5,6 +5,7 @@
  */
 #include "tls.h"
 
+#include "../buffer.h"
 #include "../clock.h"
 #include "tls_conf.h"
 #include "tls_counters.h"
@@ -607,10 +608,7 @@ give_waiting(struct tls *tls, struct filter_io *io)
 	if (!io->room_bytes)
 		return false;
 	if (waiting > io->room_bytes + FILTER_RECORD_BYTES) {
-		size_t had = evbuffer_get_length(io->dst);
-		evbuffer_remove_buffer(tls->waiting, io->dst, io->room_bytes);
-		/* Without memory for the cut extent libevent drops it. */
-		tls->is_torn = evbuffer_get_length(io->dst) - had != io->room_bytes;
+		tls->is_torn = buffer_move(tls->waiting, io->dst, io->room_bytes) != io->room_bytes;
 		return false;
 	}
 	if (waiting)
