@@ -1,6 +1,7 @@
 #include "admission.h"
 
 #include "clock.h"
+#include "log.h"
 #include "name_index.h"
 
 #include <pthread.h>
@@ -427,6 +428,32 @@ void
 admission_refused(const struct tunnel_conf *conf, enum refusal refusal)
 {
 	atomic_fetch_add_explicit(&conf->live->refused[refusal], 1, memory_order_relaxed);
+}
+
+/* How much of a client's text is its host: from another port it is the same client. */
+static size_t
+host_bytes(const struct socket_address *client, const char *text)
+{
+	const char *port = client->family == AF_UNIX ? NULL : strrchr(text, ':');
+	return port ? (size_t)(port - text) + 1 : 0;
+}
+
+void
+admission_log_refusal(const struct tunnel_conf *conf, const struct socket_address *client,
+		      const struct failure *why)
+{
+	char text[SOCKET_ADDRESS_TEXT];
+
+	if (!log_wants(LOG_LEVEL_INFO) || conf->logged == LOGGED_NONE)
+		return;
+	socket_address_text(client, text);
+	struct log_field fields[] = {
+		{ .name = "tunnel", .text = conf->name },
+		{ .name = "client", .text = text, .same_bytes = host_bytes(client, text) },
+		{ .name = "reason", .text = failure_kind_name(why->kind) },
+		{ .name = "why", .text = why->text },
+	};
+	log_event(LOG_LEVEL_INFO, fields, sizeof(fields) / sizeof(fields[0]), "connection refused");
 }
 
 static void

@@ -105,5 +105,8 @@ int admission_move(const struct tunnel_conf *front, const struct tunnel_conf *co
 
 /* Counts a refusal that somebody else has decided on. */
 void admission_refused(const struct tunnel_conf *conf, enum refusal refusal);
+/* The line of a client that got no connection, as far as the tunnel wants one. */
+void admission_log_refusal(const struct tunnel_conf *conf, const struct socket_address *client,
+			   const struct failure *why);
 
 #endif

@@ -12,7 +12,6 @@
 #include <event2/event.h>
 #include <stddef.h>
 #include <stdlib.h>
-#include <string.h>
 
 /* A slot is closed when it is this long; so many at a beat. */
 #define SLOT_NS    (950 * NS_PER_MS)
@@ -100,32 +99,6 @@ connection_log_end(const struct connection *connection, enum ended_by ended_by,
 	bool is_short = why && why->kind == FAILURE_DESCRIPTORS; /* it has not begun, as others */
 	(is_short ? log_event : log_entry)(level, fields, why ? count : count - 1,
 					   "connection ended");
-}
-
-/* How much of a client's text is its host: from another port it is the same client. */
-static size_t
-host_bytes(const struct socket_address *client, const char *text)
-{
-	const char *port = client->family == AF_UNIX ? NULL : strrchr(text, ':');
-	return port ? (size_t)(port - text) + 1 : 0;
-}
-
-void
-connection_log_refusal(const struct tunnel_conf *conf, const struct socket_address *client,
-		       const struct failure *why)
-{
-	char text[SOCKET_ADDRESS_TEXT];
-
-	if (!log_wants(LOG_LEVEL_INFO) || conf->logged == LOGGED_NONE)
-		return;
-	socket_address_text(client, text);
-	struct log_field fields[] = {
-		{ .name = "tunnel", .text = conf->name },
-		{ .name = "client", .text = text, .same_bytes = host_bytes(client, text) },
-		{ .name = "reason", .text = failure_kind_name(why->kind) },
-		{ .name = "why", .text = why->text },
-	};
-	log_event(LOG_LEVEL_INFO, fields, sizeof(fields) / sizeof(fields[0]), "connection refused");
 }
 
 void

@@ -83,10 +83,6 @@ void connection_set_state(struct connection *connection, enum connection_state s
 /* Its tunnel counts it, or no more, in the state it is in: around a change of the tunnel. */
 void connection_count_state(const struct connection *connection, int64_t change);
 
-/* The line of a client that got no connection, as far as the tunnel wants one. */
-void connection_log_refusal(const struct tunnel_conf *conf, const struct socket_address *client,
-			    const struct failure *why);
-
 /* The closing line, if the configuration wants one. Without `why` it has ended in order. */
 void connection_log_end(const struct connection *connection, enum ended_by ended_by,
 			const struct failure *why);

@@ -2,7 +2,6 @@
 
 #include "admission.h"
 #include "clock.h"
-#include "connection.h"
 #include "endpoint.h"
 #include "log.h"
 #include "systemd.h"
@@ -472,7 +471,7 @@ refuse(struct acceptor *acceptor, int fd, const struct socket_address *client,
 {
 	endpoint_reset_socket(fd);
 	if (acceptor->door->logged)
-		connection_log_refusal(acceptor->conf, client, why);
+		admission_log_refusal(acceptor->conf, client, why);
 }
 
 /* Of all workers: descriptors are the process's. */

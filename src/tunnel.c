@@ -895,7 +895,7 @@ tunnel_accept(struct connections *connections, const struct tunnel_conf *conf, i
 		failure_set(&why, FAILURE_MEMORY, "no memory for a connection");
 		admission_refused(conf, REFUSAL_MEMORY);
 		if (connections->logged)
-			connection_log_refusal(conf, &facts->client, &why);
+			admission_log_refusal(conf, &facts->client, &why);
 		admission_leave(conf, tunnel_conf_judges_late(conf) ? NULL : &facts->client);
 		endpoint_reset_socket(fd);
 		if (conf->shakes_hands)
