@@ -13,6 +13,7 @@
 #include "target.h"
 
 #include <event2/event.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <sys/resource.h>
 #include <unistd.h>
@@ -449,30 +450,41 @@ write_canaries(struct page *page, const struct admin_control *control)
 	}
 }
 
+static const struct worker_metric {
+	const char *name, *type, *help;
+	size_t offset; /* in struct admin_worker, of a uint64_t */
+} by_worker[] = {
+	{ "penstock_worker_connections", "gauge", "Connections of a worker.",
+	  offsetof(struct admin_worker, connections) },
+	{ "penstock_worker_handshakes", "gauge",
+	  "Handshakes with clients that run, of max_handshakes.",
+	  offsetof(struct admin_worker, handshakes) },
+	{ "penstock_worker_handshakes_held_total", "counter",
+	  "How often a worker stopped accepting for max_handshakes.",
+	  offsetof(struct admin_worker, handshakes_held) },
+	{ "penstock_worker_kept_bytes", "gauge", "Bytes that connections take, of max_memory.",
+	  offsetof(struct admin_worker, kept_bytes) },
+};
+#define BY_WORKER (sizeof(by_worker) / sizeof(by_worker[0]))
+
+static uint64_t
+worker_number(const struct admin_worker *worker, const struct worker_metric *metric)
+{
+	return *(const uint64_t *)((const char *)worker + metric->offset);
+}
+
 static void
 write_workers(struct page *page, const struct inquiry *inquiry, const struct admin_survey *survey)
 {
 	unsigned int count = inquiry->control->workers;
 
-	head(page, "penstock_worker_connections", "gauge", "Connections of a worker.");
-	for (unsigned int i = 0; i < count; i++)
-		page_print(page, "penstock_worker_connections{worker=\"%u\"} %llu\n", i,
-			   number(survey->workers[i].connections));
-	head(page, "penstock_worker_handshakes", "gauge",
-	     "Handshakes with clients that run, of max_handshakes.");
-	for (unsigned int i = 0; i < count; i++)
-		page_print(page, "penstock_worker_handshakes{worker=\"%u\"} %llu\n", i,
-			   number(survey->workers[i].handshakes));
-	head(page, "penstock_worker_handshakes_held_total", "counter",
-	     "How often a worker stopped accepting for max_handshakes.");
-	for (unsigned int i = 0; i < count; i++)
-		page_print(page, "penstock_worker_handshakes_held_total{worker=\"%u\"} %llu\n", i,
-			   number(survey->workers[i].handshakes_held));
-	head(page, "penstock_worker_kept_bytes", "gauge",
-	     "Bytes that connections take, of max_memory.");
-	for (unsigned int i = 0; i < count; i++)
-		page_print(page, "penstock_worker_kept_bytes{worker=\"%u\"} %zu\n", i,
-			   survey->workers[i].kept_bytes);
+	for (size_t i = 0; i < BY_WORKER; i++) {
+		const struct worker_metric *metric = &by_worker[i];
+		head(page, metric->name, metric->type, metric->help);
+		for (unsigned int worker = 0; worker < count; worker++)
+			page_print(page, "%s{worker=\"%u\"} %llu\n", metric->name, worker,
+				   number(worker_number(&survey->workers[worker], metric)));
+	}
 	head(page, "penstock_worker_loop_lag_seconds", "histogram",
 	     "How late a worker's loop came to a timer that beats ten times a second.");
 	for (unsigned int i = 0; i < count; i++)

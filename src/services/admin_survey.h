@@ -16,7 +16,7 @@ struct admin_survey {
 	struct admin_worker {
 		uint64_t connections;
 		uint64_t handshakes, handshakes_held; /* now; how often too many */
-		size_t kept_bytes;
+		uint64_t kept_bytes;
 		struct pulse pulse; /* a copy: its numbers only */
 	} * workers;                /* owned */
 };
