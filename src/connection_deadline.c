@@ -8,6 +8,8 @@
 /* How often a connection that does not read one of its peers looks whether that peer is still there,
  * and whether a peer that does not read makes progress all the same. */
 #define LOOK_NS (2 * NS_PER_S)
+/* How long a client may keep others from shaking hands. */
+#define STALL_NS (1 * NS_PER_S)
 
 /* Thousands that are throttled look at their peers every so often: in libevent's list of one time that is half the
  * work of its heap. Without memory for the list it is the heap. */
@@ -144,7 +146,7 @@ silent_ns(const struct connection *connection)
 bool
 connection_deadline_is_stalled(const struct connection *connection)
 {
-	return connection->shakes_hands && silent_ns(connection) >= CONNECTION_STALL_NS;
+	return connection->shakes_hands && silent_ns(connection) >= STALL_NS;
 }
 
 /* When it is to be looked whether it is stalled, if nothing moves until then. */
@@ -154,8 +156,8 @@ stalled_ns(const struct connection *connection, uint64_t now_ns)
 	if (connection_deadline_is_stalled(connection))
 		return now_ns;
 	if (connection->pump.turn.queued)
-		return now_ns + CONNECTION_STALL_NS; /* it is our turn */
-	return connection->pump.clock_ns + CONNECTION_STALL_NS - silent_ns(connection);
+		return now_ns + STALL_NS; /* it is our turn */
+	return connection->pump.clock_ns + STALL_NS - silent_ns(connection);
 }
 
 bool

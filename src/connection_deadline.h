@@ -27,9 +27,8 @@ void connection_deadline_arm(struct connection *connection, uint64_t due_ns, uin
 bool connection_deadline_has_passed(const struct connection *connection, uint64_t now_ns,
 				    struct failure *why);
 
-/* Whether it shakes hands and has kept us waiting or waited for a limit, over all and up to the last account, for so
- * long that it is not to keep others out. */
-#define CONNECTION_STALL_NS (1 * NS_PER_S)
+/* Whether it shakes hands and has kept us waiting or waited for a limit, over all and up to the last account, for a
+ * second: it is not to keep others out any longer. */
 bool connection_deadline_is_stalled(const struct connection *connection);
 
 /* Whether some peer is not being read or does not read: the kernel tells nothing then, so we look. */

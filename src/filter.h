@@ -86,17 +86,16 @@ struct filter_io {
 };
 
 enum filter_trait {
-	FILTER_END_MARK =
-		1 << 0, /* an end of the in flow's source is checked against a mark (rule 6) */
-	FILTER_TELLS_CLIENT =
-		1
-		<< 1, /* near: the client's address comes in the bytes; the socket's is another's */
-	FILTER_PACKS =
-		1 << 2, /* what it gives to the wire is smaller, if there is a pattern in it */
-	FILTER_ENCRYPTS = 1 << 3, /* ... and has none any more */
-	FILTER_SHAKES_HANDS =
-		1
-		<< 4, /* near: its opening takes so much that max_handshakes bounds how many there are */
+	/* An end of the in flow's source is checked against a mark (rule 6). */
+	FILTER_END_MARK = 1 << 0,
+	/* Near: the client's address comes in the bytes; the socket's is another's. */
+	FILTER_TELLS_CLIENT = 1 << 1,
+	/* What it gives to the wire is smaller, if there is a pattern in it ... */
+	FILTER_PACKS = 1 << 2,
+	/* ... and has none any more. */
+	FILTER_ENCRYPTS = 1 << 3,
+	/* Near: its opening takes so much that max_handshakes bounds how many there are. */
+	FILTER_SHAKES_HANDS = 1 << 4,
 };
 
 /* One kind of filter: a const table. Slots marked "or NULL" may be left out. */

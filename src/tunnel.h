@@ -53,8 +53,8 @@ struct connections {
 };
 
 /* Begins a connection over an accepted socket that admission_enter let in and that is in `count`, and, where
- * its tunnel shakes hands, in `handshakes` already; takes the descriptor and the admission, and holds the configuration's generation until it ends. Without memory the peer is
- * reset. Never calls back. */
+ * its tunnel shakes hands, in `handshakes` already; takes the descriptor and the admission, and holds the
+ * configuration's generation until it ends. Without memory the peer is reset. Never calls back. */
 void tunnel_accept(struct connections *connections, const struct tunnel_conf *conf, int fd,
 		   const struct facts *facts);
 
