@@ -453,6 +453,7 @@ class Campaign:
             self.point(place)
         for place in places[::4]:
             self.point(place, run=3)
+        assert self.points, f"{self.name}: none of {count} allocations failed"
         self.world.check_standing()
         wait_until(lambda: self.world.descriptors() <= descriptors, f"{descriptors} descriptors")
         self.world.wait_quiet()
@@ -526,6 +527,7 @@ def test_allocations_fail_by_chance(world, report, one_in):
         failed = world.shortage.end()
         wrong = [words for client in clients for words in client.wrong]
         assert daemon.is_running(), f"ended with {daemon.process.returncode}: {world.shortage.places()[-1]}"
+        assert failed
         assert not wrong, f"{len(wrong)} of 1/{one_in} with seed {SEED + turn}: {wrong[:10]}"
         world.wait_quiet()
         kept.append(world.anonymous_bytes())
