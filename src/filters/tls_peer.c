@@ -141,6 +141,12 @@ finish_reading(const struct tls_file *file, int count, const char *what, struct 
 	return 0;
 }
 
+void
+tls_peer_prepare(X509 *authority)
+{
+	X509_check_purpose(authority, -1, 0);
+}
+
 int
 tls_peer_add_ca(X509_STORE *store, const char *path, STACK_OF(X509_NAME) * names,
 		struct failure *why)
@@ -155,6 +161,7 @@ tls_peer_add_ca(X509_STORE *store, const char *path, STACK_OF(X509_NAME) * names
 	while (is_kept && (next = PEM_read_bio_X509(bio, NULL, tls_file_ask_nobody, NULL))) {
 		X509_NAME *name = names ? X509_NAME_dup(X509_get_subject_name(next)) : NULL;
 		is_kept = X509_STORE_add_cert(store, next) == 1;
+		tls_peer_prepare(next);
 		if (name && !sk_X509_NAME_push(names, name))
 			X509_NAME_free(name);
 		X509_free(next);

@@ -42,6 +42,10 @@ int tls_peer_read_rules(struct tls_rules *rules, const struct text_list *allow,
 			const struct text_list *pin, struct failure *why);
 void tls_peer_release(struct tls_rules *rules);
 
+/* OpenSSL looks at what an authority may do when it first meets it, and if it has no memory then holds it for invalid
+ * for ever. To be called before it is in use; without memory tls_memory_was_short tells. */
+void tls_peer_prepare(X509 *authority);
+
 /* Adds authorities and revocations (PEM) to a store; *crls gets the latter too. */
 int tls_peer_add_ca(X509_STORE *store, const char *path, STACK_OF(X509_NAME) * names,
 		    struct failure *why);

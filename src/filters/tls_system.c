@@ -1,5 +1,8 @@
 #include "tls_system.h"
 
+#include "tls_memory.h"
+#include "tls_peer.h"
+
 #include <pthread.h>
 #include <stdlib.h>
 #include <unistd.h>
@@ -35,11 +38,26 @@ is_current(const struct tls_system_stamps *now)
 	       stamp_is_same(&now->directory, &read_at.directory);
 }
 
+/* Those of the file. What the directory has is read when it is asked for. */
+static void
+prepare(X509_STORE *store)
+{
+	STACK_OF(X509_OBJECT) *objects = X509_STORE_get0_objects(store);
+	for (int i = 0; i < sk_X509_OBJECT_num(objects); i++) {
+		X509 *authority = X509_OBJECT_get0_X509(sk_X509_OBJECT_value(objects, i));
+		if (authority)
+			tls_peer_prepare(authority);
+	}
+}
+
 static void
 renew(const struct tls_system_stamps *now)
 {
 	X509_STORE *fresh = X509_STORE_new();
-	if (fresh && X509_STORE_set_default_paths(fresh)) {
+	bool is_whole = fresh && X509_STORE_set_default_paths(fresh);
+	if (is_whole)
+		prepare(fresh);
+	if (is_whole && !tls_memory_was_short()) {
 		X509_STORE_free(current);
 		current = fresh;
 		read_at = *now;
