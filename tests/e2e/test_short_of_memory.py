@@ -275,6 +275,7 @@ class World:
         return configuration(
             section("tls", "edge", certificate=server[0], key=server[1]),
             section("tls", "out", ca=authority.certificate, server_name="server.example"),
+            section("tls", "forgetful", certificate=server[0], key=server[1], tickets="false", session_cache=0),
             section("zlib", "z", level=1), section("zstd", "s", level=1),
             section("proxy_protocol", "in", trust=["unix", "127.0.0.1"]),
             section("proxy_protocol", "out1", version=1), section("proxy_protocol", "out2", version=2, tlvs="all"),
@@ -286,6 +287,8 @@ class World:
             tunnel("unix", echo, on("unix")),
             tunnel("tls", echo, [on("tls"), "127.0.0.1:0"], accept_filters=["tls:edge"]),
             tunnel("to_tls", on("tls"), connect_filters=["tls:out"]),
+            tunnel("forgetful", echo, on("forgetful"), accept_filters=["tls:forgetful"]),
+            tunnel("to_forgetful", on("forgetful"), connect_filters=["tls:out"]),
             tunnel("zlib", echo, on("zlib"), accept_filters=["zlib:z"]),
             tunnel("to_zlib", on("zlib"), connect_filters=["zlib:z"]),
             tunnel("zstd", echo, on("zstd"), accept_filters=["zstd:s"]),
@@ -481,6 +484,32 @@ def test_one_allocation_fails(world, report, group):
     assert not faults, f"{len(faults)} faults\n" + "\n".join(faults)
 
 
+@pytest.mark.slow
+def test_the_first_handshake_behind_a_reload(world, report):
+    """What OpenSSL works out once and keeps must not be something else for ever because memory was short then."""
+    def shake_hands():
+        plain(world.address("to_forgetful"))
+
+    world.reload()
+    world.shortage.count()
+    shake_hands()
+    world.shortage.end()
+    count, failed, lasting = world.shortage.seen(), 0, []
+    for place in range(1, count + 1, 1 if FULL else 5):
+        world.reload()
+        world.shortage.fail(place)
+        with contextlib.suppress(OSError):
+            shake_hands()
+        failed += world.shortage.end()
+        try:
+            shake_hands()
+        except OSError:
+            lasting.append(place)
+    assert failed
+    assert not lasting, f"{len(lasting)} of {count} places: {lasting[:50]}"
+    report(f"the first handshake behind a reload: {count} allocations; {failed} times they failed")
+
+
 # --- under load ---------------------------------------------------------------------------------------------------
 
 class Client(threading.Thread):
@@ -538,5 +567,6 @@ def test_allocations_fail_by_chance(world, report, one_in):
     for scenes in world.scenes().values():
         for scene in scenes.values():
             scene()
-    assert held[-1] - held[0] < 100, f"{held} blocks in use"
+    # A buffer or a session that is kept on purpose comes once; what leaks grows with each turn.
+    assert min(after - before for before, after in zip(held, held[1:])) < 50, f"{held} blocks in use"
     assert kept[-1] - kept[0] < 32 * MIB, f"{kept} bytes in use"
